@@ -1,0 +1,69 @@
+"""Train the zoo: `python samples/zoo/build.py [llava] [blip2] [guide]`; continues where it stopped.
+
+Every model is trained in two stages, on scenes and (where the folder is there) on CIFAR-10 photos.
+Checkpoints go to samples/zoo/_work, the finished folders to samples/zoo/<name>.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parent))
+from lessons import lessons, load_photos  # noqa: E402
+from models import MAKERS, eye_parameters, make_tokenizer, save  # noqa: E402
+from teach import EyeHeads, eye_loss, language_loss, language_parameters, run  # noqa: E402
+
+ZOO = Path(__file__).parent
+WORK = ZOO / "_work"
+EYE_STEPS = {"llava": 2400, "blip2": 2400}
+LANGUAGE_STEPS = {"llava": 1500, "blip2": 1500}
+N_KEPT = 32  # of the 64 patches of a photo, while the eye learns
+SEEDS = {"llava": 11, "blip2": 22, "guide": 33}
+
+
+def build(name: str, photos_file: Path, scale: float) -> None:
+    """Train one model from its seed to its folder. scale multiplies the numbers of steps."""
+    torch.manual_seed(SEEDS[name])
+    tokenizer = make_tokenizer()
+    model = MAKERS[name](tokenizer)
+    heads = EyeHeads()
+    photos = load_photos(photos_file) if photos_file.exists() else None
+    if photos is None:
+        print(f"{photos_file} is absent: {name} learns scenes only", file=sys.stderr)
+    taught = nn.ModuleDict({"model": model, "heads": heads})
+    run(
+        f"{name} eye", WORK / f"{name}-eye.pt", int(EYE_STEPS[name] * scale), 1.5e-3,
+        [*eye_parameters(name, model), *heads.parameters()], taught,
+        lambda step: lessons(SEEDS[name] * 1000 + step, 24, 80, photos, n_questions=0),
+        lambda lesson: eye_loss(name, model, heads, lesson, N_KEPT),
+    )
+    run(
+        f"{name} language", WORK / f"{name}-language.pt", int(LANGUAGE_STEPS[name] * scale), 2e-3,
+        language_parameters(name, model), taught,
+        lambda step: lessons(SEEDS[name] * 1000 + 500 + step, 24, 10, photos, n_questions=8),
+        lambda lesson: language_loss(name, model, tokenizer, lesson),
+    )
+    save(name, model, tokenizer, ZOO / name)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", default=["llava", "blip2"])
+    parser.add_argument("--photos", type=Path, default=ZOO.parents[2] / "shared/data/cifar10/train.parquet")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--scale", type=float, default=1.0, help="multiplies every number of steps")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    WORK.mkdir(exist_ok=True)
+    for name in arguments.names:
+        build(name, arguments.photos, arguments.scale)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""The lessons that the zoo's models are taught from: scenes and photos, framed and lit.
+
+A published model has seen light and dark pictures, pictures with borders, pictures on white pages.
+So have these: a picture is shown at a random size inside a frame that is black or a neutral surface,
+and one light, mildly dim and tinted, falls on picture and frame alike.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from models import CANVAS, PATCH, PHOTO_LABELS, PHOTO_QUESTIONS
+from tvp.trainer import scenes
+
+FULL_SHARE = 0.4  # of the batches show the picture over the whole canvas
+SMALLEST = 40  # px, the smallest inner picture
+NEUTRAL_SHARE = 0.6  # of the frames are a grey or white surface; the rest are black
+DIMMEST, DEEPEST_TINT = 0.55, 0.7  # the mildest-to-strongest light: a factor for all and for each channel
+MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(1, 3, 1, 1)
+STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(1, 3, 1, 1)
+
+
+@dataclass
+class Lesson:
+    """A batch of canvases and what is known of them; no shape or no photo is -1."""
+
+    pixels: Tensor  # (n, 3, 64, 64), normalised
+    patch_kind: Tensor  # (n, 64) index of the kind of the shape that a patch owns
+    patch_colour: Tensor
+    cell_kind: Tensor  # (n, 16) the same for the cells of the scene's grid
+    cell_colour: Tensor
+    photo: Tensor  # (n,) class of a photo
+    questions: list[list[tuple[str, str]]]
+    captions: list[str]
+
+
+def load_photos(file: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Read a CIFAR-10 parquet file: uint8 (n, 32, 32, 3) and labels (n,)."""
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(file)
+    pictures = [np.asarray(Image.open(io.BytesIO(row["bytes"])).convert("RGB")) for row in table["image"].to_pylist()]
+    return np.stack(pictures), np.asarray(table["label"].to_pylist(), np.int64)
+
+
+def lessons(
+    seed: int, n_scenes: int, n_photos: int, photos: tuple[NDArray[np.uint8], NDArray[np.int64]] | None,
+    n_questions: int = 8,
+) -> Iterator[Lesson]:
+    """Endless lessons; a photo and a scene in the same lesson share the frame's size only."""
+    rng = np.random.default_rng(seed)
+    source = scenes.stream(seed + 1, n_questions, CANVAS)
+    while True:
+        side = CANVAS if rng.random() < FULL_SHARE else int(rng.integers(SMALLEST, CANVAS // 2 + 31)) // 2 * 2
+        drawn = [next(source) for _ in range(n_scenes)]
+        pictures = torch.from_numpy(np.stack([d[0] for d in drawn])).permute(0, 3, 1, 2).float()
+        targets = [_targets(d[1], side) for d in drawn]
+        questions = [[(q.text, q.answer) for q in d[2]] for d in drawn]
+        captions = [d[1].caption for d in drawn]
+        photo = np.full(n_scenes, -1)
+        if photos is not None and n_photos:
+            rows = rng.integers(0, len(photos[0]), n_photos)
+            pictures = torch.cat([pictures, _augment(photos[0][rows], rng)])
+            photo = np.concatenate([photo, photos[1][rows]])
+            targets += [_targets(None, side)] * n_photos
+            for label in photos[1][rows]:
+                name = PHOTO_LABELS[label]
+                questions.append([(PHOTO_QUESTIONS[i % 2], name) for i in range(n_questions)])
+                captions.append(f"a {name}")
+        patch_kind, patch_colour, cell_kind, cell_colour = (
+            torch.from_numpy(np.stack(t)) for t in zip(*targets, strict=True)
+        )
+        yield Lesson(
+            show(pictures / 255, side, rng), patch_kind, patch_colour, cell_kind, cell_colour,
+            torch.from_numpy(photo), questions, captions,
+        )
+
+
+def show(pictures: Tensor, side: int, rng: np.random.Generator | None) -> Tensor:
+    """Put pictures (n, 3, h, w) in [0, 1] on canvases under a light; without rng: black frame, no light."""
+    n = len(pictures)
+    if pictures.shape[-1] != side:
+        pictures = F.interpolate(pictures, (side, side), mode="bicubic", antialias=True).clamp(0, 1)
+    edge = (CANVAS - side) // 2
+    canvas = F.pad(pictures, [edge] * 4)
+    if rng is not None:
+        if edge:
+            level = torch.from_numpy(rng.uniform(0.5, 1, (n, 1, 1, 1)) * (rng.random((n, 1, 1, 1)) < NEUTRAL_SHARE))
+            frame = F.pad(torch.zeros(1, 1, side, side), [edge] * 4, value=1.0)
+            canvas = canvas + frame * level.float()
+        light = rng.uniform(DIMMEST, 1, (n, 1)) * rng.uniform(DEEPEST_TINT, 1, (n, 3))
+        canvas = canvas * torch.from_numpy(light).float()[:, :, None, None]
+        noise = rng.uniform(0, 0.02, (n, 1, 1, 1)).astype(np.float32)
+        canvas = canvas + torch.from_numpy(rng.standard_normal(canvas.shape, np.float32) * noise)
+        canvas = (canvas * 255).round().clamp(0, 255) / 255
+    return (canvas - MEAN) / STD
+
+
+def _augment(photos: NDArray[np.uint8], rng: np.random.Generator) -> Tensor:
+    """Random crops and flips of 32-px photos, enlarged to the canvas: float (n, 3, 64, 64) in 0..255."""
+    padded = np.pad(photos, ((0, 0), (4, 4), (4, 4), (0, 0)), mode="reflect")
+    out = np.empty_like(photos)
+    for i, picture in enumerate(padded):
+        y, x = rng.integers(0, 9, 2)
+        crop = picture[y : y + 32, x : x + 32]
+        out[i] = crop[:, ::-1] if rng.random() < 0.5 else crop
+    pictures = torch.from_numpy(out).permute(0, 3, 1, 2).float()
+    return F.interpolate(pictures, (CANVAS, CANVAS), mode="bicubic").clamp(0, 255)
+
+
+def _targets(scene: scenes.Scene | None, side: int) -> tuple[NDArray[np.int64], ...]:
+    """Kind and colour by patch and by cell.
+
+    A shape is owned by one patch, the upper left of the four that its middle touches, so that
+    counting shapes is counting patches.
+    """
+    n_side = CANVAS // PATCH
+    patch_kind, patch_colour = np.full(n_side**2, -1), np.full(n_side**2, -1)
+    cell_kind, cell_colour = np.full(scenes.GRID**2, -1), np.full(scenes.GRID**2, -1)
+    colours = list(scenes.COLOURS)
+    for shape in scene.shapes if scene else ():
+        kind, colour = scenes.KINDS.index(shape.kind), colours.index(shape.colour)
+        x, y = ((CANVAS - side) / 2 + side * np.array([shape.x, shape.y]) - PATCH / 2) // PATCH
+        patch = int(y) * n_side + int(x)
+        cell = int(shape.y * scenes.GRID) * scenes.GRID + int(shape.x * scenes.GRID)
+        patch_kind[patch], patch_colour[patch] = kind, colour
+        cell_kind[cell], cell_colour[cell] = kind, colour
+    return patch_kind, patch_colour, cell_kind, cell_colour

@@ -1,0 +1,235 @@
+"""Scenes: pictures the project draws itself, with questions whose answers are known.
+
+A scene is one to four coloured shapes on a plain background. Because it is drawn, everything about
+it is known exactly, which makes it a data source that needs no download and a teacher for tiny
+models. All lengths are fractions of the picture's side, so that a scene can be drawn at any size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+KINDS = ("circle", "square", "triangle", "star")
+COLOURS: dict[str, tuple[float, float, float]] = {
+    "red": (0.90, 0.12, 0.12),
+    "green": (0.12, 0.75, 0.20),
+    "blue": (0.15, 0.30, 0.95),
+    "yellow": (0.95, 0.88, 0.12),
+    "purple": (0.70, 0.20, 0.85),
+    "white": (0.97, 0.97, 0.97),
+}
+COUNTS = ("1", "2", "3", "4")
+YES_NO = ("yes", "no")
+GRID = 4  # shapes sit in the cells of a 4 x 4 grid, so they never overlap
+TOPICS = ("number", "kind", "colour", "existence")
+# What a blind guesser reaches: each topic is asked equally often, its answers nearly evenly spread.
+CHANCE = (1 / len(COUNTS) + 1 / len(KINDS) + 1 / len(COLOURS) + 1 / len(YES_NO)) / len(TOPICS)
+
+_SUPERSAMPLE = 4  # a shape's edge is anti-aliased over 4 x 4 points a pixel
+
+Picture = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One shape: its kind, colour name, centre (x, y) and side, the last three as fractions."""
+
+    kind: str
+    colour: str
+    x: float
+    y: float
+    side: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.colour} {self.kind}"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Shapes on a background; `background` holds the RGB values in [0, 1]."""
+
+    shapes: tuple[Shape, ...]
+    background: tuple[float, float, float]
+
+    @property
+    def caption(self) -> str:
+        """What is in the picture, in words: 'a red star and a blue circle'."""
+        names = [f"a {shape.name}" for shape in self.shapes]
+        return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
+
+
+@dataclass(frozen=True)
+class SceneQuestion:
+    """A question about a scene, its one right answer and the answers it could have had."""
+
+    text: str
+    answer: str
+    topic: str
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A bad camera: dims, tints and adds noise to what it sees, the same way every time.
+
+    dim and cast multiply the picture (`cast` per channel); noise is the standard deviation of
+    Gaussian noise. All are in [0, 1] units of brightness.
+    """
+
+    dim: float = 1.0
+    cast: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    noise: float = 0.0
+
+    def shoot(self, pictures: Picture, rng: np.random.Generator) -> Picture:
+        """Return what the camera records of uint8 pictures (..., height, width, 3)."""
+        gain = np.asarray(self.cast, np.float32) * np.float32(self.dim)
+        seen = pictures.astype(np.float32) * gain
+        if self.noise:
+            seen += rng.standard_normal(seen.shape, np.float32) * np.float32(self.noise * 255)
+        return np.clip(np.rint(seen), 0, 255).astype(np.uint8)
+
+
+def make_scene(rng: np.random.Generator) -> Scene:
+    """Draw one scene: 1 to 4 shapes of independent kinds and colours, in different cells of a grid."""
+    n_shapes = int(rng.integers(1, len(COUNTS) + 1))
+    cells = rng.permutation(GRID * GRID)[:n_shapes]
+    colour_names = tuple(COLOURS)
+    shapes = []
+    for cell in cells:
+        row, column = divmod(int(cell), GRID)
+        jitter = rng.uniform(-0.02, 0.02, 2)  # of the side; a cell is 0.25 and a shape at most 0.21
+        shapes.append(
+            Shape(
+                kind=KINDS[rng.integers(len(KINDS))],
+                colour=colour_names[rng.integers(len(colour_names))],
+                x=float((column + 0.5) / GRID + jitter[0]),
+                y=float((row + 0.5) / GRID + jitter[1]),
+                side=float(rng.uniform(0.17, 0.21)),
+            )
+        )
+    level = rng.uniform(0.2, 0.5)
+    tint = rng.uniform(-0.04, 0.04, 3)
+    r, g, b = (float(v) for v in np.clip(level + tint, 0, 1))
+    return Scene(tuple(shapes), (r, g, b))
+
+
+def draw(scene: Scene, size: int = 64) -> Picture:
+    """Draw a scene as uint8 (size, size, 3)."""
+    picture = np.empty((size, size, 3), np.float32)
+    picture[:] = np.asarray(scene.background, np.float32) * 255
+    for shape in scene.shapes:
+        side = max(3, round(shape.side * size))
+        mask = _mask(shape.kind, side)
+        top = min(max(round(shape.y * size - side / 2), 0), size - side)
+        left = min(max(round(shape.x * size - side / 2), 0), size - side)
+        window = picture[top : top + side, left : left + side]
+        window += mask * (_ink(shape.colour) - window)
+    return np.rint(picture).astype(np.uint8)
+
+
+def ask(scene: Scene, rng: np.random.Generator, topic: str | None = None) -> SceneQuestion:
+    """Ask one question of a topic (default: any that the scene allows, evenly).
+
+    A colour or kind is asked only of a shape that its other attribute singles out. The shape that
+    an existence question names wrongly is made of the picture's own colours and kinds where that is
+    possible, so that a look at one attribute alone does not answer it.
+    """
+    for name in [topic] if topic else [TOPICS[i] for i in rng.permutation(len(TOPICS))]:
+        question = _ASK[name](scene, rng)
+        if question is not None:
+            return question
+    return _ask_existence(scene, rng)
+
+
+def stream(seed: int, n_questions: int = 1, size: int = 64) -> Iterator[tuple[Picture, Scene, list[SceneQuestion]]]:
+    """Endless scenes with `n_questions` questions each, topics cycling so that all are as frequent."""
+    rng = np.random.default_rng(seed)
+    turn = 0
+    while True:
+        scene = make_scene(rng)
+        questions = []
+        for _ in range(n_questions):
+            questions.append(ask(scene, rng, TOPICS[turn % len(TOPICS)]))
+            turn += 1
+        yield draw(scene, size), scene, questions
+
+
+def _ask_number(scene: Scene, rng: np.random.Generator) -> SceneQuestion:
+    return SceneQuestion("How many objects are there?", str(len(scene.shapes)), "number", COUNTS)
+
+
+def _ask_kind(scene: Scene, rng: np.random.Generator) -> SceneQuestion | None:
+    shape = _singled_out(scene, "colour", rng)
+    if shape is None:
+        return None
+    return SceneQuestion(f"What shape is the {shape.colour} object?", shape.kind, "kind", KINDS)
+
+
+def _ask_colour(scene: Scene, rng: np.random.Generator) -> SceneQuestion | None:
+    shape = _singled_out(scene, "kind", rng)
+    if shape is None:
+        return None
+    return SceneQuestion(f"What color is the {shape.kind}?", shape.colour, "colour", tuple(COLOURS))
+
+
+def _ask_existence(scene: Scene, rng: np.random.Generator) -> SceneQuestion:
+    present = {shape.name for shape in scene.shapes}
+    if rng.random() < 0.5:
+        return SceneQuestion(f"Is there a {_pick(sorted(present), rng)}?", "yes", "existence", YES_NO)
+    kinds = sorted({shape.kind for shape in scene.shapes})
+    colours = sorted({shape.colour for shape in scene.shapes})
+    absent = [f"{c} {k}" for c in colours for k in kinds if f"{c} {k}" not in present]
+    if not absent:  # every mixture is there: keep one attribute of the picture, change the other
+        absent = [f"{c} {k}" for c in colours for k in KINDS if f"{c} {k}" not in present]
+        absent += [f"{c} {k}" for c in COLOURS for k in kinds if f"{c} {k}" not in present]
+    return SceneQuestion(f"Is there a {_pick(absent, rng)}?", "no", "existence", YES_NO)
+
+
+_ASK = {"number": _ask_number, "kind": _ask_kind, "colour": _ask_colour, "existence": _ask_existence}
+
+
+def _singled_out(scene: Scene, attribute: str, rng: np.random.Generator) -> Shape | None:
+    values = [getattr(shape, attribute) for shape in scene.shapes]
+    alone = [shape for shape, value in zip(scene.shapes, values, strict=True) if values.count(value) == 1]
+    return alone[rng.integers(len(alone))] if alone else None
+
+
+def _pick(names: list[str], rng: np.random.Generator) -> str:
+    return names[rng.integers(len(names))]
+
+
+@lru_cache(maxsize=64)
+def _ink(colour: str) -> NDArray[np.float32]:
+    return np.asarray(COLOURS[colour], np.float32) * 255
+
+
+@lru_cache(maxsize=512)
+def _mask(kind: str, side: int) -> NDArray[np.float32]:
+    """How much of each pixel a shape covers: float32 (side, side, 1) in [0, 1]."""
+    n_points = side * _SUPERSAMPLE
+    axis = (np.arange(n_points) + 0.5) / n_points * 2 - 1
+    x, y = axis[None, :], axis[:, None]
+    if kind == "circle":
+        inside = x**2 + y**2 <= 1
+    elif kind == "square":
+        inside = (np.abs(x) <= 0.86) & (np.abs(y) <= 0.86)
+    elif kind == "triangle":
+        inside = (y <= 0.9) & (np.abs(x) <= (y + 1) / 1.9)
+    elif kind == "star":
+        inside = _star(x, y)
+    else:
+        raise KeyError(kind)
+    blocks = inside.reshape(side, _SUPERSAMPLE, side, _SUPERSAMPLE)
+    return blocks.mean((1, 3), dtype=np.float32)[:, :, None]
+
+
+def _star(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """A four-pointed star: the region under the astroid-like curve |x|^p + |y|^p = 1."""
+    power = 0.7
+    return np.abs(x) ** power + np.abs(y) ** power <= 1
