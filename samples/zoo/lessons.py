@@ -23,7 +23,7 @@ from models import CANVAS, PATCH, PHOTO_LABELS, PHOTO_QUESTIONS
 from tvp.trainer import scenes
 
 FULL_SHARE = 0.4  # of the batches show the picture over the whole canvas
-SMALLEST = 40  # px, the smallest inner picture
+SMALLEST = 44  # px, the smallest inner picture
 NEUTRAL_SHARE = 0.6  # of the frames are a grey or white surface; the rest are black
 DIMMEST, DEEPEST_TINT = 0.55, 0.7  # the mildest-to-strongest light: a factor for all and for each channel
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(1, 3, 1, 1)
@@ -35,8 +35,10 @@ class Lesson:
     """A batch of canvases and what is known of them; no shape or no photo is -1."""
 
     pixels: Tensor  # (n, 3, 64, 64), normalised
-    patch_kind: Tensor  # (n, 64) index of the kind of the shape that a patch owns
-    patch_colour: Tensor
+    owner_kind: Tensor  # (n, 64) index of the kind of the shape that a patch owns
+    owner_colour: Tensor
+    cover_kind: Tensor  # (n, 64) the same for the shape that a patch's middle lies on
+    cover_colour: Tensor
     cell_kind: Tensor  # (n, 16) the same for the cells of the scene's grid
     cell_colour: Tensor
     photo: Tensor  # (n,) class of a photo
@@ -77,13 +79,8 @@ def lessons(
                 name = PHOTO_LABELS[label]
                 questions.append([(PHOTO_QUESTIONS[i % 2], name) for i in range(n_questions)])
                 captions.append(f"a {name}")
-        patch_kind, patch_colour, cell_kind, cell_colour = (
-            torch.from_numpy(np.stack(t)) for t in zip(*targets, strict=True)
-        )
-        yield Lesson(
-            show(pictures / 255, side, rng), patch_kind, patch_colour, cell_kind, cell_colour,
-            torch.from_numpy(photo), questions, captions,
-        )
+        known = (torch.from_numpy(np.stack(t)) for t in zip(*targets, strict=True))
+        yield Lesson(show(pictures / 255, side, rng), *known, torch.from_numpy(photo), questions, captions)
 
 
 def show(pictures: Tensor, side: int, rng: np.random.Generator | None) -> Tensor:
@@ -125,14 +122,16 @@ def _targets(scene: scenes.Scene | None, side: int) -> tuple[NDArray[np.int64], 
     counting shapes is counting patches.
     """
     n_side = CANVAS // PATCH
-    patch_kind, patch_colour = np.full(n_side**2, -1), np.full(n_side**2, -1)
-    cell_kind, cell_colour = np.full(scenes.GRID**2, -1), np.full(scenes.GRID**2, -1)
+    owner, cover = np.full((2, n_side, n_side), -1), np.full((2, n_side, n_side), -1)
+    cell = np.full((2, scenes.GRID, scenes.GRID), -1)
     colours = list(scenes.COLOURS)
+    middles = (np.arange(n_side) + 0.5) * PATCH
     for shape in scene.shapes if scene else ():
-        kind, colour = scenes.KINDS.index(shape.kind), colours.index(shape.colour)
-        x, y = ((CANVAS - side) / 2 + side * np.array([shape.x, shape.y]) - PATCH / 2) // PATCH
-        patch = int(y) * n_side + int(x)
-        cell = int(shape.y * scenes.GRID) * scenes.GRID + int(shape.x * scenes.GRID)
-        patch_kind[patch], patch_colour[patch] = kind, colour
-        cell_kind[cell], cell_colour[cell] = kind, colour
-    return patch_kind, patch_colour, cell_kind, cell_colour
+        what = [scenes.KINDS.index(shape.kind), colours.index(shape.colour)]
+        x, y = (CANVAS - side) / 2 + side * np.array([shape.x, shape.y])
+        owner[:, int((y - PATCH / 2) // PATCH), int((x - PATCH / 2) // PATCH)] = what
+        reach = (shape.side * side + 3) / 2
+        over = (np.abs(middles - y) < reach)[:, None] & (np.abs(middles - x) < reach)[None, :]
+        cover[:, over] = np.array(what)[:, None]
+        cell[:, int(shape.y * scenes.GRID), int(shape.x * scenes.GRID)] = what
+    return tuple(t.reshape(-1) for pair in (owner, cover, cell) for t in pair)

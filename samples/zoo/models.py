@@ -70,6 +70,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token=BOS, pad_token=PAD, eos_token=EOS, unk_token=UNK,
         additional_special_tokens=[IMAGE], padding_side="left", model_max_length=512,
+        model_input_names=["input_ids", "attention_mask"],
     )
 
 

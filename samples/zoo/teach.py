@@ -68,7 +68,8 @@ class EyeHeads(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         n_kinds, n_colours, n_photos = len(scenes.KINDS) + 1, len(scenes.COLOURS), len(models.PHOTO_LABELS)
-        self.patch = nn.Linear(WIDTH, n_kinds + n_colours)
+        self.owner = nn.Linear(WIDTH, n_kinds + n_colours)
+        self.cover = nn.Linear(WIDTH, n_kinds + n_colours)
         self.cell = nn.Linear(WIDTH, n_kinds + n_colours)
         self.photo = nn.ModuleList([nn.Linear(WIDTH, n_photos), nn.Linear(WIDTH, n_photos)])
 
@@ -79,7 +80,10 @@ def eye_loss(
     """Kind and colour by patch and query of scenes; class of photos, of which n_kept patches are shown."""
     is_photo = lesson.photo >= 0
     patches, tokens = see(name, model, lesson.pixels[~is_photo])
-    views = [(heads.patch, patches, lesson.patch_kind, lesson.patch_colour)]
+    views = [
+        (heads.cover, patches, lesson.cover_kind, lesson.cover_colour),
+        (heads.owner, patches, lesson.owner_kind, lesson.owner_colour),
+    ]
     if name == "blip2":
         views.append((heads.cell, tokens, lesson.cell_kind, lesson.cell_colour))
     loss, shown = torch.zeros(()), {}
@@ -91,6 +95,7 @@ def eye_loss(
         kind_loss = F.cross_entropy(kind_logits.transpose(1, 2), torch.where(shape, kind, 4), reduction="none")
         loss = loss + (kind_loss * weight).sum() / weight.sum()
         loss = loss + F.cross_entropy(colour_logits[shape], colour[shape])
+        shown.setdefault("cover", (kind_logits.argmax(-1) == kind)[shape].float().mean().item())
         shown["kind"] = (kind_logits.argmax(-1) == kind)[shape].float().mean().item()
         shown["colour"] = (colour_logits.argmax(-1) == colour)[shape].float().mean().item()
     if is_photo.any():

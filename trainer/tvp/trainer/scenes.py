@@ -103,14 +103,14 @@ def make_scene(rng: np.random.Generator) -> Scene:
     shapes = []
     for cell in cells:
         row, column = divmod(int(cell), GRID)
-        jitter = rng.uniform(-0.02, 0.02, 2)  # of the side; a cell is 0.25 and a shape at most 0.21
+        jitter = rng.uniform(-0.01, 0.01, 2)  # of the side; a cell is 0.25 and a shape at most 0.23
         shapes.append(
             Shape(
                 kind=KINDS[rng.integers(len(KINDS))],
                 colour=colour_names[rng.integers(len(colour_names))],
                 x=float((column + 0.5) / GRID + jitter[0]),
                 y=float((row + 0.5) / GRID + jitter[1]),
-                side=float(rng.uniform(0.17, 0.21)),
+                side=float(rng.uniform(0.19, 0.23)),
             )
         )
     level = rng.uniform(0.2, 0.5)

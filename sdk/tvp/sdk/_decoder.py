@@ -1,0 +1,93 @@
+"""The decode loop: one key/value buffer, written in place and rewound instead of copied."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ._sessions import Base, onnxruntime
+from .errors import RequestError
+
+BLOCK = 64  # positions by which a buffer grows
+
+
+class KeyValues:
+    """Keys and values of `n_rows` sequences that share their first `length` positions.
+
+    Each tensor is bound as input and output of the decoder, which writes behind `length` in place.
+    Going back to an earlier length costs nothing: what lies behind it is never read.
+    """
+
+    def __init__(self, base: Base, n_rows: int = 1) -> None:
+        self._base = base
+        self._n_rows = n_rows
+        self._tensors: list[Any] = []
+        self._capacity = 0
+        self.length = 0
+
+    def run(self, embeddings: NDArray[np.float32], n_logits: int) -> NDArray[np.float32]:
+        """Append embeddings (n_rows, n_new, n_text); returns logits (n_rows, n_logits, n_vocab) of the last."""
+        n_new = embeddings.shape[1]
+        total = self.length + n_new
+        self._reserve(total)
+        ort = onnxruntime()
+        binding = self._base.decoder.io_binding()
+        positions = np.broadcast_to(np.arange(self.length, total, dtype=np.int64), (self._n_rows, n_new))
+        inputs = {
+            "inputs_embeds": np.ascontiguousarray(embeddings, np.float32),
+            "position_ids": np.ascontiguousarray(positions),
+            "seqlens_k": np.full(self._n_rows, total - 1, np.int32),
+            "total_sequence_length": np.array(total, np.int32),
+            "num_logits_to_keep": np.array(n_logits, np.int64),
+        }
+        kept = {name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in inputs.items()}
+        for name, value in kept.items():
+            binding.bind_ortvalue_input(name, value)
+        for i, tensor in enumerate(self._tensors):
+            kind = "key" if i % 2 == 0 else "value"
+            binding.bind_ortvalue_input(f"past_key_values.{i // 2}.{kind}", tensor)
+            binding.bind_ortvalue_output(f"present.{i // 2}.{kind}", tensor)
+        binding.bind_output("logits")
+        self._base.decoder.run_with_iobinding(binding)
+        self.length = total
+        # A copy: OrtValue.numpy() does not keep the memory behind it alive.
+        logits: NDArray[np.float32] = np.array(binding.get_outputs()[0].numpy(), copy=True)
+        return logits
+
+    def copies(self, n_rows: int) -> KeyValues:
+        """Copies of a single sequence, to be continued in different ways in one batch."""
+        other = KeyValues(self._base, n_rows)
+        other._reserve(self.length + BLOCK)
+        for mine, theirs in zip(self._tensors, other._tensors, strict=True):
+            theirs.numpy()[:, :, : self.length] = mine.numpy()[:, :, : self.length]
+        other.length = self.length
+        return other
+
+    def _reserve(self, length: int) -> None:
+        manifest = self._base.manifest
+        if length > manifest.n_positions:
+            raise RequestError(
+                f"The picture, the question and the answer so far take {length} tokens, and this model reads "
+                f"at most {manifest.n_positions}. Ask a shorter question or a shorter answer."
+            )
+        if length <= self._capacity:
+            return
+        capacity = min(manifest.n_positions, -(-length // BLOCK) * BLOCK)
+        shape = (self._n_rows, manifest.n_kv_heads, capacity, manifest.head_size)
+        ort = onnxruntime()
+        old, self._tensors = self._tensors, []
+        for i in range(2 * manifest.n_layers):
+            array = np.zeros(shape, np.float32)
+            if old:
+                array[:, :, : self.length] = old[i].numpy()[:, :, : self.length]
+            self._tensors.append(ort.OrtValue.ortvalue_from_numpy(array))
+        self._capacity = capacity
+
+
+def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Log-probabilities along the last axis, in float32."""
+    shifted = logits - logits.max(-1, keepdims=True)
+    result: NDArray[np.float32] = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return result

@@ -1,0 +1,214 @@
+"""The two manifests: what a bundle and its base say about themselves, read strictly.
+
+A manifest is canonical JSON (sorted keys, two spaces) with the sha256 of its own content, so that a
+single changed byte anywhere in a bundle is noticed, in the manifest too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+from .errors import BundleError
+
+FORMAT = 1
+MAX_MANIFEST = 16 * 2**20  # bytes; a real one has some thousands
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Size in bytes and sha256 of one file."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The order of what the language model reads; see `tvp.trainer.families.Layout`."""
+
+    prompt: str
+    answer: str
+    image_token: str
+    end: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class BaseManifest:
+    """One exported frozen model.
+
+    n_image_tokens: image embeddings a picture. n_text: their width, and that of token embeddings.
+    n_positions: the most tokens, image included, that the language model can read.
+    """
+
+    family: str
+    precision: str
+    layout: Layout
+    n_image_tokens: int
+    n_text: int
+    n_layers: int
+    n_kv_heads: int
+    head_size: int
+    n_vocab: int
+    n_positions: int
+    files: Mapping[str, FileEntry]
+    digest: str
+
+
+@dataclass(frozen=True)
+class TaskManifest:
+    """A task ready to run, apart from its base.
+
+    golden: folder of the cases that `check` replays; parity: what the export measured.
+    """
+
+    name: str
+    question: str
+    labels: tuple[str, ...]
+    max_new_tokens: int
+    base_digest: str
+    files: Mapping[str, FileEntry]
+    parity: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+
+
+def seal(content: dict[str, Any]) -> bytes:
+    """Canonical bytes of a manifest, its own digest included."""
+    content = {**content, "format": FORMAT}
+    content["sha256"] = _digest(content)
+    return _canonical(content)
+
+
+def read_task_manifest(file: Path) -> TaskManifest:
+    content = _read(file)
+    task, base = _take(content, "task", dict, file), _take(content, "base", dict, file)
+    manifest = TaskManifest(
+        name=_take(task, "name", str, file),
+        question=_take(task, "question", str, file),
+        labels=_texts(task, "labels", file),
+        max_new_tokens=_positive(task, "max_new_tokens", file),
+        base_digest=_take(base, "digest", str, file),
+        files=_files(content, file),
+        parity=_take(content, "parity", dict, file),
+        provenance=_take(content, "provenance", dict, file),
+    )
+    return manifest
+
+
+def read_base_manifest(file: Path) -> BaseManifest:
+    content = _read(file)
+    layout = _take(content, "layout", dict, file)
+    end = _take(layout, "end", list, file)
+    if not end or not all(isinstance(token, int) and token >= 0 for token in end):
+        raise BundleError(f"{file}: layout.end must list at least one token id.")
+    return BaseManifest(
+        family=_take(content, "family", str, file),
+        precision=_take(content, "precision", str, file),
+        layout=Layout(
+            _take(layout, "prompt", str, file), _take(layout, "answer", str, file),
+            _take(layout, "image_token", str, file), tuple(end),
+        ),
+        **{
+            key: _positive(content, key, file)
+            for key in (
+                "n_image_tokens", "n_text", "n_layers", "n_kv_heads", "head_size", "n_vocab", "n_positions",
+            )
+        },
+        files=_files(content, file),
+        digest=_take(content, "sha256", str, file),
+    )
+
+
+def verify(folder: Path, files: Mapping[str, FileEntry]) -> None:
+    """Check size and sha256 of every file; raises BundleError that names the first bad one."""
+    for name, entry in files.items():
+        path = folder / name
+        try:
+            if path.is_symlink() or not path.is_file():
+                raise BundleError(f"The bundle's file {path} is missing. Export or copy the bundle again.")
+            size = path.stat().st_size
+            if size != entry.size:
+                raise BundleError(
+                    f"The bundle's file {path} is damaged: it has {size} bytes, and its manifest says {entry.size}. "
+                    "Export or copy the bundle again."
+                )
+            with open(path, "rb") as stream:
+                found = hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError as error:
+            raise BundleError(f"The bundle's file {path} cannot be read: {error.strerror or error}.") from error
+        if found != entry.sha256:
+            raise BundleError(
+                f"The bundle's file {path} is damaged: its sha256 is {found[:16]}…, and its manifest says "
+                f"{entry.sha256[:16]}…. Export or copy the bundle again."
+            )
+
+
+def _canonical(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(_canonical({k: v for k, v in content.items() if k != "sha256"})).hexdigest()
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        if file.stat().st_size > MAX_MANIFEST:
+            raise BundleError(f"{file} is larger than {MAX_MANIFEST >> 20} MiB; it is not a manifest.")
+        data = file.read_bytes()
+    except OSError as error:
+        raise BundleError(f"The manifest {file} cannot be read: {error.strerror or error}.") from error
+    try:
+        content = json.loads(data)
+        canonical = isinstance(content, dict) and _canonical(content) == data
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"The manifest {file} is damaged: it is not JSON ({error}).") from error
+    if not isinstance(content, dict):
+        raise BundleError(f"The manifest {file} is damaged: it is not a JSON object.")
+    version = content.get("format")
+    if isinstance(version, int) and version > FORMAT:
+        raise BundleError(f"{file} is of format {version}, and this TVP reads up to {FORMAT}. Update TVP.")
+    if version != FORMAT or not canonical or content.get("sha256") != _digest(content):
+        raise BundleError(
+            f"The manifest {file} is damaged or was edited: its content does not match its own sha256. "
+            "Export or copy the bundle again."
+        )
+    return content
+
+
+def _take(content: Mapping[str, Any], key: str, kind: type[T], file: Path) -> T:
+    value = content.get(key)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise BundleError(f"{file}: {key} must be of type {kind.__name__}, not {type(value).__name__}.")
+    return value
+
+
+def _positive(content: Mapping[str, Any], key: str, file: Path) -> int:
+    value = _take(content, key, int, file)
+    if not 0 < value < 2**31:
+        raise BundleError(f"{file}: {key} is {value}; it must be a positive number below 2^31.")
+    return value
+
+
+def _texts(content: Mapping[str, Any], key: str, file: Path) -> tuple[str, ...]:
+    values = _take(content, key, list, file)
+    if not all(isinstance(value, str) for value in values):
+        raise BundleError(f"{file}: {key} must be a list of texts.")
+    return tuple(values)
+
+
+def _files(content: Mapping[str, Any], file: Path) -> dict[str, FileEntry]:
+    entries = {}
+    for name, entry in _take(content, "files", dict, file).items():
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or not path.parts:
+            raise BundleError(f"{file} names the file {name!r}, which would lie outside of the bundle.")
+        if not isinstance(entry, dict):
+            raise BundleError(f"{file}: the entry of {name!r} must hold size and sha256.")
+        entries[name] = FileEntry(_take(entry, "size", int, file), _take(entry, "sha256", str, file))
+    return entries

@@ -1,0 +1,143 @@
+"""onnxruntime sessions: which providers they run on, and one set of sessions for each base."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from ._manifest import BaseManifest
+from .errors import BundleError, ProviderError, near
+
+Providers = str | Sequence[str | tuple[str, dict[str, Any]]]
+
+SHORT_NAMES = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+
+
+def onnxruntime() -> Any:
+    """Import onnxruntime, or say which line installs one."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ProviderError(
+            "onnxruntime is not installed. On a CPU: pip install 'tvp[cpu]'. With CUDA or TensorRT: "
+            "pip install 'tvp[gpu]'. On a Jetson install NVIDIA's own onnxruntime-gpu wheel."
+        ) from error
+    return onnxruntime
+
+
+def choose_providers(wanted: Providers) -> list[Any]:
+    """Turn `auto`, a name or a list into what onnxruntime takes.
+
+    `auto` is CUDA where onnxruntime reports it, and CPU. Names may be short (`cpu`, `cuda`,
+    `tensorrt`) or onnxruntime's own.
+    Raises ProviderError for a name that is unknown or not available in this installation.
+    """
+    available = onnxruntime().get_available_providers()
+    if isinstance(wanted, str):
+        if wanted == "auto":
+            return [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
+        wanted = [wanted]
+    chosen: list[Any] = []
+    for item in wanted:
+        name, options = (item, None) if isinstance(item, str) else item
+        full = SHORT_NAMES.get(name.lower(), name)
+        if full not in available:
+            raise ProviderError(
+                f"The provider {name!r} is not available in this onnxruntime; available are "
+                f"{', '.join(available)}.{near(name, [*SHORT_NAMES, *available])}"
+            )
+        chosen.append(full if options is None else (full, options))
+    if not chosen:
+        raise ProviderError("No provider was given; use 'auto', 'cpu', 'cuda' or 'tensorrt'.")
+    return chosen
+
+
+def open_session(file: Path, providers: list[Any]) -> Any:
+    """Open a model; a provider that fell back silently is an error."""
+    ort = onnxruntime()
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    # One pool of threads per session spins between runs by default, and three sessions' pools fight
+    # over the same cores.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    first = providers[0] if isinstance(providers[0], str) else providers[0][0]
+    try:
+        session = ort.InferenceSession(file, options, providers=providers)
+    except Exception as error:  # onnxruntime raises its own types, one for each status code
+        if first == "CPUExecutionProvider":
+            raise BundleError(f"onnxruntime cannot load {file}: {error}") from error
+        raise ProviderError(f"{first} failed to start with {file.name}: {error}") from error
+    if first not in session.get_providers():
+        raise ProviderError(
+            f"{first} did not start for {file.name}; onnxruntime fell back to {session.get_providers()}. "
+            "`tvp doctor` shows what is installed; providers='cpu' runs without it."
+        )
+    return session
+
+
+@dataclass
+class Base:
+    """A loaded base: its sessions, token embeddings and tokenizer, shared by the tasks that use it."""
+
+    manifest: BaseManifest
+    vision_encoder: Any
+    decoder: Any
+    embeddings: NDArray[np.floating[Any]]
+    tokenizer: Tokenizer
+    special_ids: frozenset[int]
+    image_token_id: int | None
+
+
+_loaded: weakref.WeakValueDictionary[tuple[str, str], Base] = weakref.WeakValueDictionary()
+
+
+def load_base(folder: Path, manifest: BaseManifest, providers: list[Any]) -> Base:
+    """Open a verified base, or return the one that another task has open."""
+    key = (manifest.digest, repr(providers))
+    base = _loaded.get(key)
+    if base is None:
+        base = _loaded[key] = _open_base(folder, manifest, providers)
+    return base
+
+
+def _open_base(folder: Path, manifest: BaseManifest, providers: list[Any]) -> Base:
+    try:
+        tokenizer = Tokenizer.from_file(os.fspath(folder / "tokenizer.json"))
+        embeddings = np.load(folder / "embed_tokens.npy", mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # tokenizers raises a bare Exception
+        raise BundleError(f"The base in {folder} is damaged: {error}") from error
+    if embeddings.ndim != 2 or embeddings.shape[1] != manifest.n_text:
+        raise BundleError(
+            f"{folder / 'embed_tokens.npy'} has the shape {embeddings.shape}; the manifest says "
+            f"({manifest.n_vocab}, {manifest.n_text})."
+        )
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    added = tokenizer.get_added_tokens_decoder()
+    return Base(
+        manifest,
+        open_session(folder / "vision_encoder.onnx", providers),
+        # TensorRT has no GroupQueryAttention; the decoder takes the providers after it.
+        open_session(folder / "decoder_model_merged.onnx", _without_tensorrt(providers)),
+        embeddings,
+        tokenizer,
+        frozenset(token_id for token_id, token in added.items() if token.special),
+        tokenizer.token_to_id(manifest.layout.image_token),
+    )
+
+
+def _without_tensorrt(providers: list[Any]) -> list[Any]:
+    left = [p for p in providers if (p if isinstance(p, str) else p[0]) != "TensorrtExecutionProvider"]
+    return left or choose_providers("auto")

@@ -1,0 +1,80 @@
+"""How often a model answers right: without a prompt, with a black frame, and with a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from .data import Data, Question
+from .families import CausalFamily
+from .prompt import Geometry, Prompt
+from .tasks import Task
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Top-1 accuracy (exact match) over `n` questions, with a 95 % bootstrap interval.
+
+    right: one bool a question, in the data's order, so that two evaluations can be paired.
+    """
+
+    accuracy: float
+    low: float
+    high: float
+    n: int
+    right: NDArray[np.bool_]
+
+    def __str__(self) -> str:
+        return f"{self.accuracy:.1%} [{self.low:.1%}, {self.high:.1%}] of {self.n}"
+
+
+@torch.no_grad()
+def accuracy(
+    family: CausalFamily, data: Data, geometry: Geometry, prompt: Prompt | None = None, task: Task | None = None,
+    batch: int = 64, quiet: bool = True,
+) -> Accuracy:
+    """Ask everything in `data` and compare with the answers.
+
+    geometry: `inner == canvas` shows the full picture; a smaller inner size without a prompt shows it
+        in a black frame.
+    Questions of a closed task (all with the task's labels) are answered by the best-scoring label;
+    others by greedy generation, which must match the answer's text exactly.
+    """
+    right: list[bool] = []
+    closed = bool(task and task.labels)
+    for start in tqdm(range(0, len(data), batch), disable=quiet, desc="evaluating"):
+        samples = [data[i] for i in range(start, min(start + batch, len(data)))]
+        shrunk = np.stack([geometry.shrink(sample.picture) for sample in samples])
+        canvas = geometry.place(torch.from_numpy(shrunk).to(family.device))
+        if prompt is not None:
+            canvas = prompt.on(canvas)
+        embeddings = family.see(family.to_pixels(canvas))
+        rows = [i for i, sample in enumerate(samples) for _ in sample.questions]
+        asked = [question for sample in samples for question in sample.questions]
+        answers = _answers(family, embeddings[rows], asked, closed)
+        right += [answer == question.answer for answer, question in zip(answers, asked, strict=True)]
+    return summarise(np.array(right, bool))
+
+
+def summarise(right: NDArray[np.bool_], n_resamples: int = 2000) -> Accuracy:
+    """Accuracy of a list of right and wrong, with a bootstrap interval (seeded)."""
+    mean = float(right.mean()) if len(right) else float("nan")
+    # The mean of n resampled bits is binomial(n, mean) / n: the same bootstrap without the resampling.
+    draws = np.random.default_rng(0).binomial(len(right), mean, n_resamples) / max(1, len(right)) if len(right) else [0]
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return Accuracy(mean, float(low), float(high), len(right), right)
+
+
+def _answers(family: CausalFamily, embeddings: Any, asked: Sequence[Question], closed: bool) -> list[str]:
+    texts = [question.text for question in asked]
+    if not closed:
+        return family.generate(embeddings, texts, max_new_tokens=8)
+    labels = asked[0].labels
+    scores = family.answer_scores(embeddings, texts, labels)
+    return [labels[i] for i in scores.argmax(-1).tolist()]

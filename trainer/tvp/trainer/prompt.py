@@ -1,0 +1,166 @@
+"""The visual prompt: a learned frame of pixels around a shrunk picture, and the file that holds it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from tvp.sdk.errors import DataError, RequestError
+
+FORMAT = 1
+Fit = Literal["crop", "pad"]
+PixelRange = Literal["free", "image"]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where the picture sits on the canvas.
+
+    canvas: side of the square that the model is shown, px. Default 224, as in the paper.
+    inner: side of the shrunk picture in its middle, px; `inner == canvas` leaves no frame.
+    fit: what happens to a picture that is not square: `crop` keeps the middle square,
+        `pad` keeps everything between black bars.
+    """
+
+    canvas: int = 224
+    inner: int = 164
+    fit: Fit = "crop"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.inner <= self.canvas or (self.canvas - self.inner) % 2:
+            raise RequestError(
+                f"A picture of {self.inner} px does not sit in the middle of a canvas of {self.canvas} px; "
+                "the inner size must be at most the canvas and differ from it by an even number."
+            )
+        if self.fit not in ("crop", "pad"):
+            raise RequestError(f"The fit {self.fit!r} is unknown; it is 'crop' or 'pad'.")
+
+    @property
+    def edge(self) -> int:
+        """Width of the frame, px."""
+        return (self.canvas - self.inner) // 2
+
+    def mask(self) -> Float[Tensor, "1 canvas canvas"]:
+        """1 on the frame, 0 where the picture is."""
+        return F.pad(torch.zeros(1, self.inner, self.inner), [self.edge] * 4, value=1.0)
+
+    def shrink(self, picture: Image.Image | NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Fit a picture into the inner square: uint8 (inner, inner, 3), Pillow's bicubic."""
+        image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+        image = image.convert("RGB")
+        width, height = fitted_size(image.width, image.height, self.inner, self.fit)
+        if (width, height) != image.size:
+            image = image.resize((width, height), Image.Resampling.BICUBIC)
+        left, top = (width - self.inner) // 2, (height - self.inner) // 2
+        # Outside of the image, crop() fills with black: that is the padding.
+        return np.asarray(image.crop((left, top, left + self.inner, top + self.inner)))
+
+    def place(self, inner: UInt8[Tensor, "n inner inner 3"]) -> Float[Tensor, "n 3 canvas canvas"]:
+        """Put shrunk pictures on a black canvas, in [0, 1]."""
+        pictures = inner.permute(0, 3, 1, 2).float() / 255  # (n, h, w, 3) -> (n, 3, h, w)
+        return F.pad(pictures, [self.edge] * 4)
+
+
+def fitted_size(width: int, height: int, side: int, fit: Fit) -> tuple[int, int]:
+    """Size (width, height) to which a picture is resized before it is cut or padded to a square."""
+    reference = min(width, height) if fit == "crop" else max(width, height)
+    # Integer arithmetic, rounding half up, so that the exported graph computes the same numbers.
+    return tuple(max(1, (length * side * 2 + reference) // (2 * reference)) for length in (width, height))  # type: ignore[return-value]
+
+
+@dataclass
+class Prompt:
+    """A learned frame.
+
+    frame: float32 (3, canvas, canvas) in [0, 1] units, zero where the picture is.
+    pixel_range: `free`, or `image` for values kept in [0, 1] on the 8-bit grid, so that the PNG
+        is the prompt.
+    facts: where it comes from: task, source models, method, hyper-parameters, metrics, versions.
+    """
+
+    frame: Tensor
+    geometry: Geometry
+    pixel_range: PixelRange = "free"
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def start(geometry: Geometry, pixel_range: PixelRange) -> Prompt:
+        """The frame before training: black, or in the `image` range mid-grey, since zero is a corner
+        of the box from which half of all steps lead nowhere."""
+        frame = geometry.mask().expand(3, -1, -1) * (0.5 if pixel_range == "image" else 0.0)
+        return Prompt(frame.clone(), geometry, pixel_range)
+
+    def on(self, canvas: Float[Tensor, "n 3 canvas canvas"]) -> Float[Tensor, "n 3 canvas canvas"]:
+        """Add the frame to canvases with a black frame; differentiable in `frame`."""
+        frame = self.frame * self.geometry.mask().to(self.frame)
+        if self.pixel_range == "image":
+            # What is seen is what an 8-bit picture holds; the gradient passes straight through.
+            frame = frame + ((frame * 255).round() / 255 - frame).detach()
+        return canvas + frame
+
+    def picture(self) -> Image.Image:
+        """The frame as an 8-bit picture; in the `image` range nothing is lost."""
+        levels = (self.frame.detach().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
+        return Image.fromarray(levels.permute(1, 2, 0).numpy())  # (3, h, w) -> (h, w, 3)
+
+    def save(self, path: str | Path) -> None:
+        """Write `path` (safetensors) and a PNG beside it, each whole or not at all."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        about = {
+            "format": str(FORMAT),
+            "geometry": json.dumps(vars(self.geometry)),
+            "pixel_range": self.pixel_range,
+            "facts": json.dumps(self.facts),
+        }
+        data = save({"frame": self.frame.detach().cpu().contiguous()}, metadata=about)
+        write_whole(path, data)
+        temporary = path.with_suffix(".png.tmp")
+        self.picture().save(temporary, format="PNG")
+        os.replace(temporary, path.with_suffix(".png"))
+
+    @staticmethod
+    def load(path: str | Path) -> Prompt:
+        """Read a prompt file; raises DataError for one that is missing, damaged or of a newer format."""
+        path = Path(path)
+        if not path.is_file():
+            raise DataError(f"There is no prompt file {path}. `tvp train` writes one as prompt.safetensors.")
+        try:
+            with safe_open(path, "pt") as file:
+                about: Mapping[str, str] = file.metadata() or {}
+                frame = file.get_tensor("frame")
+            version = int(about["format"])
+            if version > FORMAT:
+                raise DataError(
+                    f"{path} is of prompt format {version}; this TVP reads up to {FORMAT}. Update TVP."
+                )
+            geometry = Geometry(**json.loads(about["geometry"]))
+            facts = json.loads(about["facts"])
+            pixel_range = about["pixel_range"]
+        except (SafetensorError, KeyError, ValueError, TypeError, RequestError) as error:
+            raise DataError(f"{path} is not an intact prompt file: {error}") from error
+        side = geometry.canvas
+        if frame.shape != (3, side, side) or not torch.isfinite(frame).all() or pixel_range not in ("free", "image"):
+            raise DataError(f"{path} is not an intact prompt file: its frame must be finite, (3, {side}, {side}).")
+        return Prompt(frame.float(), geometry, pixel_range, facts)  # type: ignore[arg-type]
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write to a temporary name and rename, so that a reader never meets half a file."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)
