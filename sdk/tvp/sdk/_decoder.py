@@ -45,11 +45,11 @@ class KeyValues:
         kept = {name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in inputs.items()}
         for name, value in kept.items():
             binding.bind_ortvalue_input(name, value)
+        binding.bind_output("logits")  # the first bound is the first of get_outputs()
         for i, tensor in enumerate(self._tensors):
             kind = "key" if i % 2 == 0 else "value"
             binding.bind_ortvalue_input(f"past_key_values.{i // 2}.{kind}", tensor)
             binding.bind_ortvalue_output(f"present.{i // 2}.{kind}", tensor)
-        binding.bind_output("logits")
         self._base.decoder.run_with_iobinding(binding)
         self.length = total
         # A copy: OrtValue.numpy() does not keep the memory behind it alive.

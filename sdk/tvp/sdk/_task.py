@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,11 +123,9 @@ class Task:
 
     def pixel_values(self, image: ImageLike) -> NDArray[np.float32]:
         """What the vision encoder is given: float32 (1, 3, size, size), the prompt in it."""
-        if not isinstance(image, np.ndarray):
-            image = read_image(image)
-        else:
-            image = read_image(np.ascontiguousarray(image))
-        pixels: NDArray[np.float32] = self._preprocess.run(["pixel_values"], {"image": image})[0]
+        if self._preprocess is None:
+            raise RequestError(f"The task {self.name!r} is closed. Load it again.")
+        pixels: NDArray[np.float32] = self._preprocess.run(["pixel_values"], {"image": read_image(image)})[0]
         return pixels
 
     def ask(self, image: ImageLike, question: str | None = None, *, max_new_tokens: int | None = None) -> Answer:
@@ -203,25 +201,32 @@ class View:
         if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
             raise RequestError(f"max_new_tokens is {limit!r}; it must be a whole number of at least 1.")
         began = time.perf_counter()
-        end = self._base.manifest.layout.end
         tokens: list[int] = []
         scores: list[float] = []
         first = 0.0
         with self._lock:
-            logits = self._prefill(question)
-            while True:
-                row = log_softmax(logits[0, -1])
-                token = int(row.argmax())
+            for token, logits in self.decode(question, limit):
                 tokens.append(token)
-                scores.append(float(row[token]))
+                scores.append(float(log_softmax(logits)[token]))
                 first = first or time.perf_counter() - began
-                if token in end or len(tokens) == limit:
-                    break
-                logits = self._cache.run(self._embed([token])[None], 1)
         text = self._base.tokenizer.decode(tokens, skip_special_tokens=True).strip()
         timing = {"see": self._seconds, "first_token": first, "total": self._seconds + time.perf_counter() - began}
         self._seconds = 0.0
         return Answer(text, tuple(tokens), tuple(scores), timing)
+
+    def decode(self, question: str | None, limit: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Yield each new token with its logits (n_vocab,), greedily; the last is an end token or the limit's.
+
+        Not locked: the export's parity gate reads it; everybody else calls `ask`.
+        """
+        end = self._base.manifest.layout.end
+        logits = self._prefill(question)
+        for n_new in range(1, limit + 1):
+            token = int(logits[0, -1].argmax())
+            yield token, logits[0, -1]
+            if token in end or n_new == limit:
+                return
+            logits = self._cache.run(self._embed([token])[None], 1)
 
     def rank(self, question: str | None = None, *, labels: Sequence[str] | None = None) -> list[Ranked]:
         """Score labels as answers to a question about this picture; best first."""
@@ -239,13 +244,14 @@ class View:
         first = log_softmax(self._prefill(question)[0, -1])
         totals = np.array([first[ids[0]] for ids in candidates], np.float64)
         length = max(len(ids) for ids in candidates) - 1
-        if length:
-            fed = np.zeros((len(labels), length), np.int64)
+        # onnxruntime continues several sequences by one token a run only, so: all labels, token by token.
+        branches = self._cache.copies(len(labels)) if length else None
+        for step in range(length):
+            fed = [ids[step] if step + 1 < len(ids) else ids[0] for ids in candidates]  # short ones are idle
+            logits = log_softmax(branches.run(self._embed(fed)[:, None], 1)[:, -1])  # type: ignore[union-attr]
             for row, ids in enumerate(candidates):
-                fed[row, : len(ids) - 1] = ids[:-1]
-            logits = log_softmax(self._cache.copies(len(labels)).run(self._embed(fed), length))
-            for row, ids in enumerate(candidates):
-                totals[row] += sum(float(logits[row, i, token]) for i, token in enumerate(ids[1:]))
+                if step + 1 < len(ids):
+                    totals[row] += float(logits[row, ids[step + 1]])
         scores = totals / np.array([len(ids) for ids in candidates])
         order = np.argsort(-scores, kind="stable")
         return [Ranked(labels[i], float(scores[i])) for i in order]

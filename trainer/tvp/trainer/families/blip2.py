@@ -35,7 +35,7 @@ class Blip2(CausalFamily):
         """The queries' states, projected; the question is not read."""
         model = self.model
         hidden = model.vision_model(pixels).last_hidden_state
-        queries = model.query_tokens.expand(len(pixels), -1, -1)
+        queries = model.query_tokens.expand(pixels.shape[0], -1, -1)
         states = model.qformer(query_embeds=queries, encoder_hidden_states=hidden).last_hidden_state
         return model.language_projection(states)  # type: ignore[no-any-return]
 

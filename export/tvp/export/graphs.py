@@ -1,0 +1,190 @@
+"""A frozen model as ONNX graphs, through Optimum's export with configurations of our own."""
+
+from __future__ import annotations
+
+import copy
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from optimum.exporters.onnx import OnnxConfig
+from optimum.exporters.onnx import export as optimum_export
+from optimum.exporters.onnx.model_patcher import ModelPatcher
+from optimum.utils import NormalizedConfig
+from torch import Tensor, nn
+
+from tvp.trainer.families import CausalFamily
+
+from .attention import NewKeyValues, current_cache, fused_attention
+
+OPSET = 18
+N_DUMMY = 5  # tokens in the sequence that is traced; the axis is dynamic
+CAPACITY_DUMMY = 16
+
+
+class Eye(nn.Module):
+    """pixel_values -> image_embeds: the vision encoder with everything up to the language model."""
+
+    def __init__(self, family: CausalFamily) -> None:
+        super().__init__()
+        self.model = family.model
+        self.config = family.model.config
+        self._family = family
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return self._family.see(pixel_values)
+
+
+class Decoder(nn.Module):
+    """inputs_embeds and past keys and values -> logits of the last positions, present keys and values."""
+
+    def __init__(self, family: CausalFamily) -> None:
+        super().__init__()
+        self.decoder, self.head = family.decoder, family.head
+        self.config = family.model.config
+
+    def forward(
+        self, inputs_embeds: Tensor, position_ids: Tensor, seqlens_k: Tensor, total_sequence_length: Tensor,
+        num_logits_to_keep: Tensor, past_key_values: list[tuple[Tensor, Tensor]],
+    ) -> tuple[Tensor, ...]:
+        cache = NewKeyValues(past_key_values, seqlens_k, total_sequence_length)
+        with current_cache(cache):
+            hidden = self.decoder(
+                inputs_embeds=inputs_embeds, position_ids=position_ids, past_key_values=cache, use_cache=True
+            ).last_hidden_state
+        n_new = inputs_embeds.shape[1]
+        kept = torch.arange(n_new - num_logits_to_keep, n_new)  # the head is costly: only where it is needed
+        logits = self.head(hidden.index_select(1, kept))
+        return (logits, *(tensor for pair in cache.present for tensor in pair))  # type: ignore[union-attr]
+
+
+class _Traced(ModelPatcher):  # type: ignore[misc]
+    """Optimum's patches for tracing, without its conversion of caches and outputs: ours are tuples."""
+
+    def __init__(self, config: OnnxConfig, model: nn.Module, model_kwargs: dict[str, Any] | None = None) -> None:
+        super().__init__(config, model, model_kwargs)
+        self.patched_forward = self.orig_forward
+
+
+class EyeConfig(OnnxConfig):  # type: ignore[misc]
+    """One picture at a time or several; the sides are fixed, which TensorRT wants."""
+
+    NORMALIZED_CONFIG_CLASS = NormalizedConfig
+    _MODEL_PATCHER = _Traced
+
+    def __init__(self, config: Any, size: int) -> None:
+        super().__init__(config)
+        self._size = size
+
+    @property
+    def inputs(self) -> dict[str, dict[int, str]]:
+        return {"pixel_values": {0: "batch_size"}}
+
+    @property
+    def outputs(self) -> dict[str, dict[int, str]]:
+        return {"image_embeds": {0: "batch_size"}}
+
+    def generate_dummy_inputs(self, framework: str = "pt", **_: Any) -> dict[str, Tensor]:
+        return {"pixel_values": torch.zeros(2, 3, self._size, self._size)}
+
+
+class DecoderConfig(OnnxConfig):  # type: ignore[misc]
+    """A decoder on embeddings, with keys and values in buffers that are longer than what they hold."""
+
+    NORMALIZED_CONFIG_CLASS = NormalizedConfig
+    _MODEL_PATCHER = _Traced
+
+    def __init__(self, config: Any, n_layers: int, n_kv_heads: int, head_size: int, n_text: int) -> None:
+        super().__init__(config)
+        self._n_layers, self._past_shape, self._n_text = n_layers, (n_kv_heads, CAPACITY_DUMMY, head_size), n_text
+
+    @property
+    def inputs(self) -> dict[str, dict[int, str]]:
+        tokens = {0: "batch_size", 1: "sequence_length"}
+        named: dict[str, dict[int, str]] = {
+            "inputs_embeds": tokens,
+            "position_ids": tokens,
+            "seqlens_k": {0: "batch_size"},
+            "total_sequence_length": {},
+            "num_logits_to_keep": {},
+        }
+        for name in self._names("past_key_values"):
+            named[name] = {0: "batch_size", 2: "capacity"}
+        return named
+
+    @property
+    def outputs(self) -> dict[str, dict[int, str]]:
+        named = {"logits": {0: "batch_size", 1: "num_logits_to_keep"}}
+        return named | {name: {0: "batch_size", 2: "capacity"} for name in self._names("present")}
+
+    def generate_dummy_inputs(self, framework: str = "pt", **_: Any) -> dict[str, Any]:
+        past = torch.zeros(2, *self._past_shape)
+        return {
+            "inputs_embeds": torch.randn(2, N_DUMMY, self._n_text),
+            "position_ids": torch.arange(N_DUMMY).expand(2, -1).contiguous(),
+            "seqlens_k": torch.full((2,), N_DUMMY - 1, dtype=torch.int32),
+            "total_sequence_length": torch.tensor(N_DUMMY, dtype=torch.int32),
+            "num_logits_to_keep": torch.tensor(2),
+            "past_key_values": [(past.clone(), past.clone()) for _ in range(self._n_layers)],
+        }
+
+    def _names(self, prefix: str) -> list[str]:
+        return [f"{prefix}.{i}.{kind}" for i in range(self._n_layers) for kind in ("key", "value")]
+
+
+def export_eye(family: CausalFamily, file: Path) -> None:
+    """Write the vision encoder and connector as one graph."""
+    _export(Eye(family), EyeConfig(family.model.config, family.pixel_format.size), file)
+
+
+def export_decoder(family: CausalFamily, file: Path) -> None:
+    """Write the language model as one graph for prompts and for single tokens."""
+    config = family.text_config
+    n_kv_heads, head_size = cache_shape(family)
+    onnx_config = DecoderConfig(
+        family.model.config, config.num_hidden_layers, n_kv_heads, head_size, family.embed_tokens.embedding_dim  # type: ignore[arg-type]
+    )
+    with fused_attention(family.decoder):
+        _export(Decoder(family), onnx_config, file)
+
+
+def export_embeddings(family: CausalFamily, file: Path) -> None:
+    """Write the token embeddings as an array that the sdk maps into memory."""
+    weight = family.embed_tokens.weight.detach().cpu().numpy()  # type: ignore[union-attr, operator]
+    np.save(file, weight.astype(np.float32), allow_pickle=False)
+
+
+def cache_shape(family: CausalFamily) -> tuple[int, int]:
+    """Key/value heads and their size."""
+    config = family.text_config
+    n_heads = config.num_attention_heads
+    n_kv_heads = getattr(config, "num_key_value_heads", None) or n_heads
+    return n_kv_heads, getattr(config, "head_dim", None) or config.hidden_size // n_heads
+
+
+def _export(module: nn.Module, config: OnnxConfig, file: Path) -> None:
+    with _untouched(module), warnings.catch_warnings():
+        # Tracing warns of every Python number it meets; the parity gate is what tells right from wrong.
+        warnings.simplefilter("ignore")
+        optimum_export(module, config, file, opset=OPSET, disable_dynamic_axes_fix=True)
+
+
+@contextmanager
+def _untouched(module: nn.Module) -> Iterator[None]:
+    """Optimum changes configurations (use_cache, return_dict) for good; put them back."""
+    configs = {id(m.config): m.config for m in module.modules() if hasattr(m, "config")}.values()
+    before = [(config, copy.deepcopy(config.__dict__)) for config in configs]
+    verbosity = os.environ.get("TRANSFORMERS_VERBOSITY")
+    try:
+        yield
+    finally:
+        for config, state in before:
+            config.__dict__.clear()
+            config.__dict__.update(state)
+        if verbosity is not None:
+            os.environ["TRANSFORMERS_VERBOSITY"] = verbosity

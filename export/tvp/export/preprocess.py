@@ -1,0 +1,101 @@
+"""The preprocessing graph: a camera's picture in, what the vision encoder takes out, the prompt baked in.
+
+onnxruntime's Resize equals Pillow's bicubic on uint8 to within one level when it runs on the CPU
+provider with the attributes below; other providers get antialiasing wrong or refuse it, so the sdk
+always runs this graph on the CPU.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from tvp.trainer.families import PixelFormat
+from tvp.trainer.prompt import Geometry, Prompt
+
+OPSET = 18
+IR_VERSION = 10
+# Pillow's bicubic: its coefficient, antialiased, weights outside of the picture left out.
+PILLOW_CUBIC = {
+    "mode": "cubic",
+    "antialias": 1,
+    "exclude_outside": 1,
+    "cubic_coeff_a": -0.5,
+    "coordinate_transformation_mode": "half_pixel",
+}
+
+
+class _Graph:
+    """Collects nodes and constants; every method returns the name of its output."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+
+    def op(self, kind: str, *inputs: str, output: str | None = None, **attributes: object) -> str:
+        name = output or f"{kind.lower()}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, list(inputs), [name], name=f"/{name}", **attributes))
+        return name
+
+    def constant(self, value: object, dtype: type = np.int64) -> str:
+        name = f"constant_{len(self.constants)}"
+        self.constants.append(numpy_helper.from_array(np.asarray(value, dtype), name))
+        return name
+
+
+def preprocess_graph(geometry: Geometry, pixel_format: PixelFormat, prompt: Prompt | None) -> onnx.ModelProto:
+    """Build the graph: `image` uint8 (height, width, 3) -> `pixel_values` float32 (1, 3, size, size).
+
+    Without a prompt the frame is black (and with `inner == canvas` there is none).
+    """
+    g = _Graph()
+    side, edge = geometry.inner, geometry.edge
+    shape = g.op("Shape", "image")
+    two_sides = g.op("Slice", shape, g.constant([0]), g.constant([2]))  # (height, width)
+    reference = g.op("ReduceMin" if geometry.fit == "crop" else "ReduceMax", two_sides, keepdims=1)
+    # prompt.fitted_size: (length * side * 2 + reference) // (2 * reference), at least 1
+    doubled = g.op("Add", g.op("Mul", two_sides, g.constant([side * 2])), reference)
+    fitted = g.op("Max", g.op("Div", doubled, g.op("Mul", reference, g.constant([2]))), g.constant([1]))
+    picture = g.op("Transpose", "image", perm=[2, 0, 1])  # (H, W, C) -> (C, H, W)
+    picture = g.op("Unsqueeze", picture, g.constant([0]))
+    sizes = g.op("Concat", g.constant([1, 3]), fitted, axis=0)
+    picture = g.op("Resize", picture, "", "", sizes, **PILLOW_CUBIC)
+    if geometry.fit == "crop":
+        start = g.op("Div", g.op("Sub", fitted, g.constant([side])), g.constant([2]))
+        stop = g.op("Add", start, g.constant([side]))
+        picture = g.op("Slice", picture, start, stop, g.constant([2, 3]))
+        before = after = g.constant([edge, edge])
+    else:
+        missing = g.op("Sub", g.constant([side]), fitted)
+        first = g.op("Div", g.op("Add", missing, g.constant([1])), g.constant([2]))
+        before = g.op("Add", first, g.constant([edge]))
+        after = g.op("Add", g.op("Sub", missing, first), g.constant([edge]))
+    canvas = g.op("Div", g.op("Cast", picture, to=TensorProto.FLOAT), g.constant(255, np.float32))
+    none = g.constant([0, 0])
+    canvas = g.op("Pad", canvas, g.op("Concat", none, before, none, after, axis=0))
+    low, high = 0.0, 1.0
+    if prompt is not None:
+        frame = prompt.on(prompt.frame.new_zeros(1, 3, geometry.canvas, geometry.canvas)).detach().cpu().numpy()
+        canvas = g.op("Add", canvas, g.constant(frame, np.float32))
+        low, high = min(low, float(frame.min())), max(high, float(frame.max()))
+    size = pixel_format.size
+    if size != geometry.canvas:
+        bounds = g.constant(low, np.float32), g.constant(high, np.float32)
+        for target in ((geometry.canvas, size), (size, size)):  # along the width, then the height
+            canvas = g.op("Resize", canvas, "", "", g.constant([1, 3, *target]), **PILLOW_CUBIC)
+            canvas = g.op("Clip", canvas, *bounds)
+    mean, std = (g.constant(np.reshape(v, (1, 3, 1, 1)), np.float32) for v in (pixel_format.mean, pixel_format.std))
+    g.op("Div", g.op("Sub", canvas, mean), std, output="pixel_values")
+    graph = helper.make_graph(
+        g.nodes,
+        "preprocess",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["height", "width", 3])],
+        [helper.make_tensor_value_info("pixel_values", TensorProto.FLOAT, [1, 3, size, size])],
+        g.constants,
+    )
+    model = helper.make_model(
+        graph, producer_name="tvp", ir_version=IR_VERSION, opset_imports=[helper.make_opsetid("", OPSET)]
+    )
+    onnx.checker.check_model(model)
+    return model
