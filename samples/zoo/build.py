@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent))
+import guide  # noqa: E402
 from lessons import lessons, load_photos  # noqa: E402
 from models import MAKERS, eye_parameters, make_tokenizer, save  # noqa: E402
 from teach import EyeHeads, eye_loss, language_loss, language_parameters, run  # noqa: E402
@@ -24,6 +25,7 @@ WORK = ZOO / "_work"
 # Scenes alone come first: on a mixture from the start the eye takes far longer to tell kinds apart.
 EYE_STEPS = {"llava": (800, 1800), "blip2": (1300, 1700)}
 LANGUAGE_STEPS = {"llava": 1500, "blip2": 1500}
+GUIDE_STEPS = 1200
 N_KEPT = 32  # of the 64 patches of a photo, while the eye learns
 SEEDS = {"llava": 11, "blip2": 22, "guide": 33}
 
@@ -54,9 +56,20 @@ def build(name: str, photos_file: Path, scale: float) -> None:
     save(name, model, tokenizer, ZOO / name)
 
 
+def build_guide(photos_file: Path, scale: float) -> None:
+    torch.manual_seed(SEEDS["guide"])
+    model, tokenizer = guide.make()
+    photos = load_photos(photos_file) if photos_file.exists() else None
+    guide.teach(
+        model, tokenizer, WORK / "guide.pt", int(GUIDE_STEPS * scale),
+        lambda step: lessons(SEEDS["guide"] * 1000 + step, 64, 64, photos, n_questions=0),
+    )
+    guide.save(model, tokenizer, ZOO / "guide")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", default=["llava", "blip2"])
+    parser.add_argument("names", nargs="*", default=["llava", "blip2", "guide"])
     parser.add_argument("--photos", type=Path, default=ZOO.parents[2] / "shared/data/cifar10/train.parquet")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies every number of steps")
@@ -64,7 +77,10 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     WORK.mkdir(exist_ok=True)
     for name in arguments.names:
-        build(name, arguments.photos, arguments.scale)
+        if name == "guide":
+            build_guide(arguments.photos, arguments.scale)
+        else:
+            build(name, arguments.photos, arguments.scale)
 
 
 if __name__ == "__main__":
