@@ -23,7 +23,7 @@ from teach import EyeHeads, eye_loss, language_loss, language_parameters, run  #
 ZOO = Path(__file__).parent
 WORK = ZOO / "_work"
 # Scenes alone come first: on a mixture from the start the eye takes far longer to tell kinds apart.
-EYE_STEPS = {"llava": (800, 1800), "blip2": (1300, 1700)}
+EYE_STEPS = {"llava": (800, 1800), "blip2": (1300, 2300)}
 LANGUAGE_STEPS = {"llava": 1500, "blip2": 1500}
 GUIDE_STEPS = 1200
 N_KEPT = 32  # of the 64 patches of a photo, while the eye learns

@@ -6,7 +6,8 @@
 """
 
 from . import errors
+from ._doctor import doctor
 from ._image import ImageLike, read_image
 from ._task import Answer, Ranked, Task, View, load, tasks
 
-__all__ = ["Answer", "ImageLike", "Ranked", "Task", "View", "errors", "load", "read_image", "tasks"]
+__all__ = ["Answer", "ImageLike", "Ranked", "Task", "View", "doctor", "errors", "load", "read_image", "tasks"]

@@ -69,7 +69,7 @@ def load(
     Raises BundleError for a bundle that is missing, damaged, of a newer format or without its base;
     ProviderError for a provider that is unknown or does not start.
     """
-    folder = _find(task)
+    folder = find(task)
     manifest = read_task_manifest(folder / "manifest.json")
     base_manifest = read_base_manifest(folder / "base" / "manifest.json")
     if base_manifest.digest != manifest.base_digest:
@@ -290,7 +290,8 @@ class View:
         return rows
 
 
-def _find(task: str | os.PathLike[str]) -> Path:
+def find(task: str | os.PathLike[str]) -> Path:
+    """The folder of a bundle that is given by path or by name; raises BundleError where there is none."""
     path = Path(task)
     if (path / "manifest.json").is_file():
         return path

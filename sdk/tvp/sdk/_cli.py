@@ -1,0 +1,154 @@
+"""The `tvp` command. Sub-commands live in their packages and are imported only when they are called."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from .errors import TvpError
+
+# name -> (module, attribute, what the help says, the extra that it needs)
+COMMANDS: dict[str, tuple[str, str, str, str]] = {
+    "train": ("tvp.trainer.cli", "train", "Learn a prompt on frozen models.", "train"),
+    "eval": ("tvp.trainer.cli", "evaluate", "Measure models with and without prompts.", "train"),
+    "export": ("tvp.export.cli", "export", "Turn a model and a prompt into a task bundle.", "export"),
+    "ask": ("tvp.sdk._cli", "ask", "Ask a task about a picture.", ""),
+    "check": ("tvp.sdk._cli", "check", "Replay a bundle's golden cases on this machine.", ""),
+    "inspect": ("tvp.sdk._cli", "inspect", "Show what a bundle is.", ""),
+    "doctor": ("tvp.sdk._cli", "doctor", "Show what this installation can run.", ""),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that imports a sub-command when it is asked for, and not before."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        module, attribute, _, extra = COMMANDS[name]
+        try:
+            command: click.Command = getattr(importlib.import_module(module), attribute)
+        except ImportError as error:
+            if not extra:
+                raise
+            raise click.ClickException(
+                f"`tvp {name}` needs more than is installed ({error.name or error} is missing). "
+                f"Install it with: pip install 'tvp[{extra}]'"
+            ) from error
+        return command
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, about) for name, (_, _, about, _) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="tvp")
+def cli() -> None:
+    """Teach frozen vision-language models tasks with a frame of pixels, and run them on the edge."""
+
+
+def main() -> None:
+    """Entry point of `tvp`: 0 if all of it succeeded, 1 for a failure, 2 for wrong usage."""
+    _run(cli, sys.argv[1:])
+
+
+def export_main() -> None:
+    """Entry point of `tvp-export`, the same as `tvp export`."""
+    _run(cli, ["export", *sys.argv[1:]])
+
+
+def _run(command: Callable[..., Any], arguments: list[str]) -> None:
+    try:
+        command(arguments, standalone_mode=True)
+    except TvpError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(1)
+
+
+@click.command()
+@click.argument("task")
+@click.argument("image")
+@click.argument("question", required=False)
+@click.option("--rank", is_flag=True, help="Score every label instead of answering freely.")
+@click.option("--label", "labels", multiple=True, help="A label to rank; give it once for each.")
+@click.option("--providers", default="auto", show_default=True, help="auto, cpu, cuda or tensorrt.")
+@click.option("--max-new-tokens", type=int, default=None, help="Longest answer, in tokens.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON with tokens, scores and timing.")
+def ask(
+    task: str, image: str, question: str | None, rank: bool, labels: tuple[str, ...], providers: str,
+    max_new_tokens: int | None, as_json: bool,
+) -> None:
+    """Ask TASK (a folder or a name) about IMAGE."""
+    from ._task import load
+
+    with load(task, providers=providers) as loaded:
+        if rank or labels:
+            ranked = loaded.rank(image, question, labels=labels or None)
+            if as_json:
+                click.echo(json.dumps([{"label": r.label, "score": r.score} for r in ranked]))
+            else:
+                for row in ranked:
+                    click.echo(f"{row.score:9.4f}  {row.label}")
+            return
+        answer = loaded.ask(image, question, max_new_tokens=max_new_tokens)
+        click.echo(
+            json.dumps({
+                "text": answer.text, "tokens": answer.tokens, "log_probabilities": answer.log_probabilities,
+                "timing": dict(answer.timing),
+            }) if as_json else answer.text
+        )
+
+
+@click.command()
+@click.argument("task")
+@click.option("--providers", default="auto", show_default=True, help="auto, cpu, cuda or tensorrt.")
+def check(task: str, providers: str) -> None:
+    """Replay the golden cases of TASK (a folder or a name) on this machine."""
+    from ._task import load
+
+    with load(task, providers=providers) as loaded:
+        report = loaded.check()
+    click.echo(f"{report['cases']} golden cases equal; largest difference {report['largest_difference']:.1e}")
+
+
+@click.command()
+@click.argument("task")
+def inspect(task: str) -> None:
+    """Show what the bundle TASK (a folder or a name) is, without loading it."""
+    from ._manifest import read_base_manifest, read_task_manifest
+    from ._task import find
+
+    folder = find(task)
+    manifest, base = read_task_manifest(folder / "manifest.json"), read_base_manifest(folder / "base" / "manifest.json")
+    megabytes = sum(e.size for files in (manifest.files, base.files) for e in files.values()) / 1e6
+    rows = {
+        "task": manifest.name, "question": manifest.question or "(given with each picture)",
+        "labels": ", ".join(manifest.labels) or "(open)", "model": manifest.provenance.get("model", "?"),
+        "family": base.family, "precision": base.precision, "image tokens": base.n_image_tokens,
+        "context": f"{base.n_positions} tokens", "base": manifest.base_digest, "size": f"{megabytes:.1f} MB",
+        "parity": json.dumps(manifest.parity),
+    }
+    for name, value in rows.items():
+        click.echo(f"{name:<13} {value}")
+
+
+@click.command()
+def doctor() -> None:
+    """Show versions, providers, cores and tasks of this installation."""
+    from ._doctor import doctor as diagnose
+
+    for name, value in diagnose().items():
+        click.echo(f"{name:<13} {value}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""`tvp train` and `tvp eval`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from . import families, tasks
+from .evaluate import accuracy
+from .prompt import Geometry, Prompt, write_whole
+from .train import TrainConfig, remove_run
+from .train import train as run_training
+
+_DEFAULTS = {f.name: f.default for f in fields(TrainConfig)}
+
+
+def _option(name: str, help: str, **more: Any) -> Any:
+    """An option whose default is the configuration's own."""
+    return click.option(f"--{name.replace('_', '-')}", name, default=_DEFAULTS[name], show_default=True, help=help, **more)
+
+
+@click.command()
+@click.option("-m", "--model", "models", multiple=True, required=True,
+              help="Source model: a folder, a hub id or zoo:NAME. Several are trained on together.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
+@_option("task", "Name of the task.")
+@_option("data", "scenes, a folder with train.parquet and test.parquet, or a .jsonl file.")
+@_option("guide", "CLIP model of TSE: open_clip NAME@TAG, hf-hub:…, a folder, or zoo:guide.")
+@_option("canvas", "Side of the canvas, px.")
+@_option("inner", "Side of the shrunk picture in it, px.")
+@_option("pixel_range", "Values of the frame.", type=click.Choice(["free", "image"]))
+@_option("fca", "Weight of Feature Consistency Alignment.")
+@_option("tse", "Weight of Task Semantics Enrichment; 0 needs no guide.")
+@_option("update", "How the frame follows its gradient.", type=click.Choice(["normalized", "adam"]))
+@_option("lr", "Learning rate: length of a step (normalized) or step of a pixel (adam).")
+@_option("batch", "Pictures a step.")
+@_option("questions", "Questions a picture, where the data has several.")
+@_option("steps", "Steps; 0 is one epoch.")
+@_option("warm_up", "Steps in which the rate rises.")
+@_option("n_train", "Scenes to draw.")
+@_option("n_validation", "Pictures split off for validation.")
+@_option("validate_every", "Steps between validations; 0 for the end only.")
+@_option("checkpoint_every", "Steps between checkpoints.")
+@_option("seed", "Seed of data order, scenes and split.")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1 …")
+@click.option("--restart", is_flag=True, help="Start anew where the folder holds a checkpoint.")
+def train(models: tuple[str, ...], output: Path, device: str, restart: bool, **options: Any) -> None:
+    """Learn a prompt on frozen models. A run that was cut off goes on from its checkpoint."""
+    config = TrainConfig(models=models, **options)
+    if restart:
+        remove_run(output)
+    result = run_training(config, output, device=device, quiet=None if sys.stderr.isatty() else True)
+    click.echo(f"validation accuracy {result.validations[-1]['accuracy']:.1%}")
+    click.echo(f"wrote {output / 'prompt.safetensors'}")
+
+
+@click.command(name="eval")
+@click.option("-m", "--model", "models", multiple=True, required=True, help="Folder, hub id or zoo:NAME.")
+@click.option("-p", "--prompt", "prompts", multiple=True, type=click.Path(path_type=Path), help="Prompt file.")
+@click.option("--task", "task_name", default="bad-camera", show_default=True, help="Name of the task.")
+@click.option("--data", default="scenes", show_default=True, help="scenes, a parquet folder or a .jsonl file.")
+@click.option("--n", default=1024, show_default=True, help="Pictures to ask about, at most.")
+@click.option("--canvas", default=224, show_default=True, help="Side of the canvas without a prompt, px.")
+@click.option("--inner", default=164, show_default=True, help="Side of the picture in a black frame, px.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the scenes.")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1 …")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the table as JSON.")
+def evaluate(
+    models: tuple[str, ...], prompts: tuple[Path, ...], task_name: str, data: str, n: int, canvas: int, inner: int,
+    seed: int, device: str, output: Path | None,
+) -> None:
+    """Measure models on test data: the full picture, a black frame, and each prompt."""
+    from .data import Subset
+
+    task = tasks.get(task_name)
+    loaded_prompts = {str(path): Prompt.load(path) for path in prompts}
+    for prompt in loaded_prompts.values():
+        canvas, inner = prompt.geometry.canvas, prompt.geometry.inner
+        prompt.frame = prompt.frame.to(device)
+    test = tasks.open_data(data, task, "test", n, seed)
+    test = Subset(test, range(min(n, len(test))))
+    geometry = Geometry(canvas, inner, task.fit)
+    shown: dict[str, tuple[Geometry, Prompt | None]] = {
+        "full picture": (Geometry(canvas, canvas, task.fit), None),
+        "black frame": (geometry, None),
+        **{name: (prompt.geometry, prompt) for name, prompt in loaded_prompts.items()},
+    }
+    rows = []
+    for model in models:
+        family = families.load(model, torch.device(device))
+        for name, (place, chosen) in shown.items():
+            result = accuracy(family, test, place, chosen, task, quiet=not sys.stderr.isatty())
+            rows.append({"model": model, "shown": name, "accuracy": result.accuracy, "low": result.low,
+                         "high": result.high, "n": result.n})
+            click.echo(f"{model:<24} {name:<32} {result}")
+    if output:
+        write_whole(output, (json.dumps(rows, indent=2) + "\n").encode())
