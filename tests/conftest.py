@@ -13,3 +13,19 @@ def cifar10() -> Path:
     if not (DATA / "test.parquet").exists():
         pytest.skip(f"the CIFAR-10 photos are not at {DATA.relative_to(DATA.parents[3])}")
     return DATA
+
+
+@pytest.fixture(scope="session", params=["llava", "blip2"])
+def bundle(request, tmp_path_factory) -> Path:
+    """An exported random model of each family; do not change it, copy it."""
+    from tests.bundles import make_bundle
+
+    return make_bundle(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="session")
+def one_bundle(tmp_path_factory) -> Path:
+    """One bundle, where the family does not matter; do not change it, copy it."""
+    from tests.bundles import make_bundle
+
+    return make_bundle("llava", tmp_path_factory.mktemp("one"))

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "samples" / "zoo"))
+import guide  # noqa: E402
 import models  # noqa: E402
 
 
@@ -21,4 +22,12 @@ def save_tiny(name: str, folder: Path) -> Path:
             if parameter.ndim > 1:
                 parameter.mul_(3.0)  # small starts make every token equally likely
     models.save(name, model, tokenizer, folder)
+    return folder
+
+
+def save_tiny_guide(folder: Path) -> Path:
+    """Save the guide's architecture with random weights."""
+    torch.manual_seed(0)
+    model, tokenizer = guide.make()
+    guide.save(model, tokenizer, folder)
     return folder

@@ -115,10 +115,10 @@ class CleanFeatures:
     @torch.no_grad()
     def __call__(self, indices: Sequence[int], canvas: Float[Tensor, "n 3 canvas canvas"]) -> Tensor:
         """Embeddings of the samples `indices`, whose clean canvases are given."""
-        if self._keep is not False:
-            rows = [self._of_group(i // self._group)[i % self._group] for i in indices if self._keep is not False]
-            if self._keep:
-                return torch.stack(rows)
+        if self._keep is None:
+            self._of_group(indices[0] // self._group)  # its size tells whether all will fit
+        if self._keep:
+            return torch.stack([self._of_group(i // self._group)[i % self._group] for i in indices])
         return self._family.see(self._family.to_pixels(canvas))
 
     def _of_group(self, group: int) -> Tensor:
@@ -127,9 +127,10 @@ class CleanFeatures:
             start = group * self._group
             members = range(start, min(start + self._group, len(self._data)))
             canvas = place([self._data[i].picture for i in members], self._geometry, self._family.device)
-            kept = self._kept[group] = self._family.see(self._family.to_pixels(canvas))
-            if self._keep is None:
-                self._keep = kept[0].nbytes * len(self._data) <= self._budget
+            kept = self._family.see(self._family.to_pixels(canvas))
+            self._keep = kept[0].nbytes * len(self._data) <= self._budget
+            if self._keep:
+                self._kept[group] = kept
         return kept
 
 

@@ -1,0 +1,131 @@
+"""Exporting: equal to PyTorch or nothing at all."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from tests.bundles import random_prompt
+from tests.tiny import save_tiny
+from tvp import sdk
+from tvp.export import bundle as bundle_module
+from tvp.export import graphs
+from tvp.export.attention import group_query_attention
+from tvp.export.bundle import export
+from tvp.sdk.errors import BundleError, CheckError
+from tvp.trainer import families, tasks
+
+
+def test_the_sdk_answers_as_the_unpatched_model(bundle):
+    """Tokens, scores and rank order, over questions and answers of every length."""
+    family = families.load(bundle.parent / "model")
+    rng = np.random.default_rng(2)
+    with sdk.load(bundle) as task:
+        for question in ("How many objects are there?", "What?", "Is there a red star or a blue one or a green one?"):
+            picture = rng.integers(0, 256, (50, 70, 3), np.uint8)
+            embeddings = family.see(torch.from_numpy(task.pixel_values(picture)))
+            tokens, logits = family.generate_tokens(embeddings, [question], 12)
+            answer = task.ask(picture, question, max_new_tokens=12)
+            assert list(answer.tokens) == tokens[0]
+            expected = logits[0].log_softmax(-1)[range(len(tokens[0])), tokens[0]]
+            assert np.allclose(answer.log_probabilities, expected.numpy(), atol=1e-4)
+            labels = ["yes", "a purple triangle and more", "3", "no way"]
+            scores = family.answer_scores(embeddings, [question], labels)[0]
+            ranked = task.rank(picture, question, labels=labels)
+            assert [row.label for row in ranked] == [labels[i] for i in scores.argsort(descending=True)]
+            assert np.allclose([row.score for row in ranked], scores.sort(descending=True).values.numpy(), atol=1e-4)
+
+
+def test_a_second_question_on_a_view_is_like_a_first(bundle):
+    picture = np.random.default_rng(4).integers(0, 256, (64, 64, 3), np.uint8)
+    questions = ["How many objects are there?", "What?", "Is there a red star?", "What?"]
+    with sdk.load(bundle) as task:
+        view = task.see(picture)
+        for question in questions:
+            again, fresh = view.ask(question), task.ask(picture, question)
+            assert again.tokens == fresh.tokens
+            assert np.allclose(again.log_probabilities, fresh.log_probabilities, atol=1e-5)
+            view.rank(question, labels=["a", "b c d"])  # and ranking leaves no trace
+
+
+def test_the_reference_operator_is_causal_attention():
+    """Appending token by token equals attending to everything at once."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 6, n * 8, generator=generator) for n in (4, 2, 2))
+    empty = torch.zeros(2, 2, 9, 8)
+
+    def run(start, stop, past):
+        lengths = torch.full((2,), stop - 1, dtype=torch.int32)
+        parts = [t[:, start:stop] for t in (q, k, v)]
+        return group_query_attention(*parts, *past, lengths, torch.tensor(stop, dtype=torch.int32), 4, 2, 8**-0.5)
+
+    whole, *_ = run(0, 6, (empty, empty))
+    split = [t.view(2, 6, -1, 8).transpose(1, 2) for t in (q, k, v)]
+    expected = torch.nn.functional.scaled_dot_product_attention(*split, is_causal=True, enable_gqa=True)
+    assert torch.allclose(whole, expected.transpose(1, 2).reshape(2, 6, -1), atol=1e-6)
+    first, *past = run(0, 3, (empty, empty))
+    rest = [first]
+    for i in range(3, 6):
+        one, *past = run(i, i + 1, past)
+        rest.append(one)
+    assert torch.allclose(torch.cat(rest, 1), whole, atol=1e-6)
+
+
+def test_the_model_is_left_as_it_was(tmp_path):
+    family = families.load(save_tiny("llava", tmp_path / "model"))
+    before = json.dumps(family.model.config.to_dict(), default=str)
+    implementation = family.decoder.config._attn_implementation
+    graphs.export_decoder(family, tmp_path / "decoder.onnx")
+    assert family.decoder.config._attn_implementation == implementation
+    assert json.dumps(family.model.config.to_dict(), default=str) == before
+
+
+def test_where_the_bundle_differs_nothing_is_written(tmp_path, monkeypatch):
+    """The gate must see a decoder that is wrong by one weight."""
+    model = save_tiny("llava", tmp_path / "model")
+    real = graphs.export_decoder
+
+    def slightly_wrong(family, file):
+        weight = family.decoder.layers[0].mlp.up_proj.weight
+        weight.data[3, 5] += 0.5
+        real(family, file)
+        weight.data[3, 5] -= 0.5
+
+    monkeypatch.setattr(bundle_module.graphs, "export_decoder", slightly_wrong)
+    with pytest.raises(CheckError, match=r"not equal to the PyTorch model.*\n.*logits differ") as caught:
+        export(model, tasks.get("count"), tmp_path / "out", prompt=random_prompt(), n_cases=4)
+    assert len(caught.value.differences) >= 4
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]
+
+
+def test_an_interrupted_export_leaves_nothing_behind(tmp_path, monkeypatch):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    model = save_tiny("llava", tmp_path / "model")
+    monkeypatch.setattr(bundle_module.parity, "measure", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export(model, tasks.get("count"), tmp_path / "out", prompt=random_prompt())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]
+
+
+def test_what_is_there_is_kept_unless_forced(one_bundle, tmp_path):
+    (tmp_path / "mine.txt").write_text("precious")
+    for force in (False, True):
+        with pytest.raises(BundleError, match=r"exists already|not a bundle"):
+            export("never loaded", tasks.get("count"), tmp_path, force=force)
+    assert (tmp_path / "mine.txt").read_text() == "precious"
+    with pytest.raises(BundleError, match="--force"):
+        export("never loaded", tasks.get("count"), one_bundle)
+
+
+def test_a_plain_model_is_exported_without_a_frame(tmp_path):
+    model = save_tiny("blip2", tmp_path / "model")
+    report = export(model, tasks.get("scenes"), tmp_path / "out", n_cases=4)
+    assert report.tokens_equal == report.n_cases == 4
+    assert not (tmp_path / "out" / "prompt.safetensors").exists()
+    with sdk.load(tmp_path / "out") as task:
+        assert task.check()["cases"] == 4

@@ -1,0 +1,74 @@
+"""The preprocessing graph against Pillow and torch: what training showed is what the edge shows."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from tvp.export.preprocess import preprocess_graph
+from tvp.trainer.families import PixelFormat
+from tvp.trainer.families._family import to_pixels
+from tvp.trainer.prompt import Geometry, Prompt
+
+FORMATS = {64: PixelFormat(64, (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)), 96: PixelFormat(96, (0.5,) * 3, (0.5,) * 3)}
+
+
+def photo_like(height, width, seed=0):
+    """Smooth with edges, as pictures are; white noise would test nothing but overshoot."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0:height, 0:width]
+    picture = 128 + 90 * np.sin(x[..., None] / rng.uniform(5, 40, 3)) * np.cos(y[..., None] / rng.uniform(5, 40, 3))
+    picture[height // 3 : height // 2 + 1, width // 4 : width // 2 + 1] = rng.integers(0, 256, 3)
+    return np.clip(picture + rng.normal(0, 4, picture.shape), 0, 255).astype(np.uint8)
+
+
+def run(model, picture):
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return session.run(None, {"image": picture})[0]
+
+
+def make_prompt(geometry, pixel_range):
+    prompt = Prompt.start(geometry, pixel_range)
+    noise = torch.rand(prompt.frame.shape, generator=torch.Generator().manual_seed(3))
+    prompt.frame = (noise if pixel_range == "image" else noise * 3 - 1) * geometry.mask()
+    return prompt
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad"])
+@pytest.mark.parametrize("pixel_range", ["free", "image", None])
+@pytest.mark.parametrize("size", [64, 96])
+def test_equal_to_training_within_one_level(fit, pixel_range, size):
+    geometry = Geometry(64, 48, fit)
+    prompt = make_prompt(geometry, pixel_range) if pixel_range else None
+    model = preprocess_graph(geometry, FORMATS[size], prompt)
+    levels = np.reshape(FORMATS[size].std, (1, 3, 1, 1)) * 255
+    within = []
+    for height, width in ((48, 48), (480, 640), (61, 200), (300, 47), (31, 33), (1, 1), (2, 90), (1080, 1920)):
+        picture = photo_like(height, width)
+        canvas = geometry.place(torch.from_numpy(geometry.shrink(picture).copy())[None])
+        expected = to_pixels(prompt.on(canvas) if prompt else canvas, FORMATS[size]).detach().numpy()
+        given = run(model, picture)
+        assert given.shape == expected.shape == (1, 3, size, size)
+        gap = np.abs(given - expected) * levels
+        within.append(gap <= 1.001)  # float rounding around exactly one level
+    assert np.concatenate([w.ravel() for w in within]).mean() >= 0.999
+
+
+def test_an_unresized_picture_is_exact():
+    geometry = Geometry(64, 48)
+    prompt = make_prompt(geometry, "image")
+    picture = np.random.default_rng(0).integers(0, 256, (48, 48, 3), np.uint8)
+    canvas = prompt.on(geometry.place(torch.from_numpy(picture)[None]))
+    expected = to_pixels(canvas, FORMATS[64]).detach().numpy()
+    assert np.abs(run(preprocess_graph(geometry, FORMATS[64], prompt), picture) - expected).max() < 1e-6
+
+
+def test_without_a_frame_the_picture_fills_the_canvas():
+    model = preprocess_graph(Geometry(64, 64), FORMATS[64], None)
+    white = run(model, np.full((200, 100, 3), 255, np.uint8))
+    expected = (1 - np.array(FORMATS[64].mean)) / np.array(FORMATS[64].std)
+    assert np.allclose(white, expected.reshape(1, 3, 1, 1), atol=1e-6)

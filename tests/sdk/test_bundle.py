@@ -1,0 +1,161 @@
+"""Loading bundles: whole ones work, anything else is named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from tvp import sdk
+from tvp.sdk._manifest import FORMAT, seal
+from tvp.sdk.errors import BundleError, CheckError, ImageError, ProviderError, RequestError, TvpError
+
+PICTURE = np.zeros((10, 10, 3), np.uint8)
+
+
+@pytest.fixture
+def copy(one_bundle, tmp_path):
+    return shutil.copytree(one_bundle, tmp_path / "copy")
+
+
+def test_one_flipped_byte_in_any_file_is_named(copy):
+    rng = np.random.default_rng(0)
+    files = sorted(p for p in copy.rglob("*") if p.is_file())
+    assert len(files) > 10
+    for file in files:
+        whole = file.read_bytes()
+        for _ in range(5):
+            broken = bytearray(whole)
+            broken[rng.integers(len(broken))] ^= 1 << rng.integers(8)
+            file.write_bytes(broken)
+            with pytest.raises(BundleError, match=file.name.replace(".", r"\.")):
+                sdk.load(copy)
+        file.write_bytes(whole)
+    sdk.load(copy).close()
+
+
+def test_a_missing_or_shorter_file_is_named(copy):
+    file = copy / "base" / "decoder_model_merged.onnx"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-10])
+    with pytest.raises(BundleError, match=r"decoder_model_merged\.onnx is damaged: it has"):
+        sdk.load(copy)
+    file.unlink()
+    with pytest.raises(BundleError, match=r"decoder_model_merged\.onnx is missing"):
+        sdk.load(copy)
+
+
+def test_a_newer_format_says_update(copy):
+    content = json.loads((copy / "manifest.json").read_text())
+    content["format"] = FORMAT + 1
+    (copy / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(BundleError, match=rf"format {FORMAT + 1}.*Update"):
+        sdk.load(copy)
+
+
+def test_another_base_is_refused(copy, bundle):
+    other = json.loads((copy / "base" / "manifest.json").read_text())
+    other["n_positions"] = 77
+    (copy / "base" / "manifest.json").write_bytes(seal(other))
+    with pytest.raises(BundleError, match="was exported with the base"):
+        sdk.load(copy)
+
+
+def test_a_manifest_may_not_name_files_elsewhere(copy):
+    content = json.loads((copy / "manifest.json").read_text())
+    for name in ("../outside", "/etc/passwd", "a/../../b", "C:\\x", "a\\b"):
+        content["files"] = {name: {"size": 1, "sha256": "0"}}
+        (copy / "manifest.json").write_bytes(seal(content))
+        with pytest.raises(BundleError, match="outside of the bundle"):
+            sdk.load(copy)
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000, b'{"format": "1"}'])
+def test_nonsense_manifests_are_bundle_errors(copy, data):
+    (copy / "manifest.json").write_bytes(data)
+    with pytest.raises(BundleError, match=r"manifest\.json"):
+        sdk.load(copy)
+
+
+def test_missing_bundles_are_named_with_neighbours(one_bundle, tmp_path, monkeypatch):
+    monkeypatch.setenv("TVP_HOME", str(tmp_path))
+    with pytest.raises(BundleError, match="no bundle 'count'"):
+        sdk.load("count")
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "count").symlink_to(one_bundle)
+    assert sdk.tasks() == ["count"]
+    sdk.load("count").close()
+    with pytest.raises(BundleError, match="Did you mean count"):
+        sdk.load("counts")
+    with pytest.raises(BundleError, match=r"no manifest\.json"):
+        sdk.load(tmp_path)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(BundleError, match="is a file"):
+        sdk.load(tmp_path / "file")
+
+
+def test_unknown_providers_list_what_is_available(one_bundle):
+    with pytest.raises(ProviderError, match=r"'cpuu' is not available.*CPUExecutionProvider.*Did you mean cpu"):
+        sdk.load(one_bundle, providers="cpuu")
+    with pytest.raises(ProviderError, match="not available"):
+        sdk.load(one_bundle, providers=[("NoSuchProvider", {})])
+    with pytest.raises(ProviderError, match="No provider"):
+        sdk.load(one_bundle, providers=[])
+
+
+def test_bad_questions_and_options_are_refused(one_bundle):
+    with sdk.load(one_bundle) as task:
+        for question, says in (
+            ("x" * 100_000, "100,000 characters"), ("", "empty"), ("  \n", "empty"), (7, "empty"),
+            ("what is <image>?", "special token"), ("word " * 1000, "at most 512"),
+        ):
+            with pytest.raises(RequestError, match=says):
+                task.ask(PICTURE, question)
+        for limit in (0, -1, 1.5, True):
+            with pytest.raises(RequestError, match="max_new_tokens"):
+                task.ask(PICTURE, "What?", max_new_tokens=limit)
+        for labels in ([], [""], [3]):
+            with pytest.raises(RequestError, match="label"):
+                task.rank(PICTURE, "What?", labels=labels)
+        with pytest.raises(ImageError):
+            task.ask(b"", "What?")
+        assert str(task.ask(PICTURE, "What?"))is not None  # and it still answers
+
+
+def test_the_tasks_own_question_and_labels_are_the_default(one_bundle):
+    with sdk.load(one_bundle) as task:
+        assert task.ask(PICTURE).tokens == task.ask(PICTURE, "How many objects are there?").tokens
+        assert sorted(row.label for row in task.rank(PICTURE)) == ["1", "2", "3", "4"]
+
+
+def test_a_closed_task_says_so(one_bundle):
+    task = sdk.load(one_bundle)
+    task.close()
+    with pytest.raises(RequestError, match="is closed"):
+        task.ask(PICTURE, "What?")
+
+
+def test_two_tasks_on_one_base_share_its_sessions(one_bundle, copy):
+    with sdk.load(one_bundle) as a, sdk.load(copy) as b:
+        assert a.base is b.base
+
+
+def test_check_replays_the_golden_cases_and_lists_differences(copy):
+    with sdk.load(copy) as task:
+        assert task.check()["cases"] == 4
+    file = copy / "golden" / "cases.json"
+    cases = json.loads(file.read_text())
+    cases[0]["tokens"][0] += 1
+    cases[1]["log_probabilities"][0] -= 0.5
+    file.write_text(json.dumps(cases))
+    with sdk.load(copy, verify_files=False) as task, pytest.raises(CheckError) as caught:
+        task.check()
+    assert len(caught.value.differences) == 2
+    assert isinstance(caught.value, TvpError)
+
+
+def test_doctor_tells_what_runs():
+    facts = sdk.doctor()
+    assert "CPUExecutionProvider" in facts["providers"]

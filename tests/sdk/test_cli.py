@@ -1,0 +1,49 @@
+"""The command line: output, exit codes, messages."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+def tvp(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "tvp.sdk._cli", *map(str, arguments)], capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.fixture
+def picture(tmp_path):
+    file = tmp_path / "picture.png"
+    Image.fromarray(np.full((20, 20, 3), 90, np.uint8)).save(file)
+    return file
+
+
+def test_ask_check_inspect_and_doctor(one_bundle, picture):
+    answer = json.loads(tvp("ask", one_bundle, picture, "What?", "--json").stdout)
+    assert set(answer) == {"text", "tokens", "log_probabilities", "timing"}
+    assert len(tvp("ask", one_bundle, picture, "--rank").stdout.splitlines()) == 4
+    assert "4 golden cases equal" in tvp("check", one_bundle).stdout
+    assert "llava" in tvp("inspect", one_bundle).stdout
+    assert "CPUExecutionProvider" in tvp("doctor").stdout
+
+
+def test_failures_exit_1_with_one_message_and_usage_exits_2(one_bundle, picture, tmp_path):
+    for arguments, says in (
+        (("ask", one_bundle, tmp_path / "gone.png", "What?"), "cannot be read"),
+        (("ask", tmp_path / "none", picture, "What?"), "no bundle"),
+        (("ask", one_bundle, picture, "What?", "--providers", "abacus"), "not available"),
+        (("check", tmp_path), "manifest.json"),
+    ):
+        done = tvp(*arguments)
+        assert done.returncode == 1
+        assert done.stderr.startswith("Error: ")
+        assert says in done.stderr
+        assert "Traceback" not in done.stderr
+    assert tvp("ask").returncode == 2
+    assert tvp("nonsense").returncode == 2

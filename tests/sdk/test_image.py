@@ -1,0 +1,105 @@
+"""Pictures of every kind: the right pixels or an ImageError."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tvp.sdk import read_image
+from tvp.sdk.errors import ImageError
+
+
+def encode(image, format="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def picture():
+    return np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+
+
+def test_every_source_gives_the_same_pixels(picture, tmp_path):
+    image = Image.fromarray(picture)
+    data = encode(image)
+    (tmp_path / "a.png").write_bytes(data)
+    for source in (picture, image, data, tmp_path / "a.png", str(tmp_path / "a.png")):
+        assert (read_image(source) == picture).all()
+
+
+def test_exif_orientation_is_applied(picture):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned by 90 degrees
+    turned = read_image(encode(Image.fromarray(picture), exif=exif))
+    assert (turned == np.rot90(picture, -1)).all()
+
+
+def test_modes_are_converted():
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    expected = np.repeat(grey[:, :, None], 3, 2)
+    assert (read_image(encode(Image.fromarray(grey))) == expected).all()
+    assert (read_image(encode(Image.fromarray(grey.astype(np.uint16) * 257))) == expected).all()
+    assert (read_image(Image.fromarray(grey.astype(np.float32) / 255)) == expected).all()
+    palette = Image.fromarray(np.full((4, 4, 3), [10, 200, 30], np.uint8)).quantize(4)
+    assert (read_image(encode(palette)) == [10, 200, 30]).all()
+    cmyk = Image.new("CMYK", (4, 4), (0, 255, 255, 0))
+    assert np.abs(read_image(encode(cmyk, "JPEG")).astype(int) - [255, 0, 0]).max() < 8
+
+
+def test_alpha_is_laid_on_black():
+    clear = Image.new("RGBA", (4, 4), (200, 100, 50, 0))
+    half = Image.new("RGBA", (4, 4), (200, 100, 50, 128))
+    assert (read_image(encode(clear)) == 0).all()
+    assert np.abs(read_image(encode(half)).astype(int) - [100, 50, 25]).max() <= 1
+
+
+def test_an_animation_gives_its_first_frame():
+    frames = [Image.new("RGB", (6, 6), colour) for colour in ("red", "blue")]
+    data = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert (read_image(data) == [255, 0, 0]).all()
+
+
+def test_what_is_no_picture_is_refused(tmp_path):
+    (tmp_path / "text.jpg").write_text("hello")
+    (tmp_path / "empty.png").write_bytes(b"")
+    with pytest.raises(ImageError, match=r"text\.jpg is not a picture"):
+        read_image(tmp_path / "text.jpg")
+    with pytest.raises(ImageError, match=r"empty\.png is empty"):
+        read_image(tmp_path / "empty.png")
+    with pytest.raises(ImageError, match="cannot be read: No such file"):
+        read_image(tmp_path / "gone.png")
+    with pytest.raises(ImageError, match="cannot be read: Is a directory"):
+        read_image(tmp_path)
+    with pytest.raises(ImageError, match="int is not a picture"):
+        read_image(3)
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF"])
+def test_a_truncated_picture_is_an_error_or_the_picture(picture, format):
+    data = encode(Image.fromarray(picture), format)
+    whole = read_image(data)
+    for percent in range(100):
+        try:
+            read = read_image(data[: len(data) * percent // 100])
+        except ImageError:
+            continue
+        assert read.shape == whole.shape
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 3), (5, 5), (5, 5, 4), (5, 5, 3, 1)])
+def test_arrays_of_other_shapes_are_refused(shape):
+    with pytest.raises(ImageError, match="uint8"):
+        read_image(np.zeros(shape, np.uint8))
+    with pytest.raises(ImageError, match="float32"):
+        read_image(np.zeros((4, 4, 3), np.float32))
+
+
+def test_a_bomb_is_refused_before_it_is_decoded():
+    bomb = encode(Image.new("1", (30_000, 30_000)))
+    assert len(bomb) < 2_000_000
+    with pytest.raises(ImageError, match=r"30000 x 30000 pixels|too large"):
+        read_image(bomb)

@@ -1,0 +1,86 @@
+"""The sdk is light: what it imports, what it exports, and what the commands do without the extras."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+from tvp import sdk
+
+ALLOWED = {"numpy", "PIL", "tokenizers", "onnxruntime", "click", "tvp"}
+# What those bring along themselves.
+COMPANIONS = {"flatbuffers", "google", "packaging", "huggingface_hub", "coloredlogs", "humanfriendly", "mpmath", "sympy"}
+
+
+def run(code):
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def test_the_public_names():
+    assert sorted(sdk.__all__) == [
+        "Answer", "ImageLike", "Ranked", "Task", "View", "doctor", "errors", "load", "read_image", "tasks",
+    ]
+
+
+def test_importing_the_sdk_imports_nothing_heavy():
+    code = "import sys, json; from tvp import sdk; print(json.dumps(sorted({m.split('.')[0] for m in sys.modules})))"
+    loaded = set(json.loads(run(code)))
+    third_party = loaded - set(sys.stdlib_module_names) - ALLOWED - COMPANIONS
+    assert not {name for name in third_party if not name.startswith("_")}
+    assert not loaded & {"torch", "transformers", "onnxruntime", "click"}
+
+
+def test_asking_needs_neither_torch_nor_transformers(one_bundle):
+    code = f"""
+import sys, importlib.abc
+class Absent(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] in ('torch', 'transformers', 'optimum', 'onnx', 'safetensors'):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+import numpy as np
+from tvp import sdk
+with sdk.load({str(one_bundle)!r}) as task:
+    print(task.ask(np.zeros((9, 9, 3), np.uint8), 'What?').tokens)
+    print(task.check()['cases'])
+"""
+    assert run(code).split()[-1] == "4"
+
+
+def test_imports_run_one_way():
+    code = """
+import ast, pathlib, sys
+for package, forbidden in (('sdk', ('trainer', 'export')), ('trainer', ('export',))):
+    folder = pathlib.Path(__import__(f'tvp.{package}', fromlist=['x']).__file__).parent
+    for file in folder.rglob('*.py'):
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [node.module or ''] if isinstance(node, ast.ImportFrom) else (
+                [a.name for a in node.names] if isinstance(node, ast.Import) else [])
+            for name in names:
+                if any(name.startswith(f'tvp.{other}') for other in forbidden):
+                    print(file, name)
+"""
+    # The command line names other packages in strings only, and imports them when they are called.
+    assert run(code) == ""
+
+
+def test_a_command_without_its_extra_says_what_to_install():
+    code = """
+import sys, importlib.abc
+class Absent(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] in ('torch', 'transformers', 'jaxtyping'):
+            raise ModuleNotFoundError(name, name=name)
+sys.meta_path.insert(0, Absent())
+from click.testing import CliRunner
+from tvp.sdk._cli import cli
+result = CliRunner().invoke(cli, ['train', '--help'])
+print(result.exit_code, result.output)
+print(CliRunner().invoke(cli, ['ask', '--help']).exit_code)
+"""
+    said = run(code)
+    assert said.startswith("1 ")
+    assert "pip install 'tvp[train]'" in said
+    assert said.rstrip().endswith("0")

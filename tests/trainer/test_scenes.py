@@ -1,0 +1,95 @@
+"""Scenes: what a question answers is what was drawn."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tvp.trainer import scenes
+from tvp.trainer.scenes import Camera, Scene, Shape
+
+PLANTED = Scene(
+    (
+        Shape("circle", "red", 0.125, 0.125, 0.2),
+        Shape("star", "red", 0.625, 0.125, 0.2),
+        Shape("square", "blue", 0.125, 0.875, 0.2),
+    ),
+    (0.3, 0.3, 0.3),
+)
+
+
+def every_question(scene, topic, n=60):
+    rng = np.random.default_rng(0)
+    return {scenes.ask(scene, rng, topic) for _ in range(n)}
+
+
+def test_planted_number_kind_and_colour():
+    assert {q.answer for q in every_question(PLANTED, "number")} == {"3"}
+    assert {(q.text, q.answer) for q in every_question(PLANTED, "kind")} == {
+        ("What shape is the blue object?", "square")  # red is not asked: it would have two answers
+    }
+    assert {(q.text, q.answer) for q in every_question(PLANTED, "colour")} == {
+        ("What color is the circle?", "red"),
+        ("What color is the star?", "red"),
+        ("What color is the square?", "blue"),
+    }
+
+
+def test_absent_objects_are_made_of_the_pictures_own_colours_and_kinds():
+    absent = {q.text for q in every_question(PLANTED, "existence") if q.answer == "no"}
+    assert absent == {"Is there a red square?", "Is there a blue circle?", "Is there a blue star?"}
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=100, deadline=None)
+def test_answers_follow_from_the_shapes(seed):
+    rng = np.random.default_rng(seed)
+    scene = scenes.make_scene(rng)
+    assert 1 <= len(scene.shapes) <= len(scenes.COUNTS)
+    for topic in scenes.TOPICS:
+        question = scenes.ask(scene, rng, topic)
+        assert question.answer in question.labels
+        if question.topic == "existence":
+            named = question.text.removeprefix("Is there a ").removesuffix("?")
+            assert (named in {s.name for s in scene.shapes}) == (question.answer == "yes")
+
+
+def test_shapes_never_overlap_and_show_their_colour():
+    for _, scene, _ in islice(scenes.stream(3), 200):
+        picture = scenes.draw(scene, 64)
+        for shape in scene.shapes:
+            middle = picture[round(shape.y * 64), round(shape.x * 64)] / 255
+            assert np.abs(middle - scenes.COLOURS[shape.colour]).max() < 0.02, shape
+
+
+def test_a_seed_always_gives_the_same_scenes():
+    first, second = (list(islice(scenes.stream(5, 3), 4)) for _ in range(2))
+    assert all((a[0] == b[0]).all() and a[1:] == b[1:] for a, b in zip(first, second, strict=True))
+
+
+def test_chance_is_what_a_blind_guesser_reaches():
+    asked = [q for _, _, questions in islice(scenes.stream(1, 4), 1500) for q in questions]
+    rng = np.random.default_rng(0)
+    blind = np.mean([q.labels[rng.integers(len(q.labels))] == q.answer for q in asked])
+    assert abs(blind - scenes.CHANCE) < 0.02
+
+
+def test_yes_and_no_are_balanced():
+    asked = [q for _, _, questions in islice(scenes.stream(2, 4), 1500) for q in questions if q.topic == "existence"]
+    assert 0.45 < np.mean([q.answer == "yes" for q in asked]) < 0.55
+
+
+def test_the_bad_camera_dims_tints_and_keeps_its_range():
+    white = np.full((8, 8, 3), 255, np.uint8)
+    seen = Camera(dim=0.5, cast=(1.0, 0.5, 0.0)).shoot(white, np.random.default_rng(0))
+    assert (seen == [128, 64, 0]).all()
+    noisy = Camera(noise=0.1).shoot(np.full((64, 64, 3), 128, np.uint8), np.random.default_rng(0))
+    assert noisy.std() == pytest.approx(25.5, rel=0.05)
+
+
+def test_one_pixel_pictures_can_be_drawn():
+    assert scenes.draw(Scene((), (0.2, 0.4, 0.6)), 1).tolist() == [[[51, 102, 153]]]

@@ -1,0 +1,213 @@
+"""The training loop: it learns, it wastes nothing, and it survives being killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.tiny import save_tiny, save_tiny_guide
+from tvp.sdk.errors import DataError, RequestError
+from tvp.trainer import families, tasks
+from tvp.trainer import train as train_module
+from tvp.trainer.evaluate import accuracy, summarise
+from tvp.trainer.prompt import Geometry, Prompt
+from tvp.trainer.train import CleanFeatures, TrainConfig, train
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("zoo")
+    return save_tiny("llava", folder / "llava"), save_tiny_guide(folder / "guide")
+
+
+@pytest.fixture
+def config(zoo):
+    model, guide = zoo
+    return TrainConfig(
+        models=(str(model),), guide=str(guide), canvas=64, inner=48, batch=4, steps=6, questions=2, n_train=8,
+        n_validation=4, checkpoint_every=2, update="adam", lr=0.05,
+    )
+
+
+def test_the_loss_falls_and_only_the_frame_changes(config, zoo, tmp_path):
+    source = families.load(zoo[0])
+    before = {name: value.clone() for name, value in source.model.state_dict().items()}
+    result = train(replace(config, steps=20, fca=0.0, tse=0.0, lr=0.1), tmp_path, [source], quiet=True)
+    losses = [step["answer"] for step in result.steps]
+    assert np.mean(losses[-4:]) < np.mean(losses[:4])
+    mask = Geometry(64, 48).mask()
+    assert (result.prompt.frame * (1 - mask)).abs().max() == 0
+    assert (result.prompt.frame * mask).abs().max() > 0
+    assert all(torch.equal(value, before[name]) for name, value in source.model.state_dict().items())
+
+
+def test_the_gradient_is_that_of_the_formula(config, zoo):
+    """L = L_LM + fca · L_FCA - tse · S_TSE, taken here the long way, on one batch."""
+    config = replace(config, fca=0.3, tse=0.02)
+    source = families.load(zoo[0])
+    guide = train_module.Guide(zoo[1])
+    data = tasks.open_data("scenes", tasks.get("bad-camera"), "train", 4, 0)
+    prompt = Prompt.start(Geometry(64, 48), "free")
+    prompt.frame = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(1)) * prompt.geometry.mask()
+    clean = CleanFeatures(source, data, prompt.geometry, 4, 2**30)
+    _, gradient = train_module._gradient(config, [0, 1, 2, 3], data, [source], [clean], guide, prompt)
+
+    frame = prompt.frame.clone().requires_grad_(True)
+    total = torch.zeros(())
+    distances, logits = [], []
+    losses, n_tokens = [], []
+    for i in range(4):
+        sample = data[i]
+        inner = torch.from_numpy(prompt.geometry.shrink(sample.picture).copy())[None]
+        canvas = prompt.geometry.place(inner)
+        shown = canvas + frame * prompt.geometry.mask()
+        seen, unseen = source.see(source.to_pixels(shown)), source.see(source.to_pixels(canvas))
+        distances.append((seen - unseen).norm(dim=-1).mean())
+        logits.append(guide.task_semantics(shown, [sample.caption]))
+        for question in sample.questions[:2]:
+            losses.append(source.answer_loss(seen, [question.text], [question.answer]))
+            n_tokens.append(len(source.answer_ids(question.answer)))
+    answer = sum(a * n for a, n in zip(losses, n_tokens, strict=True)) / sum(n_tokens)
+    total = answer + 0.3 * torch.stack(distances).mean() - 0.02 * torch.stack(logits).mean()
+    (expected,) = torch.autograd.grad(total, frame)
+    assert torch.allclose(gradient, expected, atol=1e-5 * expected.abs().max())
+
+
+def test_the_prompted_picture_is_encoded_once_a_step_and_the_clean_one_once_ever(config, zoo, tmp_path, monkeypatch):
+    source = families.load(zoo[0])
+    seen = []
+    see = source.see
+    monkeypatch.setattr(source, "see", lambda pixels, q=None: seen.append(pixels.requires_grad) or see(pixels, q))
+    monkeypatch.setattr(train_module, "accuracy", lambda *a, **k: summarise(np.array([True])))
+    train(config, tmp_path, [source], quiet=True)  # 6 steps of 4 on 8 pictures: three epochs
+    assert seen.count(True) == 6
+    assert seen.count(False) == 2  # two groups of 4, although each picture is shown three times
+
+
+def test_beyond_its_budget_clean_features_are_computed_by_batch(zoo):
+    source = families.load(zoo[0])
+    data = tasks.open_data("scenes", tasks.get("scenes"), "train", 8, 0)
+    geometry = Geometry(64, 48)
+    kept = CleanFeatures(source, data, geometry, 4, 2**30)
+    forgetful = CleanFeatures(source, data, geometry, 4, 10)
+    canvas = train_module.place([data[i].picture for i in (1, 6)], geometry, torch.device("cpu"))
+    assert torch.allclose(kept([1, 6], canvas), forgetful([1, 6], canvas), atol=1e-5)
+    assert all(group is None for group in forgetful._kept)
+
+
+def test_a_resumed_run_ends_with_the_same_bits(config, zoo, tmp_path, monkeypatch):
+    whole = train(config, tmp_path / "whole", quiet=True).prompt.frame
+    calls = 0
+    real = train_module._gradient
+
+    def dies_in_step_five(*arguments):
+        nonlocal calls
+        calls += 1
+        if calls == 5:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(train_module, "_gradient", dies_in_step_five)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "cut", quiet=True)
+    assert not (tmp_path / "cut" / "prompt.safetensors").exists()
+    monkeypatch.setattr(train_module, "_gradient", real)
+    resumed = train(config, tmp_path / "cut", quiet=True)
+    assert torch.equal(resumed.prompt.frame, whole)
+    assert [step["step"] for step in resumed.steps] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_killed_process_goes_on_from_its_checkpoint(config, zoo, tmp_path):
+    whole = train(replace(config, steps=40), tmp_path / "whole", quiet=True).prompt.frame
+    command = [
+        sys.executable, "-m", "tvp.sdk._cli", "train", "-m", str(zoo[0]), "--guide", str(zoo[1]), "--canvas", "64",
+        "--inner", "48", "--batch", "4", "--steps", "40", "--questions", "2", "--n-train", "8", "--n-validation", "4",
+        "--checkpoint-every", "2", "--update", "adam", "--lr", "0.05", "-o", str(tmp_path / "cut"),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "cut" / "checkpoint.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    _, said = process.communicate()
+    assert (tmp_path / "cut" / "checkpoint.pt").exists(), said.decode()
+    assert not (tmp_path / "cut" / "prompt.safetensors").exists(), "it was not killed in the middle"
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    resumed = Prompt.load(tmp_path / "cut" / "prompt.safetensors")
+    assert torch.equal(resumed.frame, whole)
+    assert not list(Path(tmp_path / "cut").glob("*.tmp"))
+
+
+def test_another_configuration_does_not_continue_a_run(config, tmp_path):
+    train(config, tmp_path, quiet=True)
+    with pytest.raises(RequestError, match=r"lr: 0\.05 there, 0\.1 now.*--restart"):
+        train(replace(config, lr=0.1), tmp_path, quiet=True)
+
+
+def test_a_damaged_checkpoint_is_named(config, tmp_path):
+    (tmp_path / "checkpoint.pt").write_bytes(b"PK nonsense")
+    with pytest.raises(DataError, match=r"checkpoint\.pt is damaged"):
+        train(config, tmp_path, quiet=True)
+
+
+def test_the_image_range_stays_inside_the_box(config, tmp_path):
+    result = train(replace(config, pixel_range="image", lr=0.3, steps=8), tmp_path, quiet=True)
+    assert result.prompt.frame.min() >= 0
+    assert result.prompt.frame.max() <= 1
+
+
+def test_two_sources_are_averaged(config, zoo, tmp_path_factory, tmp_path):
+    other = save_tiny("blip2", tmp_path_factory.mktemp("blip2"))
+    result = train(replace(config, models=(str(zoo[0]), str(other)), steps=2), tmp_path, quiet=True)
+    assert len(result.prompt.facts["sources"]) == 2
+
+
+@pytest.mark.parametrize(
+    "change", [{"models": ()}, {"batch": 0}, {"fca": -1.0}, {"pixel_range": "wide"}, {"update": "sgd"}, {"inner": 99}]
+)
+def test_impossible_configurations_are_refused(config, change):
+    with pytest.raises(RequestError):
+        replace(config, **change)
+
+
+class Oracle:
+    """Answers every question with a fixed text; scores the second label best."""
+
+    device = torch.device("cpu")
+
+    def to_pixels(self, canvas):
+        return canvas
+
+    def see(self, pixels, questions=None):
+        return pixels.flatten(1)[:, None]
+
+    def generate(self, embeddings, questions, max_new_tokens):
+        return ["2"] * len(questions)
+
+    def answer_scores(self, embeddings, questions, candidates):
+        return torch.eye(len(candidates))[1].expand(len(questions), -1)
+
+
+def test_accuracy_counts_exact_matches_only():
+    data = tasks.open_data("scenes", tasks.get("count"), "test", 200, 0)
+    share = np.mean([q.answer == "2" for i in range(200) for q in data[i].questions])
+    free = accuracy(Oracle(), data, Geometry(64, 48))
+    closed = accuracy(Oracle(), data, Geometry(64, 48), task=tasks.get("count"))
+    assert free.accuracy == pytest.approx(share)
+    assert closed.accuracy == pytest.approx(share)  # label 1 of the counts is "2" as well
+    assert free.low < free.accuracy < free.high
+
+
+def test_the_interval_is_that_of_a_proportion():
+    result = summarise(np.arange(1000) < 300)
+    assert result.high - result.low == pytest.approx(2 * 1.96 * np.sqrt(0.3 * 0.7 / 1000), rel=0.1)
