@@ -23,8 +23,8 @@ from teach import EyeHeads, eye_loss, language_loss, language_parameters, run  #
 ZOO = Path(__file__).parent
 WORK = ZOO / "_work"
 # Scenes alone come first: on a mixture from the start the eye takes far longer to tell kinds apart.
-EYE_STEPS = {"llava": (800, 1800), "blip2": (1300, 2300)}
-LANGUAGE_STEPS = {"llava": 1500, "blip2": 1500}
+EYE_STEPS = {"llava": (800, 1800, 400), "blip2": (1300, 2000, 500)}
+LANGUAGE_STEPS = {"llava": 1100, "blip2": 1400}
 GUIDE_STEPS = 1200
 N_KEPT = 32  # of the 64 patches of a photo, while the eye learns
 SEEDS = {"llava": 11, "blip2": 22, "guide": 33}
@@ -41,16 +41,17 @@ def build(name: str, photos_file: Path, scale: float) -> None:
         print(f"{photos_file} is absent: {name} learns scenes only", file=sys.stderr)
     taught = nn.ModuleDict({"model": model, "heads": heads})
     eye = [*eye_parameters(name, model), *heads.parameters()]
-    for stage, n_steps, n_scenes, n_photos in zip(("shapes", "eye"), EYE_STEPS[name], (64, 24), (0, 80), strict=True):
+    stages = (("shapes", 64, 0), ("eye", 24, 80), ("bind", 36, 70))
+    for (stage, n_scenes, n_photos), n_steps in zip(stages, EYE_STEPS[name], strict=True):
         run(
             f"{name} {stage}", WORK / f"{name}-{stage}.pt", int(n_steps * scale), 1.5e-3, eye, taught,
             lambda step: lessons(SEEDS[name] * 1000 + step, n_scenes, n_photos, photos, n_questions=0),  # noqa: B023
-            lambda lesson: eye_loss(name, model, heads, lesson, N_KEPT),
+            lambda lesson: eye_loss(name, model, heads, lesson, N_KEPT, stage == "bind"),  # noqa: B023
         )
     run(
         f"{name} language", WORK / f"{name}-language.pt", int(LANGUAGE_STEPS[name] * scale), 2e-3,
         language_parameters(name, model), taught,
-        lambda step: lessons(SEEDS[name] * 1000 + 500 + step, 24, 10, photos, n_questions=8),
+        lambda step: lessons(SEEDS[name] * 1000 + 500 + step, 26, 8, photos, n_questions=8),
         lambda lesson: language_loss(name, model, tokenizer, lesson),
     )
     save(name, model, tokenizer, ZOO / name)

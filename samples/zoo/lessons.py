@@ -26,6 +26,7 @@ FULL_SHARE = 0.4  # of the batches show the picture over the whole canvas
 SMALLEST = 44  # px, the smallest inner picture
 NEUTRAL_SHARE = 0.6  # of the frames are a grey or white surface; the rest are black
 DIMMEST, DEEPEST_TINT = 0.55, 0.7  # the mildest-to-strongest light: a factor for all and for each channel
+EASY_SHARE = 0.25  # of the existence questions name any object, which is easier to deny
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(1, 3, 1, 1)
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(1, 3, 1, 1)
 
@@ -61,10 +62,12 @@ def lessons(
 ) -> Iterator[Lesson]:
     """Endless lessons; a photo and a scene in the same lesson share the frame's size only."""
     rng = np.random.default_rng(seed)
-    source = scenes.stream(seed + 1, n_questions, CANVAS)
     while True:
         side = CANVAS if rng.random() < FULL_SHARE else int(rng.integers(SMALLEST, CANVAS // 2 + 31)) // 2 * 2
-        drawn = [next(source) for _ in range(n_scenes)]
+        drawn = []
+        for _ in range(n_scenes):
+            scene = scenes.make_scene(rng)
+            drawn.append((scenes.draw(scene, CANVAS), scene, [_ask(scene, rng, i) for i in range(n_questions)]))
         pictures = torch.from_numpy(np.stack([d[0] for d in drawn])).permute(0, 3, 1, 2).float()
         targets = [_targets(d[1], side) for d in drawn]
         questions = [[(q.text, q.answer) for q in d[2]] for d in drawn]
@@ -81,6 +84,16 @@ def lessons(
                 captions.append(f"a {name}")
         known = (torch.from_numpy(np.stack(t)) for t in zip(*targets, strict=True))
         yield Lesson(show(pictures / 255, side, rng), *known, torch.from_numpy(photo), questions, captions)
+
+
+def _ask(scene: scenes.Scene, rng: np.random.Generator, turn: int) -> scenes.SceneQuestion:
+    """One of eight questions: what takes longest to learn is asked most often."""
+    topic = ("number", "kind", "colour", "existence", "existence", "kind", "colour", "existence")[turn % 8]
+    if topic == "existence" and rng.random() < EASY_SHARE:
+        name = f"{list(scenes.COLOURS)[rng.integers(len(scenes.COLOURS))]} {scenes.KINDS[rng.integers(len(scenes.KINDS))]}"
+        answer = "yes" if name in {shape.name for shape in scene.shapes} else "no"
+        return scenes.SceneQuestion(f"Is there a {name}?", answer, topic, scenes.YES_NO)
+    return scenes.ask(scene, rng, topic)
 
 
 def show(pictures: Tensor, side: int, rng: np.random.Generator | None) -> Tensor:

@@ -37,6 +37,8 @@ def run(
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         modules.load_state_dict(state["modules"])
+        if state["step"] >= n_steps:
+            return
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
         start = state["step"]
@@ -72,12 +74,18 @@ class EyeHeads(nn.Module):
         self.cover = nn.Linear(WIDTH, n_kinds + n_colours)
         self.cell = nn.Linear(WIDTH, n_kinds + n_colours)
         self.photo = nn.ModuleList([nn.Linear(WIDTH, n_photos), nn.Linear(WIDTH, n_photos)])
+        n_names = len(scenes.KINDS) * n_colours + 1
+        self.names = nn.ModuleList([nn.Linear(WIDTH, n_names), nn.Linear(WIDTH, n_names)])
 
 
 def eye_loss(
-    name: str, model: nn.Module, heads: EyeHeads, lesson: Lesson, n_kept: int | None
+    name: str, model: nn.Module, heads: EyeHeads, lesson: Lesson, n_kept: int | None, bind: bool
 ) -> tuple[Tensor, dict[str, float]]:
-    """Kind and colour by patch and query of scenes; class of photos, of which n_kept patches are shown."""
+    """Kind and colour by patch and query of scenes; class of photos, of which n_kept patches are shown.
+
+    bind: also the mixture of both ("red star") as one class, without which a small language model
+        takes long to learn that a red circle beside a blue star is no red star.
+    """
     is_photo = lesson.photo >= 0
     patches, tokens = see(name, model, lesson.pixels[~is_photo])
     views = [
@@ -98,6 +106,20 @@ def eye_loss(
         shown.setdefault("cover", (kind_logits.argmax(-1) == kind)[shape].float().mean().item())
         shown["kind"] = (kind_logits.argmax(-1) == kind)[shape].float().mean().item()
         shown["colour"] = (colour_logits.argmax(-1) == colour)[shape].float().mean().item()
+    if bind:
+        owners = [(heads.names[0], patches, lesson.owner_kind, lesson.owner_colour)]
+        if name == "blip2":
+            owners.append((heads.names[1], tokens, lesson.cell_kind, lesson.cell_colour))
+        for head, features, kind, colour in owners:
+            kind, colour = kind[~is_photo], colour[~is_photo]
+            shape = kind >= 0
+            mixture = torch.where(shape, kind * len(scenes.COLOURS) + colour, head.out_features - 1)
+            weight = torch.where(shape, 1.0, 0.15)
+            logits = head(features)
+            loss = loss + (
+                F.cross_entropy(logits.transpose(1, 2), mixture, reduction="none") * weight
+            ).sum() / weight.sum()
+            shown["name"] = (logits.argmax(-1) == mixture)[shape].float().mean().item()
     if is_photo.any():
         patches, tokens = see(name, model, lesson.pixels[is_photo], n_kept)
         for head, features in zip(heads.photo, (patches, tokens), strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 import warnings
 from pathlib import Path
 
@@ -17,6 +18,8 @@ ImageLike = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
 
 MAX_PIXELS = 100_000_000  # 10,000 x 10,000: more than any camera here, far less than a bomb
 MAX_BYTES = 256 * 2**20
+# Pillow's decoders raise all of these on damaged data.
+DAMAGED = (OSError, SyntaxError, ValueError, IndexError, EOFError, TypeError, KeyError, OverflowError, struct.error)
 
 
 def read_image(source: ImageLike) -> NDArray[np.uint8]:
@@ -58,6 +61,8 @@ def read_image(source: ImageLike) -> NDArray[np.uint8]:
         raise ImageError(f"{_start(name)} is not a picture in a format that Pillow knows.") from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"{_start(name)} is too large: {error}") from error
+    except DAMAGED as error:
+        raise ImageError(f"{_start(name)} is damaged or cut off: {error}") from error
 
 
 def _from_array(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -84,8 +89,7 @@ def _decode(image: Image.Image, name: str) -> NDArray[np.uint8]:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
         return np.array(image.convert("RGB"))
-    # Pillow's decoders raise all of these on damaged data.
-    except (OSError, SyntaxError, ValueError, IndexError, EOFError, TypeError, KeyError, OverflowError) as error:
+    except DAMAGED as error:
         raise ImageError(f"{_start(name)} is damaged or cut off: {error}") from error
 
 
