@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from tvp import sdk
 
 ALLOWED = {"numpy", "PIL", "tokenizers", "onnxruntime", "click", "tvp"}
@@ -24,9 +26,23 @@ def test_the_public_names():
     ]
 
 
+def test_every_public_name_is_there():
+    assert all(getattr(sdk, name) is not None for name in sdk.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'laod'"):
+        sdk.laod  # noqa: B018
+    assert set(sdk.__all__) <= set(dir(sdk))
+
+
 def test_importing_the_sdk_imports_nothing_heavy():
-    code = "import sys, json; from tvp import sdk; print(json.dumps(sorted({m.split('.')[0] for m in sys.modules})))"
-    loaded = set(json.loads(run(code)))
+    code = """
+import sys, json
+from tvp import sdk
+early = {m.split('.')[0] for m in sys.modules}
+[getattr(sdk, name) for name in sdk.__all__]
+print(json.dumps([sorted(early), sorted({m.split('.')[0] for m in sys.modules})]))
+"""
+    early, loaded = map(set, json.loads(run(code)))
+    assert not early & {"numpy", "PIL", "tokenizers"}
     third_party = loaded - set(sys.stdlib_module_names) - ALLOWED - COMPANIONS
     assert not {name for name in third_party if not name.startswith("_")}
     assert not loaded & {"torch", "transformers", "onnxruntime", "click"}

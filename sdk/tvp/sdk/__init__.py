@@ -3,11 +3,37 @@
     from tvp import sdk
     task = sdk.load("count")
     print(task.ask("shelf.jpg", "How many objects are there?"))
+
+The import itself loads nothing: numpy, pillow, tokenizers and onnxruntime come with the first use.
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from . import errors
-from ._doctor import doctor
-from ._image import ImageLike, read_image
-from ._task import Answer, Ranked, Task, View, load, tasks
+
+if TYPE_CHECKING:
+    from ._doctor import doctor
+    from ._image import ImageLike, read_image
+    from ._task import Answer, Ranked, Task, View, load, tasks
 
 __all__ = ["Answer", "ImageLike", "Ranked", "Task", "View", "doctor", "errors", "load", "read_image", "tasks"]
+
+_HOMES = {
+    "_doctor": ("doctor",),
+    "_image": ("ImageLike", "read_image"),
+    "_task": ("Answer", "Ranked", "Task", "View", "load", "tasks"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f".{module}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

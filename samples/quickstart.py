@@ -1,0 +1,99 @@
+"""TVP in one go: a model fails at a task, a frame of pixels teaches it, the edge client answers.
+
+`make demo` runs this. It needs no network: the models are in samples/zoo. Everything it writes goes
+to the folder demo/, the page to look at is demo/report.html.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shutil
+import time
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from report import Row, write_report
+from tvp import sdk
+from tvp.export.bundle import export
+from tvp.trainer import families, tasks
+from tvp.trainer.data import Scenes
+from tvp.trainer.evaluate import accuracy
+from tvp.trainer.prompt import Geometry
+from tvp.trainer.scenes import CHANCE
+from tvp.trainer.train import TrainConfig, train
+
+SOURCE, TARGET = "zoo:llava", "zoo:blip2"
+FULL, FRAMED = Geometry(64, 64), Geometry(64, 48)
+CONFIG = TrainConfig(
+    models=(SOURCE,), task="bad-camera", guide="zoo:guide", canvas=64, inner=48, fca=0.002, tse=0.001,
+    update="adam", lr=0.03, batch=32, questions=4, steps=150, n_train=2048, n_validation=128, validate_every=50, seed=1,
+)
+N_TEST = 512  # held-out pictures with four questions each
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("-o", "--output", type=Path, default=Path("demo"))
+    parser.add_argument("--steps", type=int, default=CONFIG.steps)
+    arguments = parser.parse_args()
+    logging.getLogger("optimum").setLevel(logging.ERROR)
+    began = time.perf_counter()
+    output: Path = arguments.output
+    task = tasks.get(CONFIG.task)
+    print(f"The task: questions about scenes, seen through a camera that is {task.camera}.")
+
+    models = {name: families.load(name) for name in (SOURCE, TARGET)}
+    clean = Scenes(N_TEST, seed=900)
+    bad = Scenes(N_TEST, seed=900, camera=task.camera)
+    rows = []
+    for name, model in models.items():
+        row = Row(name, "trained on" if name == SOURCE else "never saw the prompt")
+        row.clean = accuracy(model, clean, FULL)
+        row.full = accuracy(model, bad, FULL)
+        row.black = accuracy(model, bad, FRAMED)
+        print(f"{name}: {row.clean} on clean scenes, {row.full} through the bad camera (chance {CHANCE:.0%})")
+        rows.append(row)
+
+    print(f"\nTraining a frame of {FRAMED.edge} px on {SOURCE}; no weight of any model changes.")
+    run = output / "run"
+    shutil.rmtree(run, ignore_errors=True)
+    config = TrainConfig(**{**vars(CONFIG), "steps": arguments.steps})
+    trained = train(config, run, [models[SOURCE]])
+    for row in rows:
+        row.prompted = accuracy(models[row.model], bad, FRAMED, trained.prompt)
+        print(f"{row.model}: {row.full.accuracy:.1%} -> {row.prompted.accuracy:.1%} with the prompt ({row.role})")
+
+    print("\nExporting both models with the prompt baked in, compared with PyTorch:")
+    for row in rows:
+        folder = output / "tasks" / f"bad-camera-{row.model.removeprefix('zoo:')}"
+        row.parity = export(
+            row.model, task, folder, prompt=trained.prompt, family=models[row.model], data=bad, n_cases=24, force=True
+        )
+        print(f"{folder}: {row.parity.tokens_equal} of {row.parity.n_cases} answers equal, "
+              f"logits within {row.parity.logits:.0e}")
+
+    print("\nAsking on the edge, without PyTorch:")
+    pictures = output / "pictures"
+    pictures.mkdir(parents=True, exist_ok=True)
+    answers = []
+    with sdk.load(output / "tasks" / "bad-camera-llava") as loaded:
+        for i in range(3):
+            sample = bad[i]
+            file = pictures / f"{i}.png"
+            Image.fromarray(sample.picture).save(file)
+            question = sample.questions[(i + 1) % 4]
+            answer = loaded.ask(file, question.text)
+            answers.append((file, question.text, str(answer), question.answer, answer.timing["total"]))
+            print(f"  {file}: {question.text} {answer}  (right: {question.answer}, {answer.timing['total'] * 1e3:.1f} ms)")
+
+    shown = [torch.from_numpy(FRAMED.shrink(bad[i].picture).copy()) for i in range(6)]
+    prompted = trained.prompt.on(FRAMED.place(torch.stack(shown)))
+    write_report(output / "report.html", rows, trained, [bad[i].picture for i in range(6)], prompted, answers, CHANCE)
+    print(f"\nWrote {output / 'report.html'} after {time.perf_counter() - began:.0f} s.")
+
+
+if __name__ == "__main__":
+    main()
