@@ -42,9 +42,11 @@ def main() -> None:
                     cases = [(s.picture, s.questions[0].text) for s in (data[i] for i in range(arguments.n))]
                     report = parity.measure(task, model, prompt.geometry, prompt, cases)
                     rows.append({"model": name, "data": source, **report.facts()})
-                    print(f"{name:<12} {source:<8} tokens {report.tokens_equal}/{report.n_cases}, end to end "
-                          f"{report.end_to_end_equal}/{report.n_cases}, logits {report.logits:.1e}, pixels within a "
-                          f"level {report.pixels_within_a_level:.4%}")
+                    print(
+                        f"{name:<12} {source:<8} tokens {report.tokens_equal}/{report.n_cases}, end to end "
+                        f"{report.end_to_end_equal}/{report.n_cases}, logits {report.logits:.1e}, pixels within a "
+                        f"level {report.pixels_within_a_level:.4%}"
+                    )
     if arguments.output:
         arguments.output.write_text(json.dumps(rows, indent=2) + "\n")
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-
 from report import Row, write_report
+
 from tvp import sdk
 from tvp.export.bundle import export
 from tvp.trainer import families, tasks
@@ -28,8 +28,22 @@ from tvp.trainer.train import TrainConfig, train
 SOURCE, TARGET = "zoo:llava", "zoo:blip2"
 FULL, FRAMED = Geometry(64, 64), Geometry(64, 48)
 CONFIG = TrainConfig(
-    models=(SOURCE,), task="bad-camera", guide="zoo:guide", canvas=64, inner=48, fca=0.002, tse=0.001,
-    update="adam", lr=0.03, batch=32, questions=4, steps=150, n_train=2048, n_validation=128, validate_every=50, seed=1,
+    models=(SOURCE,),
+    task="bad-camera",
+    guide="zoo:guide",
+    canvas=64,
+    inner=48,
+    fca=0.002,
+    tse=0.001,
+    update="adam",
+    lr=0.03,
+    batch=32,
+    questions=4,
+    steps=150,
+    n_train=2048,
+    n_validation=128,
+    validate_every=50,
+    seed=1,
 )
 N_TEST = 512  # held-out pictures with four questions each
 
@@ -72,8 +86,10 @@ def main() -> None:
         row.parity = export(
             row.model, task, folder, prompt=trained.prompt, family=models[row.model], data=bad, n_cases=24, force=True
         )
-        print(f"{folder}: {row.parity.tokens_equal} of {row.parity.n_cases} answers equal, "
-              f"logits within {row.parity.logits:.0e}")
+        print(
+            f"{folder}: {row.parity.tokens_equal} of {row.parity.n_cases} answers equal, "
+            f"logits within {row.parity.logits:.0e}"
+        )
 
     print("\nAsking on the edge, without PyTorch:")
     pictures = output / "pictures"
@@ -87,7 +103,9 @@ def main() -> None:
             question = sample.questions[(i + 1) % 4]
             answer = loaded.ask(file, question.text)
             answers.append((file, question.text, str(answer), question.answer, answer.timing["total"]))
-            print(f"  {file}: {question.text} {answer}  (right: {question.answer}, {answer.timing['total'] * 1e3:.1f} ms)")
+            print(
+                f"  {file}: {question.text} {answer}  (right: {question.answer}, {answer.timing['total'] * 1e3:.1f} ms)"
+            )
 
     shown = [torch.from_numpy(FRAMED.shrink(bad[i].picture).copy()) for i in range(6)]
     prompted = trained.prompt.on(FRAMED.place(torch.stack(shown)))

@@ -47,11 +47,18 @@ class Row:
 
 
 def write_report(
-    file: Path, rows: Sequence[Row], trained: TrainResult, pictures: Sequence[NDArray[np.uint8]], prompted: Tensor,
-    answers: Sequence[tuple[Path, str, str, str, float]], chance: float,
+    file: Path,
+    rows: Sequence[Row],
+    trained: TrainResult,
+    pictures: Sequence[NDArray[np.uint8]],
+    prompted: Tensor,
+    answers: Sequence[tuple[Path, str, str, str, float]],
+    chance: float,
 ) -> None:
     """Write the page; no other file is needed to look at it."""
-    levels = (prompted.detach().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()  # (n, 3, h, w) -> (n, h, w, 3)
+    levels = (
+        (prompted.detach().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    )  # (n, 3, h, w) -> (n, h, w, 3)
     table = "".join(_table_row(row) for row in rows)
     before = "".join(_figure(picture, "") for picture in pictures)
     after = "".join(_figure(picture, "") for picture in levels)
@@ -76,7 +83,8 @@ def write_report(
 <p><small>What the models are shown:</small></p><div class="row">{after}</div>
 <h2>Training</h2>{_curves(trained)}
 <h2>Asked through the sdk</h2>
-<table><tr><th>picture</th><th>question</th><th>answer</th><th>right answer</th><th class="n">time</th></tr>{asked}</table>
+<table><tr><th>picture</th><th>question</th><th>answer</th><th>right answer</th><th class="n">time</th></tr>
+{asked}</table>
 </html>
 """
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +112,12 @@ def _percent(value: Accuracy | None) -> str:
 def _image(picture: NDArray[np.uint8]) -> str:
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "PNG")
-    return f"<img class='px' alt='' src='data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}'>"
+    return _embedded(buffer, "px", "")
+
+
+def _embedded(png: io.BytesIO, kind: str, about: str) -> str:
+    data = base64.b64encode(png.getvalue()).decode()
+    return f"<img class='{kind}' alt='{about}' src='data:image/png;base64,{data}'>"
 
 
 def _figure(picture: NDArray[np.uint8], caption: str) -> str:
@@ -125,7 +138,9 @@ def _curves(trained: TrainResult) -> str:
         axis.plot(range(window, len(values) + 1), smooth, color="#2f6fde")
         axis.set_title(title, fontsize=10)
     axes[-1].plot(
-        [v["step"] for v in trained.validations], [v["accuracy"] * 100 for v in trained.validations], "o-",
+        [v["step"] for v in trained.validations],
+        [v["accuracy"] * 100 for v in trained.validations],
+        "o-",
         color="#0a7a3d",
     )
     axes[-1].set_title("validation accuracy, %", fontsize=10)
@@ -135,4 +150,4 @@ def _curves(trained: TrainResult) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=160)
     plt.close(figure)
-    return f"<img class='plot' alt='training curves' src='data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}'>"
+    return _embedded(buffer, "plot", "training curves")

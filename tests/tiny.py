@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "samples" / "zoo"))
-import guide  # noqa: E402
-import models  # noqa: E402
+import guide
+import models
 
 
 def save_tiny(name: str, folder: Path) -> Path:

@@ -15,10 +15,10 @@ import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent))
-import guide  # noqa: E402
-from lessons import lessons, load_photos  # noqa: E402
-from models import MAKERS, eye_parameters, make_tokenizer, save  # noqa: E402
-from teach import EyeHeads, eye_loss, language_loss, language_parameters, run  # noqa: E402
+import guide
+from lessons import lessons, load_photos
+from models import MAKERS, eye_parameters, make_tokenizer, save
+from teach import EyeHeads, eye_loss, language_loss, language_parameters, run
 
 ZOO = Path(__file__).parent
 WORK = ZOO / "_work"
@@ -44,13 +44,22 @@ def build(name: str, photos_file: Path, scale: float) -> None:
     stages = (("shapes", 64, 0), ("eye", 24, 80), ("bind", 36, 70))
     for (stage, n_scenes, n_photos), n_steps in zip(stages, EYE_STEPS[name], strict=True):
         run(
-            f"{name} {stage}", WORK / f"{name}-{stage}.pt", int(n_steps * scale), 1.5e-3, eye, taught,
+            f"{name} {stage}",
+            WORK / f"{name}-{stage}.pt",
+            int(n_steps * scale),
+            1.5e-3,
+            eye,
+            taught,
             lambda step: lessons(SEEDS[name] * 1000 + step, n_scenes, n_photos, photos, n_questions=0),  # noqa: B023
             lambda lesson: eye_loss(name, model, heads, lesson, N_KEPT, stage == "bind"),  # noqa: B023
         )
     run(
-        f"{name} language", WORK / f"{name}-language.pt", int(LANGUAGE_STEPS[name] * scale), 2e-3,
-        language_parameters(name, model), taught,
+        f"{name} language",
+        WORK / f"{name}-language.pt",
+        int(LANGUAGE_STEPS[name] * scale),
+        2e-3,
+        language_parameters(name, model),
+        taught,
         lambda step: lessons(SEEDS[name] * 1000 + 500 + step, 26, 8, photos, n_questions=8),
         lambda lesson: language_loss(name, model, tokenizer, lesson),
     )
@@ -62,7 +71,10 @@ def build_guide(photos_file: Path, scale: float) -> None:
     model, tokenizer = guide.make()
     photos = load_photos(photos_file) if photos_file.exists() else None
     guide.teach(
-        model, tokenizer, WORK / "guide.pt", int(GUIDE_STEPS * scale),
+        model,
+        tokenizer,
+        WORK / "guide.pt",
+        int(GUIDE_STEPS * scale),
         lambda step: lessons(SEEDS["guide"] * 1000 + step, 64, 64, photos, n_questions=0),
     )
     guide.save(model, tokenizer, ZOO / "guide")

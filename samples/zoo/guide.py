@@ -21,12 +21,24 @@ from teach import run
 CONFIG = {
     "embed_dim": 96,
     "vision_cfg": {
-        "image_size": models.CANVAS, "patch_size": models.PATCH, "width": 128, "layers": 3, "head_width": 32,
-        "mlp_ratio": 3.0, "patch_dropout": 0.4, "pool_type": "avg",
+        "image_size": models.CANVAS,
+        "patch_size": models.PATCH,
+        "width": 128,
+        "layers": 3,
+        "head_width": 32,
+        "mlp_ratio": 3.0,
+        "patch_dropout": 0.4,
+        "pool_type": "avg",
     },
     "text_cfg": {
-        "context_length": 40, "vocab_size": models.N_VOCAB, "width": 96, "heads": 4, "layers": 2, "pool_type": "eos",
-        "eos_id": 2, "hf_tokenizer_name": "tokenizer.json beside this file",
+        "context_length": 40,
+        "vocab_size": models.N_VOCAB,
+        "width": 96,
+        "heads": 4,
+        "layers": 2,
+        "pool_type": "eos",
+        "eos_id": 2,
+        "hf_tokenizer_name": "tokenizer.json beside this file",
     },
 }
 TEMPLATE = "this is a photo of {}"
@@ -70,8 +82,16 @@ def teach(
     model: nn.Module, tokenizer: PreTrainedTokenizerFast, checkpoint: Path, n_steps: int, lessons: object
 ) -> None:
     model.train()  # for its patch dropout
-    run("guide", checkpoint, n_steps, 1.5e-3, list(model.parameters()), model, lessons,  # type: ignore[arg-type]
-        lambda lesson: loss(model, tokenizer, lesson))
+    run(
+        "guide",
+        checkpoint,
+        n_steps,
+        1.5e-3,
+        list(model.parameters()),
+        model,
+        lessons,  # type: ignore[arg-type]
+        lambda lesson: loss(model, tokenizer, lesson),
+    )
     model.eval()
 
 
@@ -89,8 +109,10 @@ def save(model: nn.Module, tokenizer: PreTrainedTokenizerFast, folder: Path) -> 
 def zero_shot(model: nn.Module, tokenizer: PreTrainedTokenizerFast, batches: Iterator[tuple[Tensor, Tensor]]) -> float:
     """Share of photos whose best caption is their class."""
     ids = tokenizer(
-        [TEMPLATE.format(f"a {label}") for label in models.PHOTO_LABELS], padding="max_length",
-        max_length=CONFIG["text_cfg"]["context_length"], return_tensors="pt",
+        [TEMPLATE.format(f"a {label}") for label in models.PHOTO_LABELS],
+        padding="max_length",
+        max_length=CONFIG["text_cfg"]["context_length"],
+        return_tensors="pt",
     ).input_ids
     with torch.no_grad():
         read = F.normalize(model.encode_text(ids), dim=-1)

@@ -57,7 +57,10 @@ def load_photos(file: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 
 
 def lessons(
-    seed: int, n_scenes: int, n_photos: int, photos: tuple[NDArray[np.uint8], NDArray[np.int64]] | None,
+    seed: int,
+    n_scenes: int,
+    n_photos: int,
+    photos: tuple[NDArray[np.uint8], NDArray[np.int64]] | None,
     n_questions: int = 8,
 ) -> Iterator[Lesson]:
     """Endless lessons; a photo and a scene in the same lesson share the frame's size only."""
@@ -90,7 +93,9 @@ def _ask(scene: scenes.Scene, rng: np.random.Generator, turn: int) -> scenes.Sce
     """One of eight questions: what takes longest to learn is asked most often."""
     topic = ("number", "kind", "colour", "existence", "existence", "kind", "colour", "existence")[turn % 8]
     if topic == "existence" and rng.random() < EASY_SHARE:
-        name = f"{list(scenes.COLOURS)[rng.integers(len(scenes.COLOURS))]} {scenes.KINDS[rng.integers(len(scenes.KINDS))]}"
+        name = (
+            f"{list(scenes.COLOURS)[rng.integers(len(scenes.COLOURS))]} {scenes.KINDS[rng.integers(len(scenes.KINDS))]}"
+        )
         answer = "yes" if name in {shape.name for shape in scene.shapes} else "no"
         return scenes.SceneQuestion(f"Is there a {name}?", answer, topic, scenes.YES_NO)
     return scenes.ask(scene, rng, topic)

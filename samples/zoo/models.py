@@ -31,7 +31,7 @@ CANVAS = 64
 PATCH = 8
 WIDTH = 128
 N_QUERIES = scenes.GRID**2  # one query of the Q-Former a cell of the scene's grid
-PHOTO_LABELS = "airplane automobile bird cat deer dog frog horse ship truck".split()
+PHOTO_LABELS = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 PHOTO_QUESTIONS = ("What is in the photo?", "This is a photo of a")
 LAYOUTS = {
     "llava": ("USER: ", "\n{question} ASSISTANT:"),
@@ -54,22 +54,34 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     corpus = [f" {word}" for word in words]
     for before, after in LAYOUTS.values():
         corpus += [before + after.format(question=q) for q in questions]
-    corpus += [f"a photo of a {label}. a {c} {k} and a {c} {k}, this is a picture of"
-               for label in PHOTO_LABELS for c in scenes.COLOURS for k in scenes.KINDS]
+    corpus += [
+        f"a photo of a {label}. a {c} {k} and a {c} {k}, this is a picture of"
+        for label in PHOTO_LABELS
+        for c in scenes.COLOURS
+        for k in scenes.KINDS
+    ]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=N_VOCAB, special_tokens=[BOS, PAD, EOS, UNK, IMAGE],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False,
+        vocab_size=N_VOCAB,
+        special_tokens=[BOS, PAD, EOS, UNK, IMAGE],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(corpus * 4, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=BOS, pad_token=PAD, eos_token=EOS, unk_token=UNK,
-        additional_special_tokens=[IMAGE], padding_side="left", model_max_length=512,
+        tokenizer_object=tokenizer,
+        bos_token=BOS,
+        pad_token=PAD,
+        eos_token=EOS,
+        unk_token=UNK,
+        additional_special_tokens=[IMAGE],
+        padding_side="left",
+        model_max_length=512,
         model_input_names=["input_ids", "attention_mask"],
     )
 
@@ -77,18 +89,32 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 def make_llava(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
     """LLaVA: CLIP ViT with 8-px patches, two-layer MLP, Llama of four layers."""
     vision = CLIPVisionConfig(
-        hidden_size=WIDTH, intermediate_size=3 * WIDTH, num_hidden_layers=4, num_attention_heads=4,
-        image_size=CANVAS, patch_size=PATCH, projection_dim=WIDTH,
+        hidden_size=WIDTH,
+        intermediate_size=3 * WIDTH,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        image_size=CANVAS,
+        patch_size=PATCH,
+        projection_dim=WIDTH,
     )
     text = LlamaConfig(
-        vocab_size=N_VOCAB, hidden_size=WIDTH, intermediate_size=352, num_hidden_layers=4,
-        num_attention_heads=4, max_position_embeddings=512, tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        vocab_size=N_VOCAB,
+        hidden_size=WIDTH,
+        intermediate_size=352,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
     config = LlavaConfig(
-        vision_config=vision, text_config=text, vision_feature_layer=-1,
-        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE), image_seq_length=(CANVAS // PATCH) ** 2,
+        vision_config=vision,
+        text_config=text,
+        vision_feature_layer=-1,
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
+        image_seq_length=(CANVAS // PATCH) ** 2,
         tie_word_embeddings=True,
     )
     return LlavaForConditionalGeneration(config)
@@ -97,23 +123,45 @@ def make_llava(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGenerat
 def make_blip2(tokenizer: PreTrainedTokenizerFast) -> Blip2ForConditionalGeneration:
     """BLIP-2: ViT with 8-px patches, Q-Former with 16 queries, OPT of four layers."""
     vision = Blip2VisionConfig(
-        hidden_size=WIDTH, intermediate_size=3 * WIDTH, num_hidden_layers=4, num_attention_heads=4,
-        image_size=CANVAS, patch_size=PATCH,
+        hidden_size=WIDTH,
+        intermediate_size=3 * WIDTH,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        image_size=CANVAS,
+        patch_size=PATCH,
     )
     qformer = Blip2QFormerConfig(
-        vocab_size=8, hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=4, intermediate_size=2 * WIDTH,
-        cross_attention_frequency=1, encoder_hidden_size=WIDTH, max_position_embeddings=8,
-        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        vocab_size=8,
+        hidden_size=WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=2 * WIDTH,
+        cross_attention_frequency=1,
+        encoder_hidden_size=WIDTH,
+        max_position_embeddings=8,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
     )
     text = OPTConfig(
-        vocab_size=N_VOCAB, hidden_size=WIDTH, word_embed_proj_dim=WIDTH, ffn_dim=3 * WIDTH, num_hidden_layers=4,
-        num_attention_heads=4, max_position_embeddings=256, dropout=0.0, attention_dropout=0.0,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        vocab_size=N_VOCAB,
+        hidden_size=WIDTH,
+        word_embed_proj_dim=WIDTH,
+        ffn_dim=3 * WIDTH,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        max_position_embeddings=256,
+        dropout=0.0,
+        attention_dropout=0.0,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
     config = Blip2Config(
-        vision_config=vision.to_dict(), qformer_config=qformer.to_dict(), text_config=text.to_dict(),
-        num_query_tokens=N_QUERIES, image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
+        vision_config=vision.to_dict(),
+        qformer_config=qformer.to_dict(),
+        text_config=text.to_dict(),
+        num_query_tokens=N_QUERIES,
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
     )
     model = Blip2ForConditionalGeneration(config)
     # Its own start is zero, where the layer norm that follows blows the gradient up by 1 / sqrt(eps).
@@ -166,13 +214,15 @@ def save(name: str, model: nn.Module, tokenizer: PreTrainedTokenizerFast, folder
     model.float()
     if name == "llava":
         LlavaProcessor(
-            CLIPImageProcessor(size={"shortest_edge": CANVAS}, crop_size=size), tokenizer, patch_size=PATCH,
-            vision_feature_select_strategy="default", image_token=IMAGE, num_additional_image_tokens=1,
+            CLIPImageProcessor(size={"shortest_edge": CANVAS}, crop_size=size),
+            tokenizer,
+            patch_size=PATCH,
+            vision_feature_select_strategy="default",
+            image_token=IMAGE,
+            num_additional_image_tokens=1,
         ).save_pretrained(folder)
     else:
-        Blip2Processor(
-            BlipImageProcessor(size=size), tokenizer, num_query_tokens=N_QUERIES
-        ).save_pretrained(folder)
+        Blip2Processor(BlipImageProcessor(size=size), tokenizer, num_query_tokens=N_QUERIES).save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
     config["torch_dtype"] = config["dtype"] = "float16"
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 import models
 from lessons import Lesson
-from models import LAYOUTS, N_QUERIES, WIDTH, eye_parameters, project, see
+from models import LAYOUTS, WIDTH, eye_parameters, project, see
 from tvp.trainer import scenes
 
 CHECKPOINT_EVERY = 100
@@ -23,8 +23,14 @@ IGNORE = -100
 
 
 def run(
-    title: str, checkpoint: Path, n_steps: int, lr: float, parameters: list[nn.Parameter], modules: nn.Module,
-    lessons: Callable[[int], Iterator[Lesson]], loss_of: Callable[[Lesson], tuple[Tensor, dict[str, float]]],
+    title: str,
+    checkpoint: Path,
+    n_steps: int,
+    lr: float,
+    parameters: list[nn.Parameter],
+    modules: nn.Module,
+    lessons: Callable[[int], Iterator[Lesson]],
+    loss_of: Callable[[Lesson], tuple[Tensor, dict[str, float]]],
 ) -> None:
     """Minimise a loss with AdamW and a one-cycle rate; continue from `checkpoint` where it exists."""
     optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), weight_decay=0.05)
@@ -57,8 +63,12 @@ def run(
         if step % 20 == 0:
             bar.set_postfix({k: f"{v:.3f}" for k, v in smooth.items()}, refresh=False)
         if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == n_steps:
-            state = {"modules": modules.state_dict(), "optimizer": optimizer.state_dict(),
-                     "schedule": schedule.state_dict(), "step": step + 1}
+            state = {
+                "modules": modules.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "schedule": schedule.state_dict(),
+                "step": step + 1,
+            }
             temporary = checkpoint.with_suffix(".tmp")
             torch.save(state, temporary)
             os.replace(temporary, checkpoint)
@@ -116,9 +126,10 @@ def eye_loss(
             mixture = torch.where(shape, kind * len(scenes.COLOURS) + colour, head.out_features - 1)
             weight = torch.where(shape, 1.0, 0.15)
             logits = head(features)
-            loss = loss + (
-                F.cross_entropy(logits.transpose(1, 2), mixture, reduction="none") * weight
-            ).sum() / weight.sum()
+            loss = (
+                loss
+                + (F.cross_entropy(logits.transpose(1, 2), mixture, reduction="none") * weight).sum() / weight.sum()
+            )
             shown["name"] = (logits.argmax(-1) == mixture)[shape].float().mean().item()
     if is_photo.any():
         patches, tokens = see(name, model, lesson.pixels[is_photo], n_kept)
@@ -162,11 +173,15 @@ def language_loss(
     n_prefix = len(prefix) + n_image
     segment = torch.cat([torch.full((n_prefix,), -1), torch.arange(n_questions).repeat_interleave(length)])
     position = torch.cat([torch.arange(n_prefix), n_prefix + torch.arange(length).repeat(n_questions)])
-    visible = (position[:, None] >= position[None, :]) & ((segment[None, :] == -1) | (segment[:, None] == segment[None, :]))
+    visible = (position[:, None] >= position[None, :]) & (
+        (segment[None, :] == -1) | (segment[:, None] == segment[None, :])
+    )
     mask = torch.zeros(visible.shape).masked_fill(~visible, torch.finfo(torch.float32).min)[None, None]
     decoder = model.model.language_model if name == "llava" else model.language_model.model.decoder
     hidden = decoder(
-        inputs_embeds=embeddings, attention_mask=mask.expand(n, -1, -1, -1), position_ids=position.expand(n, -1),
+        inputs_embeds=embeddings,
+        attention_mask=mask.expand(n, -1, -1, -1),
+        position_ids=position.expand(n, -1),
         use_cache=False,
     ).last_hidden_state
     hidden = hidden[:, n_prefix:].reshape(-1, hidden.shape[-1])

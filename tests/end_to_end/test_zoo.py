@@ -56,9 +56,7 @@ def test_the_guide_tells_a_picture_from_another(cifar10):
     guide = Guide("zoo:guide")
     for data in (Scenes(64, seed=5), Subset(Parquet(cifar10, "test", "?"), range(64))):
         samples = [data[i] for i in range(64)]
-        canvas = torch.stack([
-            FULL.place(torch.from_numpy(FULL.shrink(s.picture).copy())[None])[0] for s in samples
-        ])
+        canvas = torch.stack([FULL.place(torch.from_numpy(FULL.shrink(s.picture).copy())[None])[0] for s in samples])
         captions = [s.caption for s in samples]
         right = guide.task_semantics(canvas, captions)
         wrong = guide.task_semantics(canvas, captions[1:] + captions[:1])
@@ -70,8 +68,16 @@ def exported(model, tmp_path_factory):
     """The zoo model with a prompt that was trained for a few steps, as a bundle."""
     folder = tmp_path_factory.mktemp("zoo")
     config = TrainConfig(
-        models=("zoo:llava",), guide="zoo:guide", canvas=64, inner=48, batch=8, steps=8, n_train=64, n_validation=8,
-        update="adam", lr=0.05,
+        models=("zoo:llava",),
+        guide="zoo:guide",
+        canvas=64,
+        inner=48,
+        batch=8,
+        steps=8,
+        n_train=64,
+        n_validation=8,
+        update="adam",
+        lr=0.05,
     )
     prompt = train(config, folder / "run", quiet=True).prompt
     export(model.model.config._name_or_path, tasks.get("bad-camera"), folder / "task", prompt=prompt, family=model)
@@ -104,8 +110,17 @@ def _assert_equal(folder: Path, model, prompt, cases) -> None:
 def test_a_real_photo_set_goes_all_the_way(cifar10, tmp_path):
     """Train on train.parquet, evaluate on test.parquet, export, ask about ten test photos."""
     config = TrainConfig(
-        models=("zoo:llava",), task="cifar10", data=str(cifar10), guide="zoo:guide", canvas=64, inner=48, batch=16,
-        steps=6, n_validation=64, update="adam", lr=0.02,
+        models=("zoo:llava",),
+        task="cifar10",
+        data=str(cifar10),
+        guide="zoo:guide",
+        canvas=64,
+        inner=48,
+        batch=16,
+        steps=6,
+        n_validation=64,
+        update="adam",
+        lr=0.02,
     )
     task = tasks.get("cifar10")
     model = families.load("zoo:llava")

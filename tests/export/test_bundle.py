@@ -7,9 +7,9 @@ import json
 import numpy as np
 import pytest
 import torch
-
 from tests.bundles import random_prompt
 from tests.tiny import save_tiny
+
 from tvp import sdk
 from tvp.export import bundle as bundle_module
 from tvp.export import graphs

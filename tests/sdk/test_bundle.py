@@ -108,8 +108,12 @@ def test_unknown_providers_list_what_is_available(one_bundle):
 def test_bad_questions_and_options_are_refused(one_bundle):
     with sdk.load(one_bundle) as task:
         for question, says in (
-            ("x" * 100_000, "100,000 characters"), ("", "empty"), ("  \n", "empty"), (7, "empty"),
-            ("what is <image>?", "special token"), ("word " * 1000, "at most 512"),
+            ("x" * 100_000, "100,000 characters"),
+            ("", "empty"),
+            ("  \n", "empty"),
+            (7, "empty"),
+            ("what is <image>?", "special token"),
+            ("word " * 1000, "at most 512"),
         ):
             with pytest.raises(RequestError, match=says):
                 task.ask(PICTURE, question)
@@ -121,7 +125,7 @@ def test_bad_questions_and_options_are_refused(one_bundle):
                 task.rank(PICTURE, "What?", labels=labels)
         with pytest.raises(ImageError):
             task.ask(b"", "What?")
-        assert str(task.ask(PICTURE, "What?"))is not None  # and it still answers
+        assert str(task.ask(PICTURE, "What?")) is not None  # and it still answers
 
 
 def test_the_tasks_own_question_and_labels_are_the_default(one_bundle):

@@ -12,7 +12,16 @@ from tvp import sdk
 
 ALLOWED = {"numpy", "PIL", "tokenizers", "onnxruntime", "click", "tvp"}
 # What those bring along themselves.
-COMPANIONS = {"flatbuffers", "google", "packaging", "huggingface_hub", "coloredlogs", "humanfriendly", "mpmath", "sympy"}
+COMPANIONS = {
+    "flatbuffers",
+    "google",
+    "packaging",
+    "huggingface_hub",
+    "coloredlogs",
+    "humanfriendly",
+    "mpmath",
+    "sympy",
+}
 
 
 def run(code):
@@ -22,7 +31,16 @@ def run(code):
 
 def test_the_public_names():
     assert sorted(sdk.__all__) == [
-        "Answer", "ImageLike", "Ranked", "Task", "View", "doctor", "errors", "load", "read_image", "tasks",
+        "Answer",
+        "ImageLike",
+        "Ranked",
+        "Task",
+        "View",
+        "doctor",
+        "errors",
+        "load",
+        "read_image",
+        "tasks",
     ]
 
 

@@ -36,20 +36,27 @@ def png(colour):
 
 def write_parquet(folder, images, labels, names=("cat", "dog"), split="train"):
     about = {"info": {"features": {"label": {"names": list(names)}}}}
-    table = pa.table({
-        "image": pa.array([{"bytes": data, "path": None} for data in images],
-                          pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
-        "label": pa.array(labels, pa.int64()),
-    }).replace_schema_metadata({"huggingface": json.dumps(about)})
+    table = pa.table(
+        {
+            "image": pa.array(
+                [{"bytes": data, "path": None} for data in images],
+                pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
+            ),
+            "label": pa.array(labels, pa.int64()),
+        }
+    ).replace_schema_metadata({"huggingface": json.dumps(about)})
     pq.write_table(table, folder / f"{split}-00000.parquet")
 
 
 def test_jsonl_rows_come_as_written(tmp_path, picture):
-    file = write_jsonl(tmp_path, [
-        {"image": picture, "question": "What?", "answer": "a dog", "labels": ["a dog", "a cat"]},
-        "",
-        {"image": picture, "question": "Why?", "answer": "x", "caption": "a red x"},
-    ])
+    file = write_jsonl(
+        tmp_path,
+        [
+            {"image": picture, "question": "What?", "answer": "a dog", "labels": ["a dog", "a cat"]},
+            "",
+            {"image": picture, "question": "Why?", "answer": "x", "caption": "a red x"},
+        ],
+    )
     data = Jsonl(file)
     assert len(data) == 2
     assert data[0].picture.shape == (4, 5, 3)

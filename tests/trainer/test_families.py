@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.tiny import save_tiny
 from transformers import AutoProcessor
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from tests.tiny import save_tiny
 from tvp.sdk.errors import ModelError, RequestError
 from tvp.trainer import families
 
@@ -70,9 +70,7 @@ def test_loss_of_a_batch_is_the_mean_over_its_tokens(loaded, pictures):
     family, _ = loaded
     embeddings = family.see(family.to_pixels(canvases(pictures)))
     counts = [len(family.answer_ids(a)) for a in ANSWERS]
-    single = [
-        family.answer_loss(embeddings[i : i + 1], [QUESTIONS[i]], [ANSWERS[i]]) * counts[i] for i in range(3)
-    ]
+    single = [family.answer_loss(embeddings[i : i + 1], [QUESTIONS[i]], [ANSWERS[i]]) * counts[i] for i in range(3)]
     whole = family.answer_loss(embeddings, QUESTIONS, ANSWERS)
     assert torch.allclose(whole, sum(single) / sum(counts), atol=1e-5)
 

@@ -7,8 +7,8 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
-
 from tests.tiny import save_tiny_guide
+
 from tvp.sdk.errors import ModelError
 from tvp.trainer.losses import Guide, feature_consistency
 from tvp.trainer.update import Update
@@ -16,7 +16,9 @@ from tvp.trainer.update import Update
 
 def test_feature_consistency_is_the_mean_distance_not_squared():
     prompted, clean = torch.randn(2, 5, 7), torch.randn(2, 5, 7)
-    expected = np.mean([np.linalg.norm(a - b) for a, b in zip(prompted.reshape(-1, 7), clean.reshape(-1, 7))])
+    expected = np.mean(
+        [np.linalg.norm(a - b) for a, b in zip(prompted.reshape(-1, 7), clean.reshape(-1, 7), strict=False)]
+    )
     assert feature_consistency(prompted, clean).item() == pytest.approx(expected, rel=1e-6)
 
 

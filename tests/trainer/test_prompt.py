@@ -113,7 +113,7 @@ def test_damaged_missing_and_newer_files_are_refused(tmp_path):
             Prompt.load(file)
     about = {"format": "2", "geometry": json.dumps(vars(prompt.geometry)), "pixel_range": "free", "facts": "{}"}
     save_file({"frame": prompt.frame}, file, about)
-    with pytest.raises(DataError, match="format 2.*Update"):
+    with pytest.raises(DataError, match=r"format 2.*Update"):
         Prompt.load(file)
     save_file({"frame": torch.full((3, 20, 20), float("nan"))}, file, {**about, "format": "1"})
     with pytest.raises(DataError, match="finite"):

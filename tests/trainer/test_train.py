@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
 from tests.tiny import save_tiny, save_tiny_guide
+
 from tvp.sdk.errors import DataError, RequestError
 from tvp.trainer import families, tasks
 from tvp.trainer import train as train_module
@@ -33,8 +33,18 @@ def zoo(tmp_path_factory):
 def config(zoo):
     model, guide = zoo
     return TrainConfig(
-        models=(str(model),), guide=str(guide), canvas=64, inner=48, batch=4, steps=6, questions=2, n_train=8,
-        n_validation=4, checkpoint_every=2, update="adam", lr=0.05,
+        models=(str(model),),
+        guide=str(guide),
+        canvas=64,
+        inner=48,
+        batch=4,
+        steps=6,
+        questions=2,
+        n_train=8,
+        n_validation=4,
+        checkpoint_every=2,
+        update="adam",
+        lr=0.05,
     )
 
 
@@ -129,9 +139,36 @@ def test_a_resumed_run_ends_with_the_same_bits(config, zoo, tmp_path, monkeypatc
 def test_a_killed_process_goes_on_from_its_checkpoint(config, zoo, tmp_path):
     whole = train(replace(config, steps=40), tmp_path / "whole", quiet=True).prompt.frame
     command = [
-        sys.executable, "-m", "tvp.sdk._cli", "train", "-m", str(zoo[0]), "--guide", str(zoo[1]), "--canvas", "64",
-        "--inner", "48", "--batch", "4", "--steps", "40", "--questions", "2", "--n-train", "8", "--n-validation", "4",
-        "--checkpoint-every", "2", "--update", "adam", "--lr", "0.05", "-o", str(tmp_path / "cut"),
+        sys.executable,
+        "-m",
+        "tvp.sdk._cli",
+        "train",
+        "-m",
+        str(zoo[0]),
+        "--guide",
+        str(zoo[1]),
+        "--canvas",
+        "64",
+        "--inner",
+        "48",
+        "--batch",
+        "4",
+        "--steps",
+        "40",
+        "--questions",
+        "2",
+        "--n-train",
+        "8",
+        "--n-validation",
+        "4",
+        "--checkpoint-every",
+        "2",
+        "--update",
+        "adam",
+        "--lr",
+        "0.05",
+        "-o",
+        str(tmp_path / "cut"),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)

@@ -22,8 +22,16 @@ NAME = "tvp_group_query_attention"
 
 @torch.library.custom_op("tvp::group_query_attention", mutates_args=())
 def group_query_attention(
-    query: Tensor, key: Tensor, value: Tensor, past_key: Tensor, past_value: Tensor, seqlens_k: Tensor,
-    total_sequence_length: Tensor, num_heads: int, kv_num_heads: int, scale: float,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    past_key: Tensor,
+    past_value: Tensor,
+    seqlens_k: Tensor,
+    total_sequence_length: Tensor,
+    num_heads: int,
+    kv_num_heads: int,
+    scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What onnxruntime's operator computes, in PyTorch: the reference, and what tracing runs.
 
@@ -39,8 +47,12 @@ def group_query_attention(
     present_key[:, :, start:total], present_value[:, :, start:total] = split[1], split[2]
     rows, columns = torch.arange(start, total)[:, None], torch.arange(total)[None, :]
     attended = F.scaled_dot_product_attention(
-        split[0], present_key[:, :, :total], present_value[:, :, :total], attn_mask=columns <= rows,
-        scale=scale, enable_gqa=num_heads != kv_num_heads,
+        split[0],
+        present_key[:, :, :total],
+        present_value[:, :, :total],
+        attn_mask=columns <= rows,
+        scale=scale,
+        enable_gqa=num_heads != kv_num_heads,
     )
     return attended.transpose(1, 2).reshape(n, n_new, -1), present_key, present_value
 
@@ -51,17 +63,33 @@ def _(query: Tensor, key: Tensor, value: Tensor, past_key: Tensor, past_value: T
 
 
 def _symbol(
-    g: Any, query: Any, key: Any, value: Any, past_key: Any, past_value: Any, seqlens_k: Any,
-    total_sequence_length: Any, num_heads: Any, kv_num_heads: Any, scale: Any,
+    g: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    past_key: Any,
+    past_value: Any,
+    seqlens_k: Any,
+    total_sequence_length: Any,
+    num_heads: Any,
+    kv_num_heads: Any,
+    scale: Any,
 ) -> Any:
     from torch.onnx import symbolic_helper
 
+    constant: Any = symbolic_helper._get_const
     outputs = g.op(
         "com.microsoft::GroupQueryAttention",
-        query, key, value, past_key, past_value, seqlens_k, total_sequence_length,
-        num_heads_i=symbolic_helper._get_const(num_heads, "i", "num_heads"),
-        kv_num_heads_i=symbolic_helper._get_const(kv_num_heads, "i", "kv_num_heads"),
-        scale_f=symbolic_helper._get_const(scale, "f", "scale"),
+        query,
+        key,
+        value,
+        past_key,
+        past_value,
+        seqlens_k,
+        total_sequence_length,
+        num_heads_i=constant(num_heads, "i", "num_heads"),
+        kv_num_heads_i=constant(kv_num_heads, "i", "kv_num_heads"),
+        scale_f=constant(scale, "f", "scale"),
         outputs=3,
     )
     for output, like in zip(outputs, (query, past_key, past_value), strict=True):
@@ -69,7 +97,7 @@ def _symbol(
     return outputs
 
 
-class NewKeyValues(DynamicCache):
+class NewKeyValues(DynamicCache):  # type: ignore[misc]
     """A cache that hands a layer its new keys and values only, and keeps what the operator returns."""
 
     def __init__(self, past: list[tuple[Tensor, Tensor]], seqlens_k: Tensor, total: Tensor) -> None:
@@ -93,7 +121,12 @@ _current: list[NewKeyValues] = []
 
 
 def _attend(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
     **_: Any,
 ) -> tuple[Tensor, None]:
     cache, layer = _current[-1], int(module.layer_idx)  # type: ignore[arg-type]
@@ -112,8 +145,10 @@ def fused_attention(decoder: nn.Module) -> Iterator[None]:
     """Let a decoder run with the fused operator; its own attention comes back at the end."""
     AttentionInterface.register(NAME, _attend)
     AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
-    torch.onnx.register_custom_op_symbolic("tvp::group_query_attention", _symbol, 18)
-    configs = {id(m.config): m.config for m in decoder.modules() if hasattr(m, "config")}.values()
+    torch.onnx.register_custom_op_symbolic(  # type: ignore[attr-defined]
+        "tvp::group_query_attention", _symbol, 18
+    )
+    configs: list[Any] = list({id(m.config): m.config for m in decoder.modules() if hasattr(m, "config")}.values())
     before = [(config, config._attn_implementation) for config in configs]
     for config in configs:
         config._attn_implementation = NAME

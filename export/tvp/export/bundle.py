@@ -38,9 +38,16 @@ MAX_NEW_TOKENS = 16
 
 
 def export(
-    model: str | Path, task: Task, output: str | Path, *, prompt: str | Path | Prompt | None = None,
-    data: Data | None = None, geometry: Geometry | None = None, family: CausalFamily | None = None,
-    n_cases: int = 16, force: bool = False,
+    model: str | Path,
+    task: Task,
+    output: str | Path,
+    *,
+    prompt: str | Path | Prompt | None = None,
+    data: Data | None = None,
+    geometry: Geometry | None = None,
+    family: CausalFamily | None = None,
+    n_cases: int = 16,
+    force: bool = False,
 ) -> parity.Parity:
     """Write a bundle to the folder `output` and return its parity report.
 
@@ -124,7 +131,9 @@ def _write_base(family: CausalFamily, model: str | Path, folder: Path) -> str:
         "family": family.name,
         "precision": "fp32",
         "layout": {
-            "prompt": layout.prompt, "answer": layout.answer, "image_token": layout.image_token,
+            "prompt": layout.prompt,
+            "answer": layout.answer,
+            "image_token": layout.image_token,
             "end": list(layout.end),
         },
         "n_image_tokens": n_image_tokens,
@@ -149,13 +158,18 @@ def _golden_cases(
         embeddings = family.see(torch.from_numpy(task.pixel_values(picture)))
         tokens, logits = family.generate_tokens(embeddings, [question], 8)
         chosen = logits[0].log_softmax(-1)[range(len(tokens[0])), tokens[0]]
-        golden.append((picture, {
-            "picture": f"{number}.png",
-            "question": question,
-            "tokens": tokens[0],
-            "text": family.tokenizer.decode(tokens[0], skip_special_tokens=True).strip(),
-            "log_probabilities": [float(f"{value:.7g}") for value in chosen.tolist()],
-        }))
+        golden.append(
+            (
+                picture,
+                {
+                    "picture": f"{number}.png",
+                    "question": question,
+                    "tokens": tokens[0],
+                    "text": family.tokenizer.decode(tokens[0], skip_special_tokens=True).strip(),
+                    "log_probabilities": [float(f"{value:.7g}") for value in chosen.tolist()],
+                },
+            )
+        )
     return golden
 
 
@@ -168,12 +182,12 @@ def _write_golden(work: Path, cases: list[tuple[NDArray[np.uint8], dict[str, Any
     (folder / "cases.json").write_text(text + "\n", encoding="utf-8")
 
 
-def _seal_task(
-    work: Path, task: Task, base_digest: str, report: dict[str, Any], provenance: dict[str, Any]
-) -> None:
+def _seal_task(work: Path, task: Task, base_digest: str, report: dict[str, Any], provenance: dict[str, Any]) -> None:
     content = {
         "task": {
-            "name": task.name, "question": task.question, "labels": list(task.labels),
+            "name": task.name,
+            "question": task.question,
+            "labels": list(task.labels),
             "max_new_tokens": MAX_NEW_TOKENS,
         },
         "base": {"digest": base_digest},

@@ -49,8 +49,13 @@ class Decoder(nn.Module):
         self.config = family.model.config
 
     def forward(
-        self, inputs_embeds: Tensor, position_ids: Tensor, seqlens_k: Tensor, total_sequence_length: Tensor,
-        num_logits_to_keep: Tensor, past_key_values: list[tuple[Tensor, Tensor]],
+        self,
+        inputs_embeds: Tensor,
+        position_ids: Tensor,
+        seqlens_k: Tensor,
+        total_sequence_length: Tensor,
+        num_logits_to_keep: Tensor,
+        past_key_values: list[tuple[Tensor, Tensor]],
     ) -> tuple[Tensor, ...]:
         cache = NewKeyValues(past_key_values, seqlens_k, total_sequence_length)
         with current_cache(cache):
@@ -58,7 +63,8 @@ class Decoder(nn.Module):
                 inputs_embeds=inputs_embeds, position_ids=position_ids, past_key_values=cache, use_cache=True
             ).last_hidden_state
         n_new = inputs_embeds.shape[1]
-        kept = torch.arange(n_new - num_logits_to_keep, n_new)  # the head is costly: only where it is needed
+        first: Any = n_new - num_logits_to_keep  # a tensor, so that tracing keeps it as an input
+        kept = torch.arange(first, n_new)  # the head is costly: only where it is needed
         logits = self.head(hidden.index_select(1, kept))
         return (logits, *(tensor for pair in cache.present for tensor in pair))  # type: ignore[union-attr]
 
@@ -147,7 +153,11 @@ def export_decoder(family: CausalFamily, file: Path) -> None:
     config = family.text_config
     n_kv_heads, head_size = cache_shape(family)
     onnx_config = DecoderConfig(
-        family.model.config, config.num_hidden_layers, n_kv_heads, head_size, family.embed_tokens.embedding_dim  # type: ignore[arg-type]
+        family.model.config,
+        config.num_hidden_layers,
+        n_kv_heads,
+        head_size,
+        family.embed_tokens.embedding_dim,  # type: ignore[arg-type]
     )
     with fused_attention(family.decoder):
         _export(Decoder(family), onnx_config, file)
@@ -155,7 +165,7 @@ def export_decoder(family: CausalFamily, file: Path) -> None:
 
 def export_embeddings(family: CausalFamily, file: Path) -> None:
     """Write the token embeddings as an array that the sdk maps into memory."""
-    weight = family.embed_tokens.weight.detach().cpu().numpy()  # type: ignore[union-attr, operator]
+    weight = family.embed_tokens.weight.detach().cpu().numpy()  # type: ignore[operator]
     np.save(file, weight.astype(np.float32), allow_pickle=False)
 
 

@@ -54,8 +54,12 @@ class Parity:
 
 @torch.no_grad()
 def measure(
-    task: Task, family: CausalFamily, geometry: Geometry, prompt: Prompt | None,
-    cases: Iterable[tuple[NDArray[np.uint8], str]], max_new_tokens: int = 8,
+    task: Task,
+    family: CausalFamily,
+    geometry: Geometry,
+    prompt: Prompt | None,
+    cases: Iterable[tuple[NDArray[np.uint8], str]],
+    max_new_tokens: int = 8,
 ) -> Parity:
     """Ask both sides every (picture, question) and compare pixel values, tokens and logits."""
     report = Parity()

@@ -7,6 +7,8 @@ always runs this graph on the CPU.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -17,7 +19,7 @@ from tvp.trainer.prompt import Geometry, Prompt
 OPSET = 18
 IR_VERSION = 10
 # Pillow's bicubic: its coefficient, antialiased, weights outside of the picture left out.
-PILLOW_CUBIC = {
+PILLOW_CUBIC: dict[str, Any] = {
     "mode": "cubic",
     "antialias": 1,
     "exclude_outside": 1,
@@ -33,7 +35,7 @@ class _Graph:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
 
-    def op(self, kind: str, *inputs: str, output: str | None = None, **attributes: object) -> str:
+    def op(self, kind: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
         name = output or f"{kind.lower()}_{len(self.nodes)}"
         self.nodes.append(helper.make_node(kind, list(inputs), [name], name=f"/{name}", **attributes))
         return name

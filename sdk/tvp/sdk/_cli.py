@@ -84,8 +84,14 @@ def _run(command: Callable[..., Any], arguments: list[str]) -> None:
 @click.option("--max-new-tokens", type=int, default=None, help="Longest answer, in tokens.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON with tokens, scores and timing.")
 def ask(
-    task: str, image: str, question: str | None, rank: bool, labels: tuple[str, ...], providers: str,
-    max_new_tokens: int | None, as_json: bool,
+    task: str,
+    image: str,
+    question: str | None,
+    rank: bool,
+    labels: tuple[str, ...],
+    providers: str,
+    max_new_tokens: int | None,
+    as_json: bool,
 ) -> None:
     """Ask TASK (a folder or a name) about IMAGE."""
     from ._task import load
@@ -101,10 +107,16 @@ def ask(
             return
         answer = loaded.ask(image, question, max_new_tokens=max_new_tokens)
         click.echo(
-            json.dumps({
-                "text": answer.text, "tokens": answer.tokens, "log_probabilities": answer.log_probabilities,
-                "timing": dict(answer.timing),
-            }) if as_json else answer.text
+            json.dumps(
+                {
+                    "text": answer.text,
+                    "tokens": answer.tokens,
+                    "log_probabilities": answer.log_probabilities,
+                    "timing": dict(answer.timing),
+                }
+            )
+            if as_json
+            else answer.text
         )
 
 
@@ -131,10 +143,16 @@ def inspect(task: str) -> None:
     manifest, base = read_task_manifest(folder / "manifest.json"), read_base_manifest(folder / "base" / "manifest.json")
     megabytes = sum(e.size for files in (manifest.files, base.files) for e in files.values()) / 1e6
     rows = {
-        "task": manifest.name, "question": manifest.question or "(given with each picture)",
-        "labels": ", ".join(manifest.labels) or "(open)", "model": manifest.provenance.get("model", "?"),
-        "family": base.family, "precision": base.precision, "image tokens": base.n_image_tokens,
-        "context": f"{base.n_positions} tokens", "base": manifest.base_digest, "size": f"{megabytes:.1f} MB",
+        "task": manifest.name,
+        "question": manifest.question or "(given with each picture)",
+        "labels": ", ".join(manifest.labels) or "(open)",
+        "model": manifest.provenance.get("model", "?"),
+        "family": base.family,
+        "precision": base.precision,
+        "image tokens": base.n_image_tokens,
+        "context": f"{base.n_positions} tokens",
+        "base": manifest.base_digest,
+        "size": f"{megabytes:.1f} MB",
         "parity": json.dumps(manifest.parity),
     }
     for name, value in rows.items():

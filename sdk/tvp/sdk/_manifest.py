@@ -87,7 +87,7 @@ def seal(content: dict[str, Any]) -> bytes:
 def read_task_manifest(file: Path) -> TaskManifest:
     content = _read(file)
     task, base = _take(content, "task", dict, file), _take(content, "base", dict, file)
-    manifest = TaskManifest(
+    return TaskManifest(
         name=_take(task, "name", str, file),
         question=_take(task, "question", str, file),
         labels=_texts(task, "labels", file),
@@ -97,7 +97,6 @@ def read_task_manifest(file: Path) -> TaskManifest:
         parity=_take(content, "parity", dict, file),
         provenance=_take(content, "provenance", dict, file),
     )
-    return manifest
 
 
 def read_base_manifest(file: Path) -> BaseManifest:
@@ -110,13 +109,21 @@ def read_base_manifest(file: Path) -> BaseManifest:
         family=_take(content, "family", str, file),
         precision=_take(content, "precision", str, file),
         layout=Layout(
-            _take(layout, "prompt", str, file), _take(layout, "answer", str, file),
-            _take(layout, "image_token", str, file), tuple(end),
+            _take(layout, "prompt", str, file),
+            _take(layout, "answer", str, file),
+            _take(layout, "image_token", str, file),
+            tuple(end),
         ),
         **{
             key: _positive(content, key, file)
             for key in (
-                "n_image_tokens", "n_text", "n_layers", "n_kv_heads", "head_size", "n_vocab", "n_positions",
+                "n_image_tokens",
+                "n_text",
+                "n_layers",
+                "n_kv_heads",
+                "head_size",
+                "n_vocab",
+                "n_positions",
             )
         },
         files=_files(content, file),

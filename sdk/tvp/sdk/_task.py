@@ -58,9 +58,7 @@ def tasks() -> list[str]:
     return sorted(path.parent.name for path in (home() / "tasks").glob("*/manifest.json"))
 
 
-def load(
-    task: str | os.PathLike[str], *, providers: Providers = "auto", verify_files: bool = True
-) -> Task:
+def load(task: str | os.PathLike[str], *, providers: Providers = "auto", verify_files: bool = True) -> Task:
     """Load a task.
 
     task: a folder, or a name under $TVP_HOME/tasks.
@@ -80,8 +78,11 @@ def load(
     chosen = choose_providers(providers)
     for needed, entries, place in (
         (("preprocess.onnx", "golden/cases.json"), manifest.files, folder),
-        (("vision_encoder.onnx", "decoder_model_merged.onnx", "embed_tokens.npy", "tokenizer.json"),
-         base_manifest.files, folder / "base"),
+        (
+            ("vision_encoder.onnx", "decoder_model_merged.onnx", "embed_tokens.npy", "tokenizer.json"),
+            base_manifest.files,
+            folder / "base",
+        ),
     ):
         missing = [name for name in needed if name not in entries]
         if missing:
@@ -234,7 +235,8 @@ class View:
         if not labels or not all(isinstance(label, str) and label for label in labels):
             raise RequestError(
                 f"The task {self._task.name!r} has no labels to rank; give them as labels=['…', …]."
-                if not labels else "Every label must be a text that is not empty."
+                if not labels
+                else "Every label must be a text that is not empty."
             )
         with self._lock:
             return self._rank(question, labels)

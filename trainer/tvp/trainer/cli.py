@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 import torch
@@ -17,17 +18,26 @@ from .prompt import Geometry, Prompt, write_whole
 from .train import TrainConfig, remove_run
 from .train import train as run_training
 
+F = TypeVar("F", bound=Callable[..., Any])
 _DEFAULTS = {f.name: f.default for f in fields(TrainConfig)}
 
 
-def _option(name: str, help: str, **more: Any) -> Any:
+def _option(name: str, help: str, **more: Any) -> Callable[[F], F]:
     """An option whose default is the configuration's own."""
-    return click.option(f"--{name.replace('_', '-')}", name, default=_DEFAULTS[name], show_default=True, help=help, **more)
+    return click.option(
+        f"--{name.replace('_', '-')}", name, default=_DEFAULTS[name], show_default=True, help=help, **more
+    )
 
 
 @click.command()
-@click.option("-m", "--model", "models", multiple=True, required=True,
-              help="Source model: a folder, a hub id or zoo:NAME. Several are trained on together.")
+@click.option(
+    "-m",
+    "--model",
+    "models",
+    multiple=True,
+    required=True,
+    help="Source model: a folder, a hub id or zoo:NAME. Several are trained on together.",
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
 @_option("task", "Name of the task.")
 @_option("data", "scenes, a folder with train.parquet and test.parquet, or a .jsonl file.")
@@ -72,8 +82,16 @@ def train(models: tuple[str, ...], output: Path, device: str, restart: bool, **o
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1 …")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the table as JSON.")
 def evaluate(
-    models: tuple[str, ...], prompts: tuple[Path, ...], task_name: str, data: str, n: int, canvas: int, inner: int,
-    seed: int, device: str, output: Path | None,
+    models: tuple[str, ...],
+    prompts: tuple[Path, ...],
+    task_name: str,
+    data: str,
+    n: int,
+    canvas: int,
+    inner: int,
+    seed: int,
+    device: str,
+    output: Path | None,
 ) -> None:
     """Measure models on test data: the full picture, a black frame, and each prompt."""
     from .data import Subset
@@ -96,8 +114,16 @@ def evaluate(
         family = families.load(model, torch.device(device))
         for name, (place, chosen) in shown.items():
             result = accuracy(family, test, place, chosen, task, quiet=not sys.stderr.isatty())
-            rows.append({"model": model, "shown": name, "accuracy": result.accuracy, "low": result.low,
-                         "high": result.high, "n": result.n})
+            rows.append(
+                {
+                    "model": model,
+                    "shown": name,
+                    "accuracy": result.accuracy,
+                    "low": result.low,
+                    "high": result.high,
+                    "n": result.n,
+                }
+            )
             click.echo(f"{model:<24} {name:<32} {result}")
     if output:
         write_whole(output, (json.dumps(rows, indent=2) + "\n").encode())

@@ -10,7 +10,6 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from tvp.sdk import errors, read_image
 
@@ -50,7 +49,12 @@ class Scenes:
     """
 
     def __init__(
-        self, n: int, seed: int, size: int = 64, n_questions: int = 4, camera: scenes.Camera | None = None,
+        self,
+        n: int,
+        seed: int,
+        size: int = 64,
+        n_questions: int = 4,
+        camera: scenes.Camera | None = None,
         topics: Sequence[str] = scenes.TOPICS,
     ) -> None:
         self._n, self._seed, self._size = n, seed, size
@@ -193,5 +197,3 @@ def split(data: Data, share: float, seed: int) -> tuple[Data, Data]:
     order = np.random.default_rng(seed).permutation(len(data))
     n = min(max(1, round(len(data) * share)), len(data) - 1)
     return Subset(data, order[n:].tolist()), Subset(data, order[:n].tolist())
-
-

@@ -36,8 +36,13 @@ class Accuracy:
 
 @torch.no_grad()
 def accuracy(
-    family: CausalFamily, data: Data, geometry: Geometry, prompt: Prompt | None = None, task: Task | None = None,
-    batch: int = 64, quiet: bool = True,
+    family: CausalFamily,
+    data: Data,
+    geometry: Geometry,
+    prompt: Prompt | None = None,
+    task: Task | None = None,
+    batch: int = 64,
+    quiet: bool = True,
 ) -> Accuracy:
     """Ask everything in `data` and compare with the answers.
 

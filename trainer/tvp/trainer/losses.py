@@ -50,7 +50,9 @@ class Guide:
             model = open_clip.create_model(architecture, pretrained=tag or None, device=device)
             self._tokenizer = open_clip.get_tokenizer(architecture)
         except (OSError, RuntimeError, ValueError) as error:
-            raise ModelError(f"The guide {str(name)!r} is not an open_clip model that can be loaded: {error}") from error
+            raise ModelError(
+                f"The guide {str(name)!r} is not an open_clip model that can be loaded: {error}"
+            ) from error
         self.name = str(name)
         self.model: nn.Module = model.eval().requires_grad_(False)
         self.scale = float(model.logit_scale.exp())
@@ -73,9 +75,7 @@ class Guide:
             self._known.update(zip(new, features, strict=True))
         return torch.stack([self._known[caption] for caption in captions])
 
-    def task_semantics(
-        self, canvas: Float[Tensor, "n 3 height width"], captions: Sequence[str]
-    ) -> Float[Tensor, ""]:
+    def task_semantics(self, canvas: Float[Tensor, "n 3 height width"], captions: Sequence[str]) -> Float[Tensor, ""]:
         """S_TSE: mean over the batch of scale · cos(picture, caption); larger is better."""
         pixels = to_pixels(canvas, self.pixel_format)
         seen = F.normalize(self.model.encode_image(pixels), dim=-1)  # type: ignore[operator]

@@ -145,9 +145,7 @@ class Prompt:
                 frame = file.get_tensor("frame")
             version = int(about["format"])
             if version > FORMAT:
-                raise DataError(
-                    f"{path} is of prompt format {version}; this TVP reads up to {FORMAT}. Update TVP."
-                )
+                raise DataError(f"{path} is of prompt format {version}; this TVP reads up to {FORMAT}. Update TVP.")
             geometry = Geometry(**json.loads(about["geometry"]))
             facts = json.loads(about["facts"])
             pixel_range = about["pixel_range"]

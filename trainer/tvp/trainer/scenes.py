@@ -226,7 +226,8 @@ def _mask(kind: str, side: int) -> NDArray[np.float32]:
     else:
         raise KeyError(kind)
     blocks = inside.reshape(side, _SUPERSAMPLE, side, _SUPERSAMPLE)
-    return blocks.mean((1, 3), dtype=np.float32)[:, :, None]
+    cover: NDArray[np.float32] = blocks.mean((1, 3), dtype=np.float32)[:, :, None]
+    return cover
 
 
 def _star(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.bool_]:

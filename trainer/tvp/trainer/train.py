@@ -141,8 +141,13 @@ def place(pictures: Sequence[Any], geometry: Geometry, device: torch.device) -> 
 
 
 def train(
-    config: TrainConfig, folder: str | Path, sources: Sequence[CausalFamily] | None = None,
-    data: Data | None = None, device: str = "cpu", resume: bool = True, quiet: bool | None = None,
+    config: TrainConfig,
+    folder: str | Path,
+    sources: Sequence[CausalFamily] | None = None,
+    data: Data | None = None,
+    device: str = "cpu",
+    resume: bool = True,
+    quiet: bool | None = None,
 ) -> TrainResult:
     """Train a prompt and write prompt.safetensors, prompt.png, config.json and log.json to `folder`.
 
@@ -215,8 +220,13 @@ def train(
 
 
 def _gradient(
-    config: TrainConfig, indices: Sequence[int], data: Data, sources: Sequence[CausalFamily],
-    clean: Sequence[CleanFeatures], guide: Guide | None, prompt: Prompt,
+    config: TrainConfig,
+    indices: Sequence[int],
+    data: Data,
+    sources: Sequence[CausalFamily],
+    clean: Sequence[CleanFeatures],
+    guide: Guide | None,
+    prompt: Prompt,
 ) -> tuple[dict[str, float], Tensor]:
     """The loss's parts and its gradient by the frame.
 

@@ -51,7 +51,7 @@ class Family(Protocol):
     """The interface of every family. Batch axis first everywhere; weights are frozen."""
 
     name: str
-    model: nn.Module
+    model: Any  # transformers' classes carry no types
     tokenizer: PreTrainedTokenizerBase
     pixel_format: PixelFormat
 
@@ -70,7 +70,8 @@ def to_pixels(canvas: Float[Tensor, "n 3 height width"], format: PixelFormat) ->
     """Resize (bicubic, antialiased) and normalise a canvas in [0, 1]; differentiable.
 
     Pillow filters along the width, then the height, and clips the overshoot of its bicubic filter at
-    black and white after each; so does this, except that a prompt in the `free` range may lie outside of [0, 1], and then its own extremes are the bounds.
+    black and white after each; so does this, except that a prompt in the `free` range may lie outside
+    of [0, 1], and then its own extremes are the bounds.
     """
     if canvas.shape[-2:] != (format.size, format.size):
         low = canvas.detach().amin().clamp(max=0.0)
@@ -90,8 +91,8 @@ class CausalFamily:
 
     name = ""
 
-    def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, pixel_format: PixelFormat) -> None:
-        self.model = model.eval().requires_grad_(False)
+    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, pixel_format: PixelFormat) -> None:
+        self.model: Any = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.pixel_format = pixel_format
         self.layout = self.make_layout()
@@ -116,19 +117,19 @@ class CausalFamily:
 
     @property
     def embed_tokens(self) -> nn.Module:
-        return self.model.get_input_embeddings()  # type: ignore[operator, no-any-return]
+        return self.model.get_input_embeddings()  # type: ignore[no-any-return]
 
     @property
     def head(self) -> nn.Module:
-        return self.model.get_output_embeddings()  # type: ignore[operator, no-any-return]
+        return self.model.get_output_embeddings()  # type: ignore[no-any-return]
 
     @property
     def text_config(self) -> Any:
-        return self.model.config.get_text_config()  # type: ignore[union-attr, operator]
+        return self.model.config.get_text_config()
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        return next(self.model.parameters()).device  # type: ignore[no-any-return]
 
     def to_pixels(self, canvas: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n 3 size size"]:
         """Map canvases in [0, 1] to what the vision encoder takes; differentiable."""
@@ -150,7 +151,9 @@ class CausalFamily:
         inputs = self._join(prompts[0][0], embeddings, text)
         hidden = self.decoder(inputs_embeds=inputs, use_cache=False).last_hidden_state
         n_before = inputs.shape[1] - text.shape[1]
-        row, position, wanted = [], [], []
+        row: list[int] = []
+        position: list[int] = []
+        wanted: list[int] = []
         for i, (question, answer) in enumerate(zip(asked, answered, strict=True)):
             start = n_before + len(question) - 1
             row += [i] * len(answer)
@@ -225,8 +228,11 @@ class CausalFamily:
             position = position + 1
             mask = torch.cat([mask, mask.new_ones(n, 1)], 1)
             hidden = self.decoder(
-                inputs_embeds=self.embed_tokens(chosen[:, None]), attention_mask=mask, position_ids=position,
-                past_key_values=cache, use_cache=True,
+                inputs_embeds=self.embed_tokens(chosen[:, None]),
+                attention_mask=mask,
+                position_ids=position,
+                past_key_values=cache,
+                use_cache=True,
             ).last_hidden_state
             logits = self.head(hidden[:, -1])
         return tokens, [torch.stack(rows) for rows in seen]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ class Blip2(CausalFamily):
 
     name = "blip-2"
 
-    def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, pixel_format: PixelFormat) -> None:
+    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, pixel_format: PixelFormat) -> None:
         if not model.config.use_decoder_only_language_model:
             raise ModelError("This BLIP-2 has an encoder-decoder language model (T5); only OPT is supported so far.")
         super().__init__(model, tokenizer, pixel_format)
@@ -41,4 +42,4 @@ class Blip2(CausalFamily):
 
     @property
     def decoder(self) -> nn.Module:
-        return self.model.language_model.model.decoder  # type: ignore[no-any-return, union-attr]
+        return self.model.language_model.model.decoder  # type: ignore[no-any-return]

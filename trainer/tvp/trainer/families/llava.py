@@ -35,4 +35,4 @@ class Llava(CausalFamily):
 
     @property
     def decoder(self) -> nn.Module:
-        return self.model.model.language_model  # type: ignore[no-any-return, union-attr]
+        return self.model.model.language_model  # type: ignore[no-any-return]
