@@ -23,7 +23,7 @@ from teach import EyeHeads, eye_loss, language_loss, language_parameters, run
 ZOO = Path(__file__).parent
 WORK = ZOO / "_work"
 # Scenes alone come first: on a mixture from the start the eye takes far longer to tell kinds apart.
-EYE_STEPS = {"llava": (800, 1800, 400), "blip2": (1300, 2000, 500)}
+EYE_STEPS = {"llava": (800, 1800, 400, 0), "blip2": (1300, 2000, 500, 700)}
 LANGUAGE_STEPS = {"llava": 1100, "blip2": 1400}
 GUIDE_STEPS = 1200
 N_KEPT = 32  # of the 64 patches of a photo, while the eye learns
@@ -41,17 +41,17 @@ def build(name: str, photos_file: Path, scale: float) -> None:
         print(f"{photos_file} is absent: {name} learns scenes only", file=sys.stderr)
     taught = nn.ModuleDict({"model": model, "heads": heads})
     eye = [*eye_parameters(name, model), *heads.parameters()]
-    stages = (("shapes", 64, 0), ("eye", 24, 80), ("bind", 36, 70))
+    stages = (("shapes", 64, 0), ("eye", 24, 80), ("bind", 36, 70), ("photos", 16, 100))
     for (stage, n_scenes, n_photos), n_steps in zip(stages, EYE_STEPS[name], strict=True):
         run(
             f"{name} {stage}",
             WORK / f"{name}-{stage}.pt",
             int(n_steps * scale),
-            1.5e-3,
+            1.5e-3 if stage != "photos" else 1e-3,
             eye,
             taught,
             lambda step: lessons(SEEDS[name] * 1000 + step, n_scenes, n_photos, photos, n_questions=0),  # noqa: B023
-            lambda lesson: eye_loss(name, model, heads, lesson, N_KEPT, stage == "bind"),  # noqa: B023
+            lambda lesson: eye_loss(name, model, heads, lesson, N_KEPT, stage in ("bind", "photos")),  # noqa: B023
         )
     run(
         f"{name} language",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import open_clip
@@ -104,17 +103,3 @@ def save(model: nn.Module, tokenizer: PreTrainedTokenizerFast, folder: Path) -> 
     weights = {name: value.detach().half().contiguous() for name, value in model.state_dict().items()}
     save_file(weights, folder / "open_clip_model.safetensors")
     tokenizer.save_pretrained(folder)
-
-
-def zero_shot(model: nn.Module, tokenizer: PreTrainedTokenizerFast, batches: Iterator[tuple[Tensor, Tensor]]) -> float:
-    """Share of photos whose best caption is their class."""
-    ids = tokenizer(
-        [TEMPLATE.format(f"a {label}") for label in models.PHOTO_LABELS],
-        padding="max_length",
-        max_length=CONFIG["text_cfg"]["context_length"],
-        return_tensors="pt",
-    ).input_ids
-    with torch.no_grad():
-        read = F.normalize(model.encode_text(ids), dim=-1)
-        right = [(model.encode_image(pixels) @ read.T).argmax(-1) == labels for pixels, labels in batches]
-    return torch.cat(right).float().mean().item()

@@ -33,6 +33,8 @@ def run(
     loss_of: Callable[[Lesson], tuple[Tensor, dict[str, float]]],
 ) -> None:
     """Minimise a loss with AdamW and a one-cycle rate; continue from `checkpoint` where it exists."""
+    if not n_steps:
+        return
     optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), weight_decay=0.05)
     warm_up = min(100, n_steps // 10)
     schedule = torch.optim.lr_scheduler.LambdaLR(

@@ -75,8 +75,11 @@ class Guide:
             self._known.update(zip(new, features, strict=True))
         return torch.stack([self._known[caption] for caption in captions])
 
+    def image_features(self, canvas: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n n_features"]:
+        """Unit image features of canvases in [0, 1]; differentiable."""
+        pixels = to_pixels(canvas, self.pixel_format)
+        return F.normalize(self.model.encode_image(pixels), dim=-1)  # type: ignore[operator]
+
     def task_semantics(self, canvas: Float[Tensor, "n 3 height width"], captions: Sequence[str]) -> Float[Tensor, ""]:
         """S_TSE: mean over the batch of scale · cos(picture, caption); larger is better."""
-        pixels = to_pixels(canvas, self.pixel_format)
-        seen = F.normalize(self.model.encode_image(pixels), dim=-1)  # type: ignore[operator]
-        return self.scale * (seen * self.text_features(captions)).sum(-1).mean()
+        return self.scale * (self.image_features(canvas) * self.text_features(captions)).sum(-1).mean()
