@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
+from ._layout import Layout
 from .errors import BundleError
 
 FORMAT = 1
@@ -26,16 +27,6 @@ class FileEntry:
 
     size: int
     sha256: str
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The order of what the language model reads; see `tvp.trainer.families.Layout`."""
-
-    prompt: str
-    answer: str
-    image_token: str
-    end: tuple[int, ...]
 
 
 @dataclass(frozen=True)

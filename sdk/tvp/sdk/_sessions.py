@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from ._layout import Words
 from ._manifest import BaseManifest
 from .errors import BundleError, ProviderError, near
 
@@ -96,8 +97,7 @@ class Base:
     decoder: Any
     embeddings: NDArray[np.floating[Any]]
     tokenizer: Tokenizer
-    special_ids: frozenset[int]
-    image_token_id: int | None
+    words: Words
 
 
 _loaded: weakref.WeakValueDictionary[tuple[str, str], Base] = weakref.WeakValueDictionary()
@@ -133,8 +133,11 @@ def _open_base(folder: Path, manifest: BaseManifest, providers: list[Any]) -> Ba
         open_session(folder / "decoder_model_merged.onnx", _without_tensorrt(providers)),
         embeddings,
         tokenizer,
-        frozenset(token_id for token_id, token in added.items() if token.special),
-        tokenizer.token_to_id(manifest.layout.image_token),
+        Words(
+            manifest.layout,
+            lambda text, special: tokenizer.encode(text, add_special_tokens=special).ids,
+            frozenset(token_id for token_id, token in added.items() if token.special),
+        ),
     )
 
 

@@ -242,7 +242,7 @@ class View:
             return self._rank(question, labels)
 
     def _rank(self, question: str | None, labels: Sequence[str]) -> list[Ranked]:
-        candidates = [self._answer_ids(label) for label in labels]
+        candidates = [self._base.words.answer_ids(label) for label in labels]
         first = log_softmax(self._prefill(question)[0, -1])
         totals = np.array([first[ids[0]] for ids in candidates], np.float64)
         length = max(len(ids) for ids in candidates) - 1
@@ -260,7 +260,7 @@ class View:
 
     def _prefill(self, question: str | None) -> NDArray[np.float32]:
         """Run what comes before the answer; returns the logits of its first token (1, 1, n_vocab)."""
-        before, after = self._prompt_ids(self._task._question(question))
+        before, after = self._base.words.prompt_ids(self._task._question(question))
         n_prefix = len(before) + self._embeddings.shape[1]
         if self._cache.length >= n_prefix:
             self._cache.length = n_prefix  # rewind to the picture
@@ -268,24 +268,6 @@ class View:
         self._cache.length = 0
         joined = np.concatenate([self._embed(before), self._embeddings[0], self._embed(after)])
         return self._cache.run(joined[None], 1)
-
-    def _prompt_ids(self, question: str) -> tuple[list[int], list[int]]:
-        base, layout = self._base, self._base.manifest.layout
-        if base.special_ids.intersection(base.tokenizer.encode(question, add_special_tokens=False).ids):
-            raise RequestError(f"The question holds a special token of the model: {question[:80]!r}. Leave it out.")
-        text = layout.prompt.replace("{image}", layout.image_token).replace("{question}", question)
-        ids = base.tokenizer.encode(text).ids
-        if "{image}" not in layout.prompt:
-            return [], ids
-        place = ids.index(base.image_token_id)
-        return ids[:place], ids[place + 1 :]
-
-    def _answer_ids(self, answer: str) -> list[int]:
-        tokenizer, layout = self._base.tokenizer, self._base.manifest.layout
-        asked = layout.prompt.replace("{image}", "").replace("{question}", "")
-        answered = asked + layout.answer.replace("{answer}", answer)
-        n_asked = len(tokenizer.encode(asked).ids)
-        return [*tokenizer.encode(answered).ids[n_asked:], layout.end[0]]
 
     def _embed(self, ids: Any) -> NDArray[np.float32]:
         rows: NDArray[np.float32] = self._base.embeddings[np.asarray(ids, np.int64)].astype(np.float32, copy=False)

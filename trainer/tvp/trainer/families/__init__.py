@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,11 @@ from transformers import (
 
 from tvp.sdk.errors import ModelError, near
 
-from ._family import IGNORE, CausalFamily, Family, Layout, PixelFormat, pixel_format_of
+from ._family import CausalFamily, Layout, PixelFormat, pixel_format_of
 from .blip2 import Blip2
 from .llava import Llava
 
-__all__ = ["FAMILIES", "IGNORE", "CausalFamily", "Family", "Layout", "PixelFormat", "load", "locate"]
+__all__ = ["FAMILIES", "CausalFamily", "Layout", "PixelFormat", "load", "locate"]
 
 # model_type -> (family, the transformers class that holds its weights)
 FAMILIES: dict[str, tuple[type[CausalFamily], Any]] = {
@@ -77,8 +77,6 @@ def locate(name: str | Path) -> str:
 
 def digest(name: str | Path) -> str:
     """A sha256 that names a local checkpoint by its weights; '' for a model that is not a local folder."""
-    import hashlib
-
     folder = Path(locate(name))
     total = hashlib.sha256()
     files = sorted(folder.glob("*.safetensors"))
@@ -86,8 +84,3 @@ def digest(name: str | Path) -> str:
         with open(file, "rb") as stream:
             total.update(hashlib.file_digest(stream, "sha256").digest())
     return total.hexdigest() if files else ""
-
-
-def model_type(name: str | Path) -> str:
-    """The architecture that a local checkpoint names, without loading it."""
-    return str(json.loads((Path(locate(name)) / "config.json").read_text()).get("model_type", ""))

@@ -1,14 +1,14 @@
 """What a model family is: one way of wiring an eye to a language model, behind five functions.
 
 The trainer, the evaluator and the exporter all go through this interface, so the order of the
-tokens that a model sees is written down once: in `Layout`.
+tokens that a model sees is written down once: in `tvp.sdk._layout`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,26 +16,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
+from tvp.sdk._layout import Layout, Words
 from tvp.sdk.errors import ModelError, RequestError
-
-IGNORE = -100  # torch's and transformers' label for "no loss here"
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The order of what a language model reads, as one text that is tokenised as a whole.
-
-    prompt: the text before the answer, with the place of `{question}` and of `{image}`; without
-        `{image}` the image embeddings come before everything, the begin token included.
-    answer: the text of an answer, with the place of `{answer}` (usually after a space).
-    image_token: the special token that stands for the image while the text is tokenised.
-    end: ids of the tokens that end an answer; the first is the one that training teaches.
-    """
-
-    prompt: str
-    answer: str
-    image_token: str
-    end: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -45,25 +27,6 @@ class PixelFormat:
     size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-
-
-class Family(Protocol):
-    """The interface of every family. Batch axis first everywhere; weights are frozen."""
-
-    name: str
-    model: Any  # transformers' classes carry no types
-    tokenizer: PreTrainedTokenizerBase
-    pixel_format: PixelFormat
-
-    def to_pixels(self, canvas: Tensor) -> Tensor: ...
-
-    def see(self, pixels: Tensor, questions: Sequence[str] | None = None) -> Tensor: ...
-
-    def answer_loss(self, embeddings: Tensor, questions: Sequence[str], answers: Sequence[str]) -> Tensor: ...
-
-    def answer_scores(self, embeddings: Tensor, questions: Sequence[str], candidates: Sequence[str]) -> Tensor: ...
-
-    def generate(self, embeddings: Tensor, questions: Sequence[str], max_new_tokens: int = 16) -> list[str]: ...
 
 
 def to_pixels(canvas: Float[Tensor, "n 3 height width"], format: PixelFormat) -> Float[Tensor, "n 3 size size"]:
@@ -96,6 +59,11 @@ class CausalFamily:
         self.tokenizer = tokenizer
         self.pixel_format = pixel_format
         self.layout = self.make_layout()
+        self._words = Words(
+            self.layout,
+            lambda text, special: tokenizer(text, add_special_tokens=special).input_ids,
+            frozenset(tokenizer.all_special_ids),
+        )
 
     # What a subclass gives.
 
@@ -122,6 +90,14 @@ class CausalFamily:
     @property
     def head(self) -> nn.Module:
         return self.model.get_output_embeddings()  # type: ignore[no-any-return]
+
+    @property
+    def end_tokens(self) -> tuple[int, ...]:
+        """What ends an answer: the checkpoint's own choice (BLIP-2 ends at a line break), else the tokenizer's."""
+        ends = self.model.generation_config.eos_token_id
+        if ends is None:
+            ends = self.tokenizer.eos_token_id
+        return tuple(ends) if isinstance(ends, list) else (ends,)
 
     @property
     def text_config(self) -> Any:
@@ -239,22 +215,11 @@ class CausalFamily:
 
     def prompt_ids(self, question: str) -> tuple[list[int], list[int]]:
         """Token ids before and after the image embeddings, up to where the answer starts."""
-        special = set(self.tokenizer.all_special_ids)
-        if special.intersection(self.tokenizer(question, add_special_tokens=False).input_ids):
-            raise RequestError(f"The question holds a special token of the model: {question!r}. Leave it out.")
-        text = self.layout.prompt.replace("{image}", self.layout.image_token).replace("{question}", question)
-        ids: list[int] = self.tokenizer(text).input_ids
-        if "{image}" not in self.layout.prompt:
-            return [], ids
-        place = ids.index(self.tokenizer.convert_tokens_to_ids(self.layout.image_token))
-        return ids[:place], ids[place + 1 :]
+        return self._words.prompt_ids(question)
 
     def answer_ids(self, answer: str) -> list[int]:
         """Token ids of an answer with its separator and its end token: the same in loss and scores."""
-        asked = self.layout.prompt.replace("{image}", "").replace("{question}", "")
-        answered = asked + self.layout.answer.replace("{answer}", answer)
-        n_asked = len(self.tokenizer(asked).input_ids)
-        return [*self.tokenizer(answered).input_ids[n_asked:], self.layout.end[0]]
+        return self._words.answer_ids(answer)
 
     def _join(self, before: list[int], embeddings: Tensor, text: Tensor) -> Float[Tensor, "n n_all n_text"]:
         prefix = self.embed_tokens(torch.tensor(before, device=text.device).long())

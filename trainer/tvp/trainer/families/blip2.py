@@ -26,9 +26,8 @@ class Blip2(CausalFamily):
 
     def make_layout(self) -> Layout:
         # No {image}: Blip2Processor puts the image tokens first, before the begin token.
-        config, tokenizer = self.model.config, self.tokenizer
-        image_token = tokenizer.convert_ids_to_tokens(config.image_token_index)
-        return Layout("Question: {question} Answer:", " {answer}", image_token, (tokenizer.eos_token_id,))
+        image_token = self.tokenizer.convert_ids_to_tokens(self.model.config.image_token_index)
+        return Layout("Question: {question} Answer:", " {answer}", image_token, self.end_tokens)
 
     def see(
         self, pixels: Float[Tensor, "n 3 size size"], questions: Sequence[str] | None = None

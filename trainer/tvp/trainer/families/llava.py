@@ -17,9 +17,8 @@ class Llava(CausalFamily):
     name = "llava"
 
     def make_layout(self) -> Layout:
-        config, tokenizer = self.model.config, self.tokenizer
-        image_token = tokenizer.convert_ids_to_tokens(config.image_token_index)
-        return Layout("USER: {image}\n{question} ASSISTANT:", " {answer}", image_token, (tokenizer.eos_token_id,))
+        image_token = self.tokenizer.convert_ids_to_tokens(self.model.config.image_token_index)
+        return Layout("USER: {image}\n{question} ASSISTANT:", " {answer}", image_token, self.end_tokens)
 
     def see(
         self, pixels: Float[Tensor, "n 3 size size"], questions: Sequence[str] | None = None

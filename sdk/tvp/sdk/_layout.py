@@ -1,0 +1,66 @@
+"""The order of what a language model reads. Trainer, exporter and sdk all tokenise through this file,
+so that a prompt is the same tokens in training, in scoring, in PyTorch and on the edge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .errors import RequestError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A prompt as one text that is tokenised as a whole, then split at the image token.
+
+    Tokenising its parts apart would give other tokens where a tokenizer treats the start of a text
+    differently, as SentencePiece ones do.
+
+    prompt: the text before the answer, with the place of `{question}` and of `{image}`; without
+        `{image}` the image embeddings come before everything, the begin token included.
+    answer: the text of an answer, with the place of `{answer}` (usually after a space).
+    image_token: the special token that stands for the image while the text is tokenised.
+    end: ids of the tokens that end an answer; the first is the one that training teaches.
+    """
+
+    prompt: str
+    answer: str
+    image_token: str
+    end: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Words:
+    """A layout with the tokenizer that reads it.
+
+    encode: text, and whether to add begin and end tokens -> ids.
+    special_ids: ids that a question may not contain.
+    """
+
+    layout: Layout
+    encode: Callable[[str, bool], list[int]]
+    special_ids: frozenset[int]
+
+    def prompt_ids(self, question: str) -> tuple[list[int], list[int]]:
+        """Token ids before and after the image embeddings, up to where the answer starts."""
+        self._refuse_special("question", question)
+        layout = self.layout
+        text = layout.prompt.replace("{image}", layout.image_token).replace("{question}", question)
+        ids = self.encode(text, True)
+        if "{image}" not in layout.prompt:
+            return [], ids
+        (image,) = self.encode(layout.image_token, False)
+        place = ids.index(image)
+        return ids[:place], ids[place + 1 :]
+
+    def answer_ids(self, answer: str) -> list[int]:
+        """Token ids of an answer with its separator and its end token: the same in loss and scores."""
+        self._refuse_special("answer", answer)
+        asked = self.layout.prompt.replace("{image}", "").replace("{question}", "")
+        answered = asked + self.layout.answer.replace("{answer}", answer)
+        n_asked = len(self.encode(asked, True))
+        return [*self.encode(answered, True)[n_asked:], self.layout.end[0]]
+
+    def _refuse_special(self, kind: str, text: str) -> None:
+        if self.special_ids.intersection(self.encode(text, False)):
+            raise RequestError(f"The {kind} holds a special token of the model: {text[:80]!r}. Leave it out.")
