@@ -20,6 +20,7 @@ from tvp.trainer import scenes
 
 CHECKPOINT_EVERY = 100
 IGNORE = -100
+ALIGN_WEIGHT = 0.3
 
 
 def run(
@@ -151,6 +152,7 @@ def language_loss(
         _, features = see(name, model, lesson.pixels)
     image = project(name, model, features)
     n, n_image, _ = image.shape
+    aligned = ALIGN_WEIGHT * alignment_loss(name, model, tokenizer, lesson, image)
     before, after = LAYOUTS[name]
     prefix, tail = [tokenizer.bos_token_id, *_ids(tokenizer, before)], []
     if name == "blip2":  # its processor puts the image tokens before the begin token
@@ -191,7 +193,37 @@ def language_loss(
     logits = model.get_output_embeddings()(hidden[chosen])
     right = (logits.argmax(-1) == wanted.view(-1)[chosen]).float()
     is_answer = wanted.view(-1)[chosen] != tokenizer.eos_token_id
-    return F.cross_entropy(logits, wanted.view(-1)[chosen]), {"right": right[is_answer].mean().item()}
+    loss = F.cross_entropy(logits, wanted.view(-1)[chosen])
+    shown = {"answer": loss.item(), "right": right[is_answer].mean().item(), "align": aligned.item()}
+    return loss + aligned, shown
+
+
+def alignment_loss(
+    name: str, model: nn.Module, tokenizer: PreTrainedTokenizerFast, lesson: Lesson, image: Tensor
+) -> Tensor:
+    """Where a shape is, its image embedding should be near the word embeddings of its kind and colour.
+
+    It does for a small model what the caption stage of LLaVA and BLIP-2 does for a large one: a word
+    in a question then finds what it names by likeness.
+    """
+    scene = lesson.photo < 0
+    words = model.get_input_embeddings().weight
+    pairs = (
+        ((lesson.owner_kind, scenes.KINDS), (lesson.owner_colour, tuple(scenes.COLOURS)))
+        if name == "llava"
+        else ((lesson.cell_kind, scenes.KINDS), (lesson.cell_colour, tuple(scenes.COLOURS)))
+    )
+    loss = image.new_zeros(())
+    for target, names in pairs:
+        (ids,) = zip(*(_ids(tokenizer, f" {word}") for word in names), strict=True)
+        likeness = 10 * F.normalize(image[scene], dim=-1) @ F.normalize(words[list(ids)], dim=-1).T
+        logits = F.pad(likeness, [0, 1], value=2.0)  # the last class: no shape here
+        target = target[scene]
+        shape = target >= 0
+        weight = torch.where(shape, 1.0, 0.15)
+        each = F.cross_entropy(logits.transpose(1, 2), torch.where(shape, target, len(names)), reduction="none")
+        loss = loss + (each * weight).sum() / weight.sum()
+    return loss
 
 
 def language_parameters(name: str, model: nn.Module) -> list[nn.Parameter]:
