@@ -26,7 +26,7 @@ FULL_SHARE = 0.4  # of the batches show the picture over the whole canvas
 SMALLEST = 44  # px, the smallest inner picture
 NEUTRAL_SHARE = 0.6  # of the frames are a grey or white surface; the rest are black
 DIMMEST, DEEPEST_TINT = 0.55, 0.7  # the mildest-to-strongest light: a factor for all and for each channel
-EASY_SHARE = 0.25  # of the existence questions name any object, which is easier to deny
+EASY_SHARE = 0.5  # of the absent objects are of a colour that is not there, which is learnt sooner
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(1, 3, 1, 1)
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(1, 3, 1, 1)
 
@@ -91,14 +91,15 @@ def lessons(
 
 def _ask(scene: scenes.Scene, rng: np.random.Generator, turn: int) -> scenes.SceneQuestion:
     """One of eight questions: what takes longest to learn is asked most often."""
-    topic = ("number", "kind", "colour", "existence", "existence", "kind", "colour", "existence")[turn % 8]
-    if topic == "existence" and rng.random() < EASY_SHARE:
-        name = (
-            f"{list(scenes.COLOURS)[rng.integers(len(scenes.COLOURS))]} {scenes.KINDS[rng.integers(len(scenes.KINDS))]}"
-        )
-        answer = "yes" if name in {shape.name for shape in scene.shapes} else "no"
-        return scenes.SceneQuestion(f"Is there a {name}?", answer, topic, scenes.YES_NO)
-    return scenes.ask(scene, rng, topic)
+    topic = ("number", "kind", "colour", "existence", "existence", "kind", "existence", "existence")[turn % 8]
+    question = scenes.ask(scene, rng, topic)
+    if topic == "existence" and question.answer == "no" and rng.random() < EASY_SHARE:
+        colours, kinds = ({getattr(shape, what) for shape in scene.shapes} for what in ("colour", "kind"))
+        colour = [name for name in scenes.COLOURS if name not in colours]
+        kind = [name for name in scenes.KINDS if name not in kinds or rng.random() < 0.5] or list(scenes.KINDS)
+        name = f"{colour[rng.integers(len(colour))]} {kind[rng.integers(len(kind))]}"
+        return scenes.SceneQuestion(f"Is there a {name}?", "no", topic, scenes.YES_NO)
+    return question
 
 
 def show(pictures: Tensor, side: int, rng: np.random.Generator | None) -> Tensor:
