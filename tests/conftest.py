@@ -3,6 +3,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from jaxtyping import install_import_hook
+
+# The shapes that these modules' annotations state are checked while the tests run.
+install_import_hook([f"tvp.trainer.{name}" for name in ("families", "losses", "prompt", "update")], "beartype.beartype")
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10"
 
@@ -11,7 +15,7 @@ DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10"
 def cifar10() -> Path:
     """The folder of real CIFAR-10 photos, which is not part of the repository."""
     if not (DATA / "test.parquet").exists():
-        pytest.skip(f"the CIFAR-10 photos are not at {DATA.relative_to(DATA.parents[3])}")
+        pytest.skip("the CIFAR-10 photos are not at ../shared/data/cifar10, beside the repository")
     return DATA
 
 

@@ -117,7 +117,9 @@ def make_llava(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGenerat
         image_seq_length=(CANVAS // PATCH) ** 2,
         tie_word_embeddings=True,
     )
-    return LlavaForConditionalGeneration(config)
+    model = LlavaForConditionalGeneration(config)
+    start_attention_by_likeness(model.model.language_model.layers)
+    return model
 
 
 def make_blip2(tokenizer: PreTrainedTokenizerFast) -> Blip2ForConditionalGeneration:
@@ -166,7 +168,25 @@ def make_blip2(tokenizer: PreTrainedTokenizerFast) -> Blip2ForConditionalGenerat
     model = Blip2ForConditionalGeneration(config)
     # Its own start is zero, where the layer norm that follows blows the gradient up by 1 / sqrt(eps).
     torch.nn.init.normal_(model.query_tokens, std=0.5)
+    start_attention_by_likeness(model.language_model.model.decoder.layers)
     return model
+
+
+def start_attention_by_likeness(layers: nn.ModuleList) -> None:
+    """Let a decoder's attention start by looking for what is alike, as that of trained models does.
+
+    Queries equal keys, and what is found is handed on: a word in a question attends to image
+    embeddings near it from the first step. From random starts this alone takes thousands of steps.
+    Source: "Mimetic Initialization of Self-Attention Layers", ICML 2023 (arXiv 2305.09828).
+    """
+    for layer in layers:
+        attention = layer.self_attn
+        out = attention.o_proj if hasattr(attention, "o_proj") else attention.out_proj
+        with torch.no_grad():
+            nn.init.orthogonal_(attention.q_proj.weight)
+            attention.k_proj.weight.copy_(attention.q_proj.weight)
+            nn.init.orthogonal_(attention.v_proj.weight)
+            out.weight.copy_(0.5 * attention.v_proj.weight.T)
 
 
 MAKERS = {"llava": make_llava, "blip2": make_blip2}

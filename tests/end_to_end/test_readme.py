@@ -20,6 +20,7 @@ def blocks(language):
 
 def test_it_is_under_150_lines():
     assert len(README.splitlines()) < 150
+    assert not re.findall(r"\{[A-Z]+\}", README), "a figure was not filled in"
 
 
 def test_the_shell_commands_and_the_python_snippets_run(tmp_path, monkeypatch):

@@ -7,15 +7,15 @@ import json
 import numpy as np
 import pytest
 import torch
+
 from tests.bundles import random_prompt
 from tests.tiny import save_tiny
-
 from tvp import sdk
 from tvp.export import bundle as bundle_module
 from tvp.export import graphs
 from tvp.export.attention import group_query_attention
 from tvp.export.bundle import export
-from tvp.sdk.errors import BundleError, CheckError
+from tvp.sdk.errors import BundleError, CheckError, RequestError
 from tvp.trainer import families, tasks
 
 
@@ -120,6 +120,20 @@ def test_what_is_there_is_kept_unless_forced(one_bundle, tmp_path):
     assert (tmp_path / "mine.txt").read_text() == "precious"
     with pytest.raises(BundleError, match="--force"):
         export("never loaded", tasks.get("count"), one_bundle)
+
+
+def test_force_replaces_a_bundle_and_nothing_else_stays(tmp_path):
+    model = save_tiny("llava", tmp_path / "model")
+    for name in ("count", "scenes"):
+        export(model, tasks.get(name), tmp_path / "out", n_cases=1, force=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "out"]
+    with sdk.load(tmp_path / "out") as task:
+        assert task.name == "scenes"
+
+
+def test_a_gate_without_cases_is_refused(tmp_path):
+    with pytest.raises(RequestError, match="at least 1"):
+        export("never loaded", tasks.get("count"), tmp_path / "out", n_cases=0)
 
 
 def test_a_plain_model_is_exported_without_a_frame(tmp_path):

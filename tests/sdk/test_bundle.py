@@ -55,7 +55,7 @@ def test_a_newer_format_says_update(copy):
         sdk.load(copy)
 
 
-def test_another_base_is_refused(copy, bundle):
+def test_another_base_is_refused(copy):
     other = json.loads((copy / "base" / "manifest.json").read_text())
     other["n_positions"] = 77
     (copy / "base" / "manifest.json").write_bytes(seal(other))
@@ -103,10 +103,36 @@ def test_unknown_providers_list_what_is_available(one_bundle):
         sdk.load(one_bundle, providers=[("NoSuchProvider", {})])
     with pytest.raises(ProviderError, match="No provider"):
         sdk.load(one_bundle, providers=[])
+    for nonsense in (None, 3, [3], [("cpu",)], [(3, {})]):
+        with pytest.raises(ProviderError, match="provider"):
+            sdk.load(one_bundle, providers=nonsense)
+
+
+def test_auto_falls_back_to_the_cpu_and_says_so(one_bundle, monkeypatch, caplog):
+    from tvp.sdk import _sessions, _task
+
+    ort = _sessions.onnxruntime()
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(_sessions, "open_session", _without_cuda(_sessions.open_session))
+    with sdk.load(one_bundle) as task:
+        assert task.check()["cases"] == 4
+    assert "Running on the CPU instead" in caplog.text
+    with pytest.raises(ProviderError, match="no CUDA here"):
+        _task.load(one_bundle, providers="cuda")
+
+
+def _without_cuda(open_session):
+    def opened(file, providers):
+        if providers[0] != "CPUExecutionProvider":
+            raise ProviderError("no CUDA here")
+        return open_session(file, providers)
+
+    return opened
 
 
 def test_bad_questions_and_options_are_refused(one_bundle):
     with sdk.load(one_bundle) as task:
+        before = task.ask(PICTURE, "What?").tokens
         for question, says in (
             ("x" * 100_000, "100,000 characters"),
             ("", "empty"),
@@ -120,12 +146,12 @@ def test_bad_questions_and_options_are_refused(one_bundle):
         for limit in (0, -1, 1.5, True):
             with pytest.raises(RequestError, match="max_new_tokens"):
                 task.ask(PICTURE, "What?", max_new_tokens=limit)
-        for labels in ([], [""], [3]):
-            with pytest.raises(RequestError, match="label"):
+        for labels in ([], [""], [3], "yes", ["</s>"]):
+            with pytest.raises(RequestError, match=r"label|special"):
                 task.rank(PICTURE, "What?", labels=labels)
         with pytest.raises(ImageError):
             task.ask(b"", "What?")
-        assert str(task.ask(PICTURE, "What?")) is not None  # and it still answers
+        assert task.ask(PICTURE, "What?").tokens == before  # and it still answers the same
 
 
 def test_the_tasks_own_question_and_labels_are_the_default(one_bundle):

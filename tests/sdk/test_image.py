@@ -74,6 +74,8 @@ def test_what_is_no_picture_is_refused(tmp_path):
         read_image(tmp_path / "gone.png")
     with pytest.raises(ImageError, match="cannot be read: Is a directory"):
         read_image(tmp_path)
+    with pytest.raises(ImageError, match="cannot be read"):
+        read_image("a\0b")
     with pytest.raises(ImageError, match="int is not a picture"):
         read_image(3)
 
@@ -96,6 +98,22 @@ def test_arrays_of_other_shapes_are_refused(shape):
         read_image(np.zeros(shape, np.uint8))
     with pytest.raises(ImageError, match="float32"):
         read_image(np.zeros((4, 4, 3), np.float32))
+
+
+@pytest.mark.parametrize("size", [(1, 1_000_000), (30_000, 100)])
+def test_a_strip_is_refused_before_it_is_enlarged(size):
+    with pytest.raises(ImageError, match="at most 100 times the other"):
+        read_image(encode(Image.new("1", size)))
+
+
+def test_formats_that_start_other_programs_are_not_opened():
+    with pytest.raises(ImageError, match="not a picture in a format"):
+        read_image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n")
+
+
+def test_dark_16_bit_pictures_stay_dark():
+    dark = Image.fromarray(np.full((4, 4), 255, np.uint16))
+    assert read_image(encode(dark)).max() == 1
 
 
 def test_a_bomb_is_refused_before_it_is_decoded():

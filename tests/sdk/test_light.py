@@ -92,6 +92,8 @@ for package, forbidden in (('sdk', ('trainer', 'export')), ('trainer', ('export'
         for node in ast.walk(ast.parse(file.read_text())):
             names = [node.module or ''] if isinstance(node, ast.ImportFrom) else (
                 [a.name for a in node.names] if isinstance(node, ast.Import) else [])
+            if isinstance(node, ast.ImportFrom):
+                names += [f'{node.module or ""}.{alias.name}' for alias in node.names]
             for name in names:
                 if any(name.startswith(f'tvp.{other}') for other in forbidden):
                     print(file, name)

@@ -119,12 +119,12 @@ def test_bad_parquet_rows_and_folders_are_named(tmp_path):
 
 def test_train_and_validation_share_no_sample():
     data = Scenes(40, seed=1, n_questions=1)
-    train, validation = split(data, 0.25, seed=0)
+    train, validation = split(data, 10, seed=0)
     assert (len(train), len(validation)) == (30, 10)
     pictures = {sample.picture.tobytes() for sample in (train[i] for i in range(30))}
     assert not any(validation[i].picture.tobytes() in pictures for i in range(10))
     with pytest.raises(DataError, match="cannot be split"):
-        split(Scenes(1, 0), 0.5, 0)
+        split(Scenes(1, 0), 1, 0)
 
 
 def test_an_index_always_gives_the_same_scene_and_splits_differ():

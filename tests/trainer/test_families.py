@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.tiny import save_tiny
 from transformers import AutoProcessor
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from tests.tiny import save_tiny
 from tvp.sdk.errors import ModelError, RequestError
 from tvp.trainer import families
 
@@ -144,8 +144,35 @@ def test_an_unsupported_architecture_is_named_with_its_neighbours(tmp_path):
         families.load(tmp_path)
 
 
-def test_a_checkpoint_without_weights_is_named(tmp_path):
+def test_an_architecture_that_nobody_knows_is_named_too(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llawa"}')
+    with pytest.raises(ModelError, match=r"llawa.*Did you mean llava"):
+        families.load(tmp_path)
+    for text in ("", "[]", "{}"):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(ModelError, match=r"readable config\.json"):
+            families.load(tmp_path)
+
+
+def test_damaged_checkpoints_and_bad_devices_are_named(tmp_path):
     folder = save_tiny("llava", tmp_path / "model")
+    for name in ("model.safetensors", "tokenizer.json"):
+        whole = (folder / name).read_bytes()
+        for part in (whole[: len(whole) // 2], b""):
+            (folder / name).write_bytes(part)
+            with pytest.raises(ModelError, match="incomplete or damaged"):
+                families.load(folder)
+        (folder / name).write_bytes(whole)
+    with pytest.raises(RequestError, match="device 'abacus'"):
+        families.load(folder, "abacus")
     (folder / "model.safetensors").unlink()
     with pytest.raises(ModelError, match="incomplete"):
         families.load(folder)
+
+
+def test_a_question_beyond_the_context_is_refused(loaded, pictures):
+    family, _ = loaded
+    embeddings = family.see(family.to_pixels(canvases(pictures[:1])))
+    for call in (family.generate, lambda e, q: family.answer_loss(e, q, ["yes"])):
+        with pytest.raises(RequestError, match="at most"):
+            call(embeddings, ["word " * 600])

@@ -7,8 +7,8 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.tiny import save_tiny_guide
 
+from tests.tiny import save_tiny_guide
 from tvp.sdk.errors import ModelError
 from tvp.trainer.losses import Guide, feature_consistency
 from tvp.trainer.update import Update
@@ -65,9 +65,13 @@ def test_captions_are_read_once(tmp_path, monkeypatch):
     assert calls == [2, 1]
 
 
-def test_an_unknown_guide_is_a_model_error():
-    with pytest.raises(ModelError, match="guide"):
-        Guide("ViT-Q-99")
+def test_unknown_damaged_and_untrained_guides_are_model_errors(tmp_path):
+    folder = save_tiny_guide(tmp_path)
+    weights = folder / "open_clip_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    for name in ("ViT-Q-99", folder, "ViT-B-32"):  # the last has no weights named
+        with pytest.raises(ModelError, match="guide"):
+            Guide(name)
 
 
 def test_a_normalized_step_is_as_long_as_the_rate():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -13,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.tiny import save_tiny, save_tiny_guide
+from PIL import Image
 
-from tvp.sdk.errors import DataError, RequestError
+from tests.tiny import save_tiny, save_tiny_guide
+from tvp.sdk.errors import DataError, ModelError, RequestError
 from tvp.trainer import families, tasks
 from tvp.trainer import train as train_module
 from tvp.trainer.evaluate import accuracy, summarise
@@ -191,10 +193,46 @@ def test_another_configuration_does_not_continue_a_run(config, tmp_path):
         train(replace(config, lr=0.1), tmp_path, quiet=True)
 
 
-def test_a_damaged_checkpoint_is_named(config, tmp_path):
-    (tmp_path / "checkpoint.pt").write_bytes(b"PK nonsense")
+def test_other_weights_or_data_do_not_continue_a_run(config, zoo, tmp_path):
+    train(config, tmp_path, quiet=True)
+    other = tasks.open_data("scenes", tasks.get("bad-camera"), "train", 12, seed=999)
+    with pytest.raises(RequestError, match=r"fingerprint: .*--restart"):
+        train(config, tmp_path, data=other, quiet=True)
+    assert train(config, tmp_path, data=other, resume=False, quiet=True).steps
+
+
+@pytest.mark.parametrize("damage", [b"PK nonsense", b"hello", b"", None])
+def test_a_damaged_checkpoint_is_named(config, tmp_path, damage):
+    if damage is None:
+        torch.save({"step": 3}, tmp_path / "checkpoint.pt")
+    else:
+        (tmp_path / "checkpoint.pt").write_bytes(damage)
     with pytest.raises(DataError, match=r"checkpoint\.pt is damaged"):
         train(config, tmp_path, quiet=True)
+
+
+def test_a_bad_model_name_loses_no_run_even_with_restart(config, tmp_path):
+    train(config, tmp_path, quiet=True)
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    with pytest.raises(ModelError):
+        train(replace(config, models=("zoo:lava",)), tmp_path, resume=False, quiet=True)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+
+
+def test_a_jsonl_of_pictures_questions_and_answers_is_trained_and_measured(config, tmp_path):
+    rows = []
+    for i in range(10):
+        Image.new("RGB", (30, 20), (25 * i, 80, 0)).save(tmp_path / f"{i}.png")
+        answer = "yes" if i % 2 else "no"
+        rows.append({"image": f"{i}.png", "question": "Is it odd?", "answer": answer, "labels": ["yes", "no"]})
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    config = replace(config, task="custom", data=str(tmp_path / "mine.jsonl"), steps=3)
+    result = train(config, tmp_path / "run", quiet=True)
+    assert result.prompt.facts["data"]["n"] == 10
+    data = tasks.open_data(config.data, tasks.get("custom"), "test", 0, 0)
+    measured = accuracy(families.load(config.models[0]), data, Geometry(64, 48), result.prompt, tasks.get("custom"))
+    assert measured.n == 10
+    assert 0 < measured.accuracy < 1  # ranked by its labels; a random model would never generate them
 
 
 def test_the_image_range_stays_inside_the_box(config, tmp_path):
@@ -210,7 +248,17 @@ def test_two_sources_are_averaged(config, zoo, tmp_path_factory, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change", [{"models": ()}, {"batch": 0}, {"fca": -1.0}, {"pixel_range": "wide"}, {"update": "sgd"}, {"inner": 99}]
+    "change",
+    [
+        {"models": ()},
+        {"batch": 0},
+        {"fca": -1.0},
+        {"pixel_range": "wide"},
+        {"update": "sgd"},
+        {"inner": 99},
+        {"inner": 64},
+        {"seed": -1},
+    ],
 )
 def test_impossible_configurations_are_refused(config, change):
     with pytest.raises(RequestError):

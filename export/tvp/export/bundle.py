@@ -23,10 +23,11 @@ from tvp import sdk
 from tvp.sdk._manifest import read_base_manifest, seal
 from tvp.sdk.errors import BundleError, RequestError
 from tvp.trainer import families
-from tvp.trainer.data import Data
+from tvp.trainer.data import Data, Scenes
+from tvp.trainer.evaluate import MAX_NEW_TOKENS
 from tvp.trainer.families import CausalFamily
 from tvp.trainer.prompt import Geometry, Prompt
-from tvp.trainer.tasks import Task, open_data
+from tvp.trainer.tasks import Task
 
 from . import graphs, parity
 from .preprocess import preprocess_graph
@@ -34,7 +35,6 @@ from .preprocess import preprocess_graph
 log = logging.getLogger("tvp.export")
 
 N_GOLDEN = 4  # pictures that travel with a bundle
-MAX_NEW_TOKENS = 16
 
 
 def export(
@@ -60,6 +60,8 @@ def export(
     Raises CheckError, and writes nothing, where the bundle does not answer as PyTorch does.
     """
     output = Path(output)
+    if n_cases < 1:
+        raise RequestError(f"n_cases is {n_cases}; the parity gate needs at least 1.")
     _refuse_to_overwrite(output, force)
     if prompt is not None and not isinstance(prompt, Prompt):
         prompt = Prompt.load(prompt)
@@ -71,7 +73,7 @@ def export(
         size = family.pixel_format.size
         geometry = Geometry(size, size, task.fit)
     if data is None:
-        data = open_data("scenes", task, "test", max(n_cases, N_GOLDEN), seed=7)
+        data = Scenes(max(n_cases, N_GOLDEN), seed=7, camera=task.camera)
     cases = [(sample.picture, task.question or sample.questions[0].text) for sample in _first(data, n_cases)]
     output.parent.mkdir(parents=True, exist_ok=True)
     # Built beside its place, so that the last step is one rename on the same disk.
@@ -92,10 +94,8 @@ def export(
         with sdk.load(work, providers="cpu") as loaded:
             loaded.check()
         _refuse_to_overwrite(output, force)
-        if output.exists():
-            shutil.rmtree(output)
         os.chmod(work, 0o755)  # mkdtemp makes folders that only their owner reads
-        os.rename(work, output)
+        _put(work, output)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     log.info("exported %s to %s: %d cases equal", task.name, output, report.tokens_equal)
@@ -103,12 +103,24 @@ def export(
 
 
 def _refuse_to_overwrite(output: Path, force: bool) -> None:
+    if output.is_symlink():
+        raise BundleError(f"{output} is a symbolic link; name the folder itself.")
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     if not force:
         raise BundleError(f"{output} exists already. Choose another folder, or replace it with --force.")
     if not (output / "manifest.json").is_file():
         raise BundleError(f"{output} is not a bundle, so --force does not replace it. Choose another folder.")
+
+
+def _put(work: Path, output: Path) -> None:
+    """Move a finished bundle to its place; what was there goes only after the new one has come."""
+    old = output.with_name(f".{output.name}.replaced")
+    shutil.rmtree(old, ignore_errors=True)
+    if output.exists():
+        os.rename(output, old)
+    os.rename(work, output)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _write_base(family: CausalFamily, model: str | Path, folder: Path) -> str:
@@ -165,7 +177,7 @@ def _golden_cases(
                     "picture": f"{number}.png",
                     "question": question,
                     "tokens": tokens[0],
-                    "text": family.tokenizer.decode(tokens[0], skip_special_tokens=True).strip(),
+                    "text": family.text(tokens[0]),
                     "log_probabilities": [float(f"{value:.7g}") for value in chosen.tolist()],
                 },
             )

@@ -17,7 +17,9 @@ from .bundle import export as run_export
 @click.option("-t", "--task", "task_name", required=True, help="Name of the task.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder of the bundle.")
 @click.option("--data", help="Pictures for parity and golden cases: scenes, a parquet folder or a .jsonl file.")
-@click.option("--cases", default=16, show_default=True, help="Cases that the parity gate compares.")
+@click.option(
+    "--cases", default=16, show_default=True, type=click.IntRange(1), help="Cases that the parity gate compares."
+)
 @click.option("--force", is_flag=True, help="Replace the bundle at OUTPUT.")
 def export(
     model: str, prompt: Path | None, task_name: str, output: Path, data: str | None, cases: int, force: bool

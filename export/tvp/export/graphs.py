@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -189,12 +188,9 @@ def _untouched(module: nn.Module) -> Iterator[None]:
     """Optimum changes configurations (use_cache, return_dict) for good; put them back."""
     configs = {id(m.config): m.config for m in module.modules() if hasattr(m, "config")}.values()
     before = [(config, copy.deepcopy(config.__dict__)) for config in configs]
-    verbosity = os.environ.get("TRANSFORMERS_VERBOSITY")
     try:
         yield
     finally:
         for config, state in before:
             config.__dict__.clear()
             config.__dict__.update(state)
-        if verbosity is not None:
-            os.environ["TRANSFORMERS_VERBOSITY"] = verbosity

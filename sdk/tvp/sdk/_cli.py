@@ -72,6 +72,9 @@ def _run(command: Callable[..., Any], arguments: list[str]) -> None:
     except TvpError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(1)
+    except OSError as error:  # a full disk, a folder that may not be written
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(1)
 
 
 @click.command()

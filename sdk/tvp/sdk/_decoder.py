@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._sessions import Base, onnxruntime
-from .errors import RequestError
+from .errors import ProviderError, RequestError
 
 BLOCK = 64  # positions by which a buffer grows
 
@@ -50,16 +50,19 @@ class KeyValues:
             kind = "key" if i % 2 == 0 else "value"
             binding.bind_ortvalue_input(f"past_key_values.{i // 2}.{kind}", tensor)
             binding.bind_ortvalue_output(f"present.{i // 2}.{kind}", tensor)
-        self._base.decoder.run_with_iobinding(binding)
+        try:
+            self._base.decoder.run_with_iobinding(binding)
+        except RuntimeError as error:
+            raise ProviderError(f"onnxruntime failed while decoding: {error}") from error
         self.length = total
         # A copy: OrtValue.numpy() does not keep the memory behind it alive.
         logits: NDArray[np.float32] = np.array(binding.get_outputs()[0].numpy(), copy=True)
         return logits
 
-    def copies(self, n_rows: int) -> KeyValues:
-        """Copies of a single sequence, to be continued in different ways in one batch."""
+    def copies(self, n_rows: int, n_new: int) -> KeyValues:
+        """Copies of a single sequence, to be continued in different ways by n_new tokens in one batch."""
         other = KeyValues(self._base, n_rows)
-        other._reserve(self.length + BLOCK)
+        other._reserve(self.length + n_new)
         for mine, theirs in zip(self._tensors, other._tensors, strict=True):
             theirs.numpy()[:, :, : self.length] = mine.numpy()[:, :, : self.length]
         other.length = self.length

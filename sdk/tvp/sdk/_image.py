@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import struct
 import warnings
 from pathlib import Path
 
@@ -18,8 +17,9 @@ ImageLike = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
 
 MAX_PIXELS = 100_000_000  # 10,000 x 10,000: more than any camera here, far less than a bomb
 MAX_BYTES = 256 * 2**20
-# Pillow's decoders raise all of these on damaged data.
-DAMAGED = (OSError, SyntaxError, ValueError, IndexError, EOFError, TypeError, KeyError, OverflowError, struct.error)
+MAX_RATIO = 100  # of the sides: a strip would be enlarged to gigabytes before its middle is cut out
+# What cameras and phones write. Pillow opens far more, some of it by starting other programs.
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
 
 def read_image(source: ImageLike) -> NDArray[np.uint8]:
@@ -43,8 +43,8 @@ def read_image(source: ImageLike) -> NDArray[np.uint8]:
             if path.stat().st_size > MAX_BYTES:
                 raise ImageError(f"{_start(name)} is larger than {MAX_BYTES >> 20} MiB. Give a smaller picture.")
             data = path.read_bytes()
-        except OSError as error:
-            raise ImageError(f"{_start(name)} cannot be read: {error.strerror or error}.") from error
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            raise ImageError(f"{_start(name)} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
     else:
         raise ImageError(
             f"A {type(source).__name__} is not a picture; give a path, bytes, a PIL image "
@@ -55,13 +55,17 @@ def read_image(source: ImageLike) -> NDArray[np.uint8]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own warning at its bomb limit; ours is an error
-            with Image.open(io.BytesIO(data)) as image:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 return _decode(image, name)
     except UnidentifiedImageError as error:
-        raise ImageError(f"{_start(name)} is not a picture in a format that Pillow knows.") from error
+        raise ImageError(
+            f"{_start(name)} is not a picture in a format that is read here ({', '.join(FORMATS)})."
+        ) from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"{_start(name)} is too large: {error}") from error
-    except DAMAGED as error:
+    except ImageError:
+        raise
+    except Exception as error:  # Pillow's decoders raise a dozen kinds on damaged data
         raise ImageError(f"{_start(name)} is damaged or cut off: {error}") from error
 
 
@@ -70,17 +74,12 @@ def _from_array(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
         raise ImageError(
             f"The array is {array.dtype} {array.shape}; a picture is uint8 (height, width, 3) and not empty."
         )
-    if array.shape[0] * array.shape[1] > MAX_PIXELS:
-        raise ImageError(f"The array has {array.shape[0]} x {array.shape[1]} pixels; at most {MAX_PIXELS:,} are read.")
+    _check_size(array.shape[1], array.shape[0], "the array")
     return np.ascontiguousarray(array)
 
 
 def _decode(image: Image.Image, name: str) -> NDArray[np.uint8]:
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise ImageError(f"{_start(name)} has {width} x {height} pixels; at most {MAX_PIXELS:,} are read.")
-    if not width or not height:
-        raise ImageError(f"{_start(name)} has no pixels ({width} x {height}).")
+    _check_size(*image.size, name)
     try:
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I") or image.mode == "F":
@@ -89,18 +88,29 @@ def _decode(image: Image.Image, name: str) -> NDArray[np.uint8]:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
         return np.array(image.convert("RGB"))
-    except DAMAGED as error:
+    except Exception as error:  # as above
         raise ImageError(f"{_start(name)} is damaged or cut off: {error}") from error
 
 
+def _check_size(width: int, height: int, name: str) -> None:
+    if not width or not height:
+        raise ImageError(f"{_start(name)} has no pixels ({width} x {height}).")
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"{_start(name)} has {width} x {height} pixels; at most {MAX_PIXELS:,} are read.")
+    if max(width, height) > MAX_RATIO * min(width, height):
+        raise ImageError(
+            f"{_start(name)} is {width} x {height} pixels; one side may be at most {MAX_RATIO} times the other."
+        )
+
+
 def _to_8_bits(image: Image.Image) -> Image.Image:
-    """16-bit and float greys keep their upper 8 bits; Pillow's own conversion would clip them."""
+    """16-bit greys keep their upper 8 bits, floats in [0, 1] are stretched; Pillow itself would clip both."""
     values = np.asarray(image).astype(np.float64)
-    if image.mode == "F" and values.max(initial=0) <= 1:
-        values = values * 255
-    elif image.mode != "F" and values.max(initial=0) > 255:
-        values = values / 257
-    return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
+    if image.mode == "F":
+        scale = 255.0 if values.max(initial=0) <= 1 else 1.0
+    else:  # mode I holds 16-bit values too, in some formats
+        scale = 1 / 257 if image.mode != "I" or values.max(initial=0) > 255 else 1.0
+    return Image.fromarray(np.clip(np.rint(values * scale), 0, 255).astype(np.uint8))
 
 
 def _start(name: str) -> str:

@@ -51,8 +51,13 @@ def choose_providers(wanted: Providers) -> list[Any]:
             return [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
         wanted = [wanted]
     chosen: list[Any] = []
+    if not isinstance(wanted, Sequence):
+        raise ProviderError(f"providers is {wanted!r}; give 'auto', a name, or a list of names and (name, options).")
     for item in wanted:
-        name, options = (item, None) if isinstance(item, str) else item
+        pair = (item, None) if isinstance(item, str) else item
+        if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str)):
+            raise ProviderError(f"{item!r} is not a provider; give a name or (name, options).")
+        name, options = pair
         full = SHORT_NAMES.get(name.lower(), name)
         if full not in available:
             raise ProviderError(
@@ -73,6 +78,8 @@ def open_session(file: Path, providers: list[Any]) -> Any:
     # One pool of threads per session spins between runs by default, and three sessions' pools fight
     # over the same cores.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if hasattr(ort, "preload_dlls") and providers[0] != "CPUExecutionProvider":
+        ort.preload_dlls()  # finds CUDA's libraries where they come from pip wheels
     first = providers[0] if isinstance(providers[0], str) else providers[0][0]
     try:
         session = ort.InferenceSession(file, options, providers=providers)
@@ -86,6 +93,15 @@ def open_session(file: Path, providers: list[Any]) -> Any:
             "`tvp doctor` shows what is installed; providers='cpu' runs without it."
         )
     return session
+
+
+def run(session: Any, output: str, inputs: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
+    """Run a session for one output; onnxruntime's own errors become a ProviderError."""
+    try:
+        result: NDArray[np.float32] = session.run([output], inputs)[0]
+    except Exception as error:  # onnxruntime raises its own types, one for each status code
+        raise ProviderError(f"onnxruntime failed to compute {output}: {error}") from error
+    return result
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -16,8 +17,10 @@ from numpy.typing import NDArray
 from ._decoder import KeyValues, log_softmax
 from ._image import ImageLike, read_image
 from ._manifest import TaskManifest, read_base_manifest, read_task_manifest, verify
-from ._sessions import Base, Providers, choose_providers, load_base, open_session
-from .errors import BundleError, RequestError, near
+from ._sessions import Base, Providers, choose_providers, load_base, open_session, run
+from .errors import BundleError, ProviderError, RequestError, near
+
+log = logging.getLogger("tvp.sdk")
 
 MAX_QUESTION = 8192  # characters; longer than any context in use, and bounded before it is tokenised
 
@@ -89,7 +92,13 @@ def load(task: str | os.PathLike[str], *, providers: Providers = "auto", verify_
             raise BundleError(f"The manifest in {place} does not list {missing[0]}. Export the bundle again.")
         if verify_files:
             verify(place, entries)
-    base = load_base(folder / "base", base_manifest, chosen)
+    try:
+        base = load_base(folder / "base", base_manifest, chosen)
+    except ProviderError as error:
+        if providers != "auto" or chosen == ["CPUExecutionProvider"]:
+            raise
+        log.warning("%s Running on the CPU instead.", error)
+        base = load_base(folder / "base", base_manifest, ["CPUExecutionProvider"])
     preprocess = open_session(folder / "preprocess.onnx", ["CPUExecutionProvider"])
     return Task(folder, manifest, base, preprocess)
 
@@ -119,15 +128,14 @@ class Task:
         """
         began = time.perf_counter()
         pixels = self.pixel_values(image)
-        embeddings = self.base.vision_encoder.run(["image_embeds"], {"pixel_values": pixels})[0]
+        embeddings = run(self.base.vision_encoder, "image_embeds", {"pixel_values": pixels})
         return View(self, embeddings, time.perf_counter() - began)
 
     def pixel_values(self, image: ImageLike) -> NDArray[np.float32]:
         """What the vision encoder is given: float32 (1, 3, size, size), the prompt in it."""
         if self._preprocess is None:
             raise RequestError(f"The task {self.name!r} is closed. Load it again.")
-        pixels: NDArray[np.float32] = self._preprocess.run(["pixel_values"], {"image": read_image(image)})[0]
-        return pixels
+        return run(self._preprocess, "pixel_values", {"image": read_image(image)})
 
     def ask(self, image: ImageLike, question: str | None = None, *, max_new_tokens: int | None = None) -> Answer:
         """Answer a question about a picture, greedily.
@@ -231,6 +239,8 @@ class View:
 
     def rank(self, question: str | None = None, *, labels: Sequence[str] | None = None) -> list[Ranked]:
         """Score labels as answers to a question about this picture; best first."""
+        if isinstance(labels, str):
+            raise RequestError(f"labels is the text {labels!r}; give a list of texts: labels=['…', …].")
         labels = self._task.labels if labels is None else tuple(labels)
         if not labels or not all(isinstance(label, str) and label for label in labels):
             raise RequestError(
@@ -247,7 +257,7 @@ class View:
         totals = np.array([first[ids[0]] for ids in candidates], np.float64)
         length = max(len(ids) for ids in candidates) - 1
         # onnxruntime continues several sequences by one token a run only, so: all labels, token by token.
-        branches = self._cache.copies(len(labels)) if length else None
+        branches = self._cache.copies(len(labels), length) if length else None
         for step in range(length):
             fed = [ids[step] if step + 1 < len(ids) else ids[0] for ids in candidates]  # short ones are idle
             logits = log_softmax(branches.run(self._embed(fed)[:, None], 1)[:, -1])  # type: ignore[union-attr]
@@ -277,6 +287,8 @@ class View:
 def find(task: str | os.PathLike[str]) -> Path:
     """The folder of a bundle that is given by path or by name; raises BundleError where there is none."""
     path = Path(task)
+    if len(path.name) > 255:
+        raise BundleError(f"The name of the bundle has {len(path.name)} characters; no folder's name is that long.")
     if (path / "manifest.json").is_file():
         return path
     if path.is_dir():

@@ -15,7 +15,7 @@ import torch
 from . import families, tasks
 from .evaluate import accuracy
 from .prompt import Geometry, Prompt, write_whole
-from .train import TrainConfig, remove_run
+from .train import TrainConfig
 from .train import train as run_training
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -40,7 +40,7 @@ def _option(name: str, help: str, **more: Any) -> Callable[[F], F]:
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
 @_option("task", "Name of the task.")
-@_option("data", "scenes, a folder with train.parquet and test.parquet, or a .jsonl file.")
+@_option("data", "scenes, a folder with train.parquet and test.parquet, or a .jsonl file; default: the task's.")
 @_option("guide", "CLIP model of TSE: open_clip NAME@TAG, hf-hub:…, a folder, or zoo:guide.")
 @_option("canvas", "Side of the canvas, px.")
 @_option("inner", "Side of the shrunk picture in it, px.")
@@ -63,9 +63,8 @@ def _option(name: str, help: str, **more: Any) -> Callable[[F], F]:
 def train(models: tuple[str, ...], output: Path, device: str, restart: bool, **options: Any) -> None:
     """Learn a prompt on frozen models. A run that was cut off goes on from its checkpoint."""
     config = TrainConfig(models=models, **options)
-    if restart:
-        remove_run(output)
-    result = run_training(config, output, device=device, quiet=None if sys.stderr.isatty() else True)
+    quiet = None if sys.stderr.isatty() else True
+    result = run_training(config, output, device=device, resume=not restart, quiet=quiet)
     click.echo(f"validation accuracy {result.validations[-1]['accuracy']:.1%}")
     click.echo(f"wrote {output / 'prompt.safetensors'}")
 
@@ -74,11 +73,11 @@ def train(models: tuple[str, ...], output: Path, device: str, restart: bool, **o
 @click.option("-m", "--model", "models", multiple=True, required=True, help="Folder, hub id or zoo:NAME.")
 @click.option("-p", "--prompt", "prompts", multiple=True, type=click.Path(path_type=Path), help="Prompt file.")
 @click.option("--task", "task_name", default="bad-camera", show_default=True, help="Name of the task.")
-@click.option("--data", default="scenes", show_default=True, help="scenes, a parquet folder or a .jsonl file.")
-@click.option("--n", default=1024, show_default=True, help="Pictures to ask about, at most.")
+@click.option("--data", default="", help="scenes, a parquet folder or a .jsonl file; default: the task's own.")
+@click.option("--n", default=1024, show_default=True, type=click.IntRange(1), help="Pictures to ask about, at most.")
 @click.option("--canvas", default=224, show_default=True, help="Side of the canvas without a prompt, px.")
 @click.option("--inner", default=164, show_default=True, help="Side of the picture in a black frame, px.")
-@click.option("--seed", default=0, show_default=True, help="Seed of the scenes.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the scenes.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1 …")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the table as JSON.")
 def evaluate(

@@ -85,12 +85,13 @@ class Parquet:
     """
 
     def __init__(self, folder: Path, split: str, question: str) -> None:
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
         files = sorted(folder.glob(f"{split}*.parquet"))
         if not files:
             raise errors.DataError(f"There is no {split}*.parquet in {folder}; a parquet folder holds one a split.")
-        self._file = files[0]
+        self._file = files[0] if len(files) == 1 else folder / f"{split}*.parquet"
         try:
             table = pq.ParquetDataset([str(file) for file in files]).read(columns=["image", "label"])
             self._images = table["image"].combine_chunks()
@@ -102,6 +103,11 @@ class Parquet:
                 f"{self._file} is not a parquet file with columns image {{bytes, path}} and label (int), "
                 f"and class names in its huggingface metadata: {error}"
             ) from error
+        if not self._labels or not pa.types.is_struct(self._images.type):
+            raise errors.DataError(
+                f"{self._file} has {len(self._labels)} rows, images of type {self._images.type}; it needs at least one "
+                "row and images as {bytes, path}."
+            )
         wrong = [i for i, label in enumerate(self._labels) if not 0 <= label < len(self.names)]
         if wrong:
             raise errors.DataError(
@@ -131,7 +137,7 @@ class Jsonl:
         self._file = file
         self._rows: list[tuple[int, Path, Question, str]] = []
         try:
-            lines = file.read_text(encoding="utf-8").splitlines()
+            lines = file.read_text(encoding="utf-8-sig").split("\n")  # not at U+2028
         except (OSError, UnicodeDecodeError) as error:
             raise errors.DataError(f"{file} cannot be read as a JSONL file: {error}") from error
         for number, line in enumerate(lines, 1):
@@ -144,7 +150,7 @@ class Jsonl:
         where = f"{self._file}, line {number}"
         try:
             row: Any = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise errors.DataError(f"{where} is not JSON: {error}") from error
         if not isinstance(row, dict):
             raise errors.DataError(f"{where} is not a JSON object with image, question and answer.")
@@ -157,13 +163,14 @@ class Jsonl:
         labels = row.get("labels", [])
         if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
             raise errors.DataError(f"{where}: labels must be a list of texts.")
-        if labels and row["answer"] not in labels:
+        if labels and row["answer"].strip() not in [label.strip() for label in labels]:
             raise errors.DataError(f"{where}: the answer {row['answer']!r} is none of its labels {labels}.")
         image = self._file.parent / row["image"]
         if not image.is_file():
             raise errors.DataError(f"{where} names the picture {row['image']!r}, and there is no file {image}.")
+        labels = [label.strip() for label in labels]
         caption = row.get("caption") or f"a {row['answer']}"
-        return image, Question(row["question"], row["answer"], tuple(labels)), str(caption)
+        return image, Question(row["question"].strip(), row["answer"].strip(), tuple(labels)), str(caption)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -190,10 +197,10 @@ class Subset:
         return self._data[self._indices[index]]
 
 
-def split(data: Data, share: float, seed: int) -> tuple[Data, Data]:
+def split(data: Data, n_validation: int, seed: int) -> tuple[Data, Data]:
     """Split training data into (train, validation) without overlap; at least one sample each."""
     if len(data) < 2:
         raise errors.DataError(f"A data set of {len(data)} sample(s) cannot be split into train and validation.")
     order = np.random.default_rng(seed).permutation(len(data))
-    n = min(max(1, round(len(data) * share)), len(data) - 1)
+    n = min(max(1, n_validation), len(data) - 1)
     return Subset(data, order[n:].tolist()), Subset(data, order[:n].tolist())

@@ -16,6 +16,8 @@ from .families import CausalFamily
 from .prompt import Geometry, Prompt
 from .tasks import Task
 
+MAX_NEW_TOKENS = 16  # of a free answer; bundles answer as long by default
+
 
 @dataclass(frozen=True)
 class Accuracy:
@@ -48,11 +50,11 @@ def accuracy(
 
     geometry: `inner == canvas` shows the full picture; a smaller inner size without a prompt shows it
         in a black frame.
-    Questions of a closed task (all with the task's labels) are answered by the best-scoring label;
-    others by greedy generation, which must match the answer's text exactly.
+    A question with labels is answered by the one that scores best, unless the task is `free`; others by
+    greedy generation, which must match the answer's text exactly.
     """
     right: list[bool] = []
-    closed = bool(task and task.labels)
+    free = task is None or task.free
     for start in tqdm(range(0, len(data), batch), disable=quiet, desc="evaluating"):
         samples = [data[i] for i in range(start, min(start + batch, len(data)))]
         shrunk = np.stack([geometry.shrink(sample.picture) for sample in samples])
@@ -62,7 +64,7 @@ def accuracy(
         embeddings = family.see(family.to_pixels(canvas))
         rows = [i for i, sample in enumerate(samples) for _ in sample.questions]
         asked = [question for sample in samples for question in sample.questions]
-        answers = _answers(family, embeddings[rows], asked, closed)
+        answers = _answers(family, embeddings[rows], asked, free)
         right += [answer == question.answer for answer, question in zip(answers, asked, strict=True)]
     return summarise(np.array(right, bool))
 
@@ -76,10 +78,18 @@ def summarise(right: NDArray[np.bool_], n_resamples: int = 2000) -> Accuracy:
     return Accuracy(mean, float(low), float(high), len(right), right)
 
 
-def _answers(family: CausalFamily, embeddings: Any, asked: Sequence[Question], closed: bool) -> list[str]:
-    texts = [question.text for question in asked]
-    if not closed:
-        return family.generate(embeddings, texts, max_new_tokens=8)
-    labels = asked[0].labels
-    scores = family.answer_scores(embeddings, texts, labels)
-    return [labels[i] for i in scores.argmax(-1).tolist()]
+def _answers(family: CausalFamily, embeddings: Any, asked: Sequence[Question], free: bool) -> list[str]:
+    answers = [""] * len(asked)
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for i, question in enumerate(asked):
+        groups.setdefault(() if free else question.labels, []).append(i)
+    for labels, rows in groups.items():
+        texts = [asked[i].text for i in rows]
+        if labels:
+            best = family.answer_scores(embeddings[rows], texts, labels).argmax(-1).tolist()
+            given = [labels[i] for i in best]
+        else:
+            given = family.generate(embeddings[rows], texts, MAX_NEW_TOKENS)
+        for i, answer in zip(rows, given, strict=True):
+            answers[i] = answer
+    return answers

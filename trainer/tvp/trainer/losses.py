@@ -47,11 +47,12 @@ class Guide:
             place = f"local-dir:{place}"
         architecture, _, tag = place.partition("@")
         try:
-            model = open_clip.create_model(architecture, pretrained=tag or None, device=device)
+            model = open_clip.create_model(architecture, pretrained=tag or None, device=device, require_pretrained=True)
             self._tokenizer = open_clip.get_tokenizer(architecture)
-        except (OSError, RuntimeError, ValueError) as error:
+        except Exception as error:  # open_clip, safetensors and tokenizers each raise their own
             raise ModelError(
-                f"The guide {str(name)!r} is not an open_clip model that can be loaded: {error}"
+                f"The guide {str(name)!r} is not an open_clip model that can be loaded: {error} "
+                "Name an architecture with its weights (ViT-B-32@openai), a folder, or zoo:guide."
             ) from error
         self.name = str(name)
         self.model: nn.Module = model.eval().requires_grad_(False)

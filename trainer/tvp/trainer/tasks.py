@@ -11,7 +11,7 @@ from . import scenes
 from .data import Data, Jsonl, Parquet, Scenes
 from .prompt import Fit
 
-# A camera that dims to a third, tints towards orange and adds noise: the demo's task.
+# Dims to two fifths, tints towards orange and adds noise: the demo's task.
 BAD_CAMERA = scenes.Camera(dim=0.40, cast=(1.0, 0.75, 0.5), noise=0.04)
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -22,6 +22,8 @@ class Task:
 
     question: the question to ask where the data brings none, and what the sdk asks by default.
     labels: the answers to choose from; none for a task whose questions differ.
+    source: the data that the task is about where none is named; '' for a task that needs --data.
+    free: answer in free text, which must match exactly, even where a question has labels.
     fit: `crop` or `pad`, for pictures that are not square.
     camera: for scenes, the camera that they are seen through.
     """
@@ -29,6 +31,8 @@ class Task:
     name: str
     question: str = ""
     labels: tuple[str, ...] = ()
+    source: str = ""
+    free: bool = False
     fit: Fit = "crop"
     camera: scenes.Camera | None = None
     topics: tuple[str, ...] = scenes.TOPICS
@@ -37,9 +41,9 @@ class Task:
 TASKS = {
     task.name: task
     for task in (
-        Task("scenes"),
-        Task("bad-camera", camera=BAD_CAMERA),
-        Task("count", "How many objects are there?", scenes.COUNTS, topics=("number",)),
+        Task("scenes", source="scenes", free=True),
+        Task("bad-camera", source="scenes", free=True, camera=BAD_CAMERA),
+        Task("count", "How many objects are there?", scenes.COUNTS, source="scenes", topics=("number",)),
         Task("cifar10", "This is a photo of a", CIFAR10),
         Task("custom"),
     )
@@ -56,13 +60,18 @@ def get(name: str) -> Task:
 def open_data(source: str, task: Task, split: str, n: int, seed: int, size: int = 64) -> Data:
     """Open a data source for a task.
 
-    source: `scenes`, a folder with train*.parquet and test*.parquet, or a .jsonl file. For a JSONL
-        file the split is the file's own: name one file for training and another for the test.
+    source: '' for the task's own, `scenes`, a folder with train*.parquet and test*.parquet, or a
+        .jsonl file. For a JSONL file the split is the file's own: name one file for training and another for the test.
     split: `train` or `test`.
     n: how many scenes to draw; other sources give all that they have.
     seed: for scenes; train and test scenes differ at any seed.
     """
+    source = source or task.source
+    if not source:
+        raise RequestError(f"The task {task.name!r} has no data of its own; name some with --data.")
     if source == "scenes":
+        if task.source != "scenes":
+            raise RequestError(f"The task {task.name!r} is not about scenes; name its data with --data.")
         return Scenes(n, seed * 2 + (split == "test"), size, camera=task.camera, topics=task.topics)
     path = Path(source)
     if path.is_dir():

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import logging
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -39,7 +39,7 @@ class TrainConfig:
     """Everything that decides what prompt comes out.
 
     models: source models, by folder, hub id or `zoo:NAME`; their losses are averaged.
-    task: name of the task; data: `scenes`, a parquet folder or a JSONL file.
+    task: name of the task; data: `scenes`, a parquet folder or a JSONL file ('': the task's own).
     guide: the CLIP model of TSE; needed where tse is not 0.
     canvas, inner: sides in px. pixel_range: `free` or `image`.
     fca, tse: weights of the two losses (the paper's CIFAR-10 run: 0.005 and 0.001).
@@ -47,14 +47,14 @@ class TrainConfig:
         frame; the paper uses 10) or `adam` (lr is per pixel).
     batch: pictures a step. questions: questions a picture, where the data has several.
     steps: number of steps; 0 means one epoch.
-    n_train: scenes to draw. n_validation: pictures split off from training data.
+    n_train: scenes to draw. n_validation: pictures split off from training data, at most a fifth of it.
     validate_every: steps between validations, 0 for only at the end.
     checkpoint_every: steps between checkpoints.
     """
 
     models: tuple[str, ...]
     task: str = "bad-camera"
-    data: str = "scenes"
+    data: str = ""
     guide: str = "zoo:guide"
     canvas: int = 224
     inner: int = 164
@@ -86,7 +86,10 @@ class TrainConfig:
             raise RequestError(f"The pixel range {self.pixel_range!r} is unknown; it is 'free' or 'image'.")
         if self.update not in ("normalized", "adam"):
             raise RequestError(f"The update {self.update!r} is unknown; it is 'normalized' or 'adam'.")
-        Geometry(self.canvas, self.inner)
+        if self.seed < 0:
+            raise RequestError(f"seed is {self.seed}; it must not be negative.")
+        if Geometry(self.canvas, self.inner).edge == 0:
+            raise RequestError(f"An inner size of {self.inner} px leaves no frame to train on {self.canvas} px.")
 
 
 @dataclass
@@ -152,7 +155,8 @@ def train(
     """Train a prompt and write prompt.safetensors, prompt.png, config.json and log.json to `folder`.
 
     sources, data: given by a caller that has them loaded; otherwise opened from the config.
-    resume: go on from the folder's checkpoint; a checkpoint of another configuration is an error.
+    resume: go on from the folder's checkpoint, or else start anew; a checkpoint of another
+        configuration, of other weights or of other data is an error.
     quiet: no progress bar (default: none where the output is not a terminal).
     Killed at any moment, the run loses at most what came after its last checkpoint, and on a CPU
     the resumed run ends with the same bits.
@@ -166,7 +170,7 @@ def train(
     geometry = Geometry(config.canvas, config.inner, task.fit)
     if data is None:
         data = tasks.open_data(config.data, task, "train", config.n_train + config.n_validation, config.seed)
-    train_data, validation = split(data, config.n_validation / len(data), config.seed)
+    train_data, validation = split(data, min(config.n_validation, len(data) // 5), config.seed)
     prompt = Prompt.start(geometry, config.pixel_range)
     prompt.frame = prompt.frame.to(device)
     mask = geometry.mask().to(device)
@@ -179,8 +183,11 @@ def train(
     result = TrainResult(prompt)
     start, order = 0, np.empty(0, np.int64)
     checkpoint = folder / "checkpoint.pt"
-    if resume and checkpoint.exists():
-        start = _restore(checkpoint, config, result, update)
+    if not resume:
+        checkpoint.unlink(missing_ok=True)
+    identity = _identity(config, data, guide)
+    if checkpoint.exists():
+        start = _restore(checkpoint, identity, result, update)
         log.info("resumed at step %d of %d", start, n_steps)
     bar = tqdm(range(start, n_steps), initial=start, total=n_steps, desc=f"prompt for {task.name}", disable=quiet)
     for step in bar:
@@ -200,12 +207,11 @@ def train(
             result.validations.append({"step": step + 1, "accuracy": float(np.mean(scores))})
             bar.write(f"step {step + 1}: validation accuracy {np.mean(scores):.1%}") if not quiet else None
         if last or (step + 1) % config.checkpoint_every == 0:
-            _save_checkpoint(checkpoint, config, result, update, step + 1)
+            _save_checkpoint(checkpoint, identity, result, update, step + 1)
     prompt.facts = {
         "method": "tvp",
         "task": task.name,
-        "sources": [{"model": name, "weights": families.digest(name)} for name in config.models],
-        "config": asdict(config),
+        **identity,
         "validation": result.validations[-1:],
         "versions": {name: version(name) for name in ("torch", "transformers", "open_clip_torch")},
     }
@@ -260,10 +266,25 @@ def _gradient(
     return facts, gradient
 
 
-def _save_checkpoint(path: Path, config: TrainConfig, result: TrainResult, update: Update, step: int) -> None:
+def _identity(config: TrainConfig, data: Data, guide: Guide | None) -> dict[str, Any]:
+    """What a run is made of, by content: a name alone may stand for other weights or rows tomorrow."""
+    total = hashlib.sha256()
+    for i in range(0, len(data), max(1, len(data) // 16)):  # some samples, so that nothing large is read twice
+        sample = data[i]
+        total.update(repr((i, sample.picture.shape, sample.questions, sample.caption)).encode())
+        total.update(sample.picture.tobytes())
+    return {
+        "config": asdict(config),
+        "sources": {name: families.digest(name) for name in config.models},
+        "guide": {config.guide: families.digest(config.guide)} if guide else {},
+        "data": {"n": len(data), "fingerprint": total.hexdigest()},
+    }
+
+
+def _save_checkpoint(path: Path, identity: dict[str, Any], result: TrainResult, update: Update, step: int) -> None:
     state = {
         "step": step,
-        "config": json.dumps(asdict(config)),
+        "identity": json.dumps(identity),
         "frame": result.prompt.frame.detach(),
         "update": update.state(),
         "log": json.dumps([result.steps, result.validations]),
@@ -273,26 +294,27 @@ def _save_checkpoint(path: Path, config: TrainConfig, result: TrainResult, updat
     write_whole(path, buffer.getvalue())
 
 
-def _restore(path: Path, config: TrainConfig, result: TrainResult, update: Update) -> int:
+def _restore(path: Path, identity: dict[str, Any], result: TrainResult, update: Update) -> int:
     try:
         state = torch.load(path, weights_only=True, map_location=result.prompt.frame.device)
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
-        raise DataError(f"The checkpoint {path} is damaged: {error}. Remove it to start anew.") from error
-    mine, theirs = json.loads(json.dumps(asdict(config))), json.loads(state["config"])
-    changed = [f"{key}: {theirs.get(key)!r} there, {mine[key]!r} now" for key in mine if mine[key] != theirs.get(key)]
+        theirs = json.loads(state["identity"])
+        frame, moments, step = state["frame"], state["update"], int(state["step"])
+        steps, validations = json.loads(state["log"])
+    except Exception as error:  # torch.load raises whatever the damage leads to
+        raise DataError(f"The checkpoint {path} is damaged: {error}. Start anew with --restart.") from error
+    mine = json.loads(json.dumps(identity))
+    changed = [
+        f"{key}: {theirs.get(part, {}).get(key)!r} there, {mine[part][key]!r} now"
+        for part in mine
+        for key in mine[part]
+        if mine[part][key] != theirs.get(part, {}).get(key)
+    ]
     if changed:
         raise RequestError(
             f"{path.parent} holds a run with another configuration ({'; '.join(changed)}). "
             "Choose another folder, or start anew with --restart."
         )
-    result.prompt.frame = state["frame"]
-    update.restore(state["update"])
-    result.steps, result.validations = json.loads(state["log"])
-    return int(state["step"])
-
-
-def remove_run(folder: str | Path) -> None:
-    """Delete a folder's checkpoint, so that the next run starts anew; the prompt stays until replaced."""
-    checkpoint = Path(folder) / "checkpoint.pt"
-    if checkpoint.exists():
-        os.remove(checkpoint)
+    result.prompt.frame = frame
+    update.restore(moments)
+    result.steps, result.validations = steps, validations
+    return step

@@ -8,20 +8,20 @@ from typing import Any
 
 import torch
 from transformers import (
-    AutoConfig,
     AutoImageProcessor,
     AutoTokenizer,
     Blip2ForConditionalGeneration,
     LlavaForConditionalGeneration,
+    PretrainedConfig,
 )
 
-from tvp.sdk.errors import ModelError, near
+from tvp.sdk.errors import ModelError, RequestError, near
 
-from ._family import CausalFamily, Layout, PixelFormat, pixel_format_of
+from ._family import CausalFamily, PixelFormat, pixel_format_of
 from .blip2 import Blip2
 from .llava import Llava
 
-__all__ = ["FAMILIES", "CausalFamily", "Layout", "PixelFormat", "load", "locate"]
+__all__ = ["FAMILIES", "CausalFamily", "PixelFormat", "load", "locate"]
 
 # model_type -> (family, the transformers class that holds its weights)
 FAMILIES: dict[str, tuple[type[CausalFamily], Any]] = {
@@ -39,29 +39,39 @@ def load(name: str | Path, device: str | torch.device = "cpu") -> CausalFamily:
     Raises ModelError for an architecture without a family and for an incomplete checkpoint.
     """
     place = locate(name)
-    try:
-        config = AutoConfig.from_pretrained(place)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"No readable config.json for the model {str(name)!r}: {error}") from error
-    if config.model_type not in FAMILIES:
+    architecture = _architecture(place)
+    if architecture not in FAMILIES:
         raise ModelError(
-            f"The model {str(name)!r} is of the architecture {config.model_type!r}, which no family covers; "
-            f"supported are {', '.join(sorted(FAMILIES))}.{near(config.model_type, FAMILIES)}"
+            f"The model {str(name)!r} is of the architecture {architecture!r}, which no family covers; "
+            f"supported are {', '.join(sorted(FAMILIES))}.{near(architecture, FAMILIES)}"
         )
-    family, weights = FAMILIES[config.model_type]
+    family, weights = FAMILIES[architecture]
     try:
         model, report = weights.from_pretrained(place, dtype=torch.float32, output_loading_info=True)
         image_processor = AutoImageProcessor.from_pretrained(place, use_fast=False)
         tokenizer = AutoTokenizer.from_pretrained(place)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ModelError(f"The checkpoint of {str(name)!r} is incomplete or unreadable: {error}") from error
+    except Exception as error:  # safetensors, tokenizers and the hub each raise their own
+        raise ModelError(f"The checkpoint of {str(name)!r} is incomplete or damaged: {error}") from error
     if report["missing_keys"]:
         raise ModelError(
             f"The checkpoint of {str(name)!r} lacks {len(report['missing_keys'])} weights: "
             f"{', '.join(sorted(report['missing_keys'])[:8])} … Download it again."
         )
-    size = config.vision_config.image_size
-    return family(model.to(device), tokenizer, pixel_format_of(image_processor, size))
+    try:
+        model = model.to(device)
+    except (RuntimeError, AssertionError) as error:  # torch's, for an unknown device and for no CUDA
+        raise RequestError(f"The device {str(device)!r} cannot be used: {error}") from error
+    size = model.config.vision_config.image_size
+    return family(model, tokenizer, pixel_format_of(image_processor, size))
+
+
+def _architecture(place: str) -> str:
+    """The `model_type` of a checkpoint, whether transformers knows it or not."""
+    try:
+        about, _ = PretrainedConfig.get_config_dict(place)
+        return str(about["model_type"])
+    except Exception as error:  # as above
+        raise ModelError(f"There is no model {place!r} with a readable config.json: {error}") from error
 
 
 def locate(name: str | Path) -> str:
@@ -69,7 +79,7 @@ def locate(name: str | Path) -> str:
     text = str(name)
     if not text.startswith("zoo:"):
         return text
-    known = sorted(p.parent.name for p in ZOO.glob("*/config.json"))
+    known = sorted({p.parent.name for name in ("config.json", "open_clip_config.json") for p in ZOO.glob(f"*/{name}")})
     if text[4:] not in known:
         raise ModelError(f"There is no {text!r}; the zoo has {', '.join(known) or 'no models'}.{near(text[4:], known)}")
     return str(ZOO / text[4:])

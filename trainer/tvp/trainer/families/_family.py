@@ -29,6 +29,9 @@ class PixelFormat:
     std: tuple[float, float, float]
 
 
+BICUBIC = 3  # Pillow's number for it
+
+
 def to_pixels(canvas: Float[Tensor, "n 3 height width"], format: PixelFormat) -> Float[Tensor, "n 3 size size"]:
     """Resize (bicubic, antialiased) and normalise a canvas in [0, 1]; differentiable.
 
@@ -62,7 +65,7 @@ class CausalFamily:
         self._words = Words(
             self.layout,
             lambda text, special: tokenizer(text, add_special_tokens=special).input_ids,
-            frozenset(tokenizer.all_special_ids),
+            frozenset(i for i, token in tokenizer.added_tokens_decoder.items() if token.special),
         )
 
     # What a subclass gives.
@@ -178,7 +181,7 @@ class CausalFamily:
     ) -> list[str]:
         """Answer greedily; returns the texts, stripped of spaces and special tokens."""
         tokens, _ = self.generate_tokens(embeddings, questions, max_new_tokens)
-        return [self.tokenizer.decode(row, skip_special_tokens=True).strip() for row in tokens]
+        return [self.text(row) for row in tokens]
 
     @torch.no_grad()
     def generate_tokens(
@@ -213,6 +216,11 @@ class CausalFamily:
             logits = self.head(hidden[:, -1])
         return tokens, [torch.stack(rows) for rows in seen]
 
+    def text(self, tokens: Sequence[int]) -> str:
+        """The text of an answer's tokens, as the sdk gives it."""
+        decoded: str = self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return decoded.strip()
+
     def prompt_ids(self, question: str) -> tuple[list[int], list[int]]:
         """Token ids before and after the image embeddings, up to where the answer starts."""
         return self._words.prompt_ids(question)
@@ -222,6 +230,12 @@ class CausalFamily:
         return self._words.answer_ids(answer)
 
     def _join(self, before: list[int], embeddings: Tensor, text: Tensor) -> Float[Tensor, "n n_all n_text"]:
+        n_all, n_positions = len(before) + embeddings.shape[1] + text.shape[1], self.text_config.max_position_embeddings
+        if n_all > n_positions:
+            raise RequestError(
+                f"Picture, question and answer take {n_all} tokens, and this model reads at most {n_positions}. "
+                "Ask a shorter question."
+            )
         prefix = self.embed_tokens(torch.tensor(before, device=text.device).long())
         return torch.cat([prefix.expand(len(text), -1, -1), embeddings, self.embed_tokens(text)], 1)
 
@@ -265,4 +279,6 @@ def pixel_format_of(image_processor: Any, size: int) -> PixelFormat:
     mean, std = image_processor.image_mean, image_processor.image_std
     if len(mean) != 3 or len(std) != 3:
         raise ModelError(f"The image processor has {len(mean)} channels; TVP prompts have three (RGB).")
+    if getattr(image_processor, "resample", BICUBIC) != BICUBIC:
+        raise ModelError("The image processor does not resize with bicubic filtering, which is all that TVP exports.")
     return PixelFormat(size, tuple(mean), tuple(std))

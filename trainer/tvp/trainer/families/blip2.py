@@ -9,9 +9,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from tvp.sdk._layout import Layout
 from tvp.sdk.errors import ModelError
 
-from ._family import CausalFamily, Layout, PixelFormat
+from ._family import CausalFamily, PixelFormat
 
 
 class Blip2(CausalFamily):

@@ -8,7 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ._family import CausalFamily, Layout
+from tvp.sdk._layout import Layout
+
+from ._family import CausalFamily
 
 
 class Llava(CausalFamily):
