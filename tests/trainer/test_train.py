@@ -100,9 +100,9 @@ def test_the_prompted_picture_is_encoded_once_a_step_and_the_clean_one_once_ever
     see = source.see
     monkeypatch.setattr(source, "see", lambda pixels, q=None: seen.append(pixels.requires_grad) or see(pixels, q))
     monkeypatch.setattr(train_module, "accuracy", lambda *a, **k: summarise(np.array([True])))
-    train(config, tmp_path, [source], quiet=True)  # 6 steps of 4 on 8 pictures: three epochs
+    train(config, tmp_path, [source], quiet=True)  # 6 steps of 4 on 10 pictures
     assert seen.count(True) == 6
-    assert seen.count(False) == 2  # two groups of 4, although each picture is shown three times
+    assert seen.count(False) == 3  # ten pictures in groups of 4, although 24 are shown
 
 
 def test_beyond_its_budget_clean_features_are_computed_by_batch(zoo):

@@ -67,13 +67,16 @@ class Guide:
         self._known: dict[str, Tensor] = {}
 
     def text_features(self, captions: Sequence[str]) -> Float[Tensor, "n n_features"]:
-        """Unit text features of 'this is a photo of {caption}', each computed once."""
-        new = [caption for caption in dict.fromkeys(captions) if caption not in self._known]
-        if new:
-            with torch.no_grad():
-                ids = self._tokenizer([f"this is a photo of {caption}" for caption in new]).to(self._device)
-                features = F.normalize(self.model.encode_text(ids), dim=-1)  # type: ignore[operator]
-            self._known.update(zip(new, features, strict=True))
+        """Unit text features of 'this is a photo of {caption}', each computed once.
+
+        One text a run: the bits of a row depend on the batch it is in, and a resumed training run
+        meets its captions in other batches than an uninterrupted one.
+        """
+        for caption in captions:
+            if caption not in self._known:
+                with torch.no_grad():
+                    ids = self._tokenizer([f"this is a photo of {caption}"]).to(self._device)
+                    self._known[caption] = F.normalize(self.model.encode_text(ids)[0], dim=-1)  # type: ignore[operator]
         return torch.stack([self._known[caption] for caption in captions])
 
     def image_features(self, canvas: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n n_features"]:

@@ -243,12 +243,14 @@ def _gradient(
     prompt.frame = prompt.frame.detach().requires_grad_(True)
     prompted = prompt.on(canvas)
     picked = [(i, q) for i, sample in enumerate(samples) for q in sample.questions[: config.questions]]
-    rows = [i for i, _ in picked]
+    rows = torch.tensor([i for i, _ in picked], device=prompted.device)
     total = prompted.new_zeros(())
     facts = {"answer": 0.0}
     for source, remembered in zip(sources, clean, strict=True):
         embeddings = source.see(source.to_pixels(prompted))
-        answer = source.answer_loss(embeddings[rows], [q.text for _, q in picked], [q.answer for _, q in picked])
+        # index_select, since the backward of embeddings[rows] adds up in any order, and so other bits each time.
+        about = embeddings.index_select(0, rows)
+        answer = source.answer_loss(about, [q.text for _, q in picked], [q.answer for _, q in picked])
         total = total + answer / len(sources)
         facts["answer"] += answer.item() / len(sources)
         if config.fca:
