@@ -25,7 +25,7 @@ from tvp.trainer.prompt import Geometry
 from tvp.trainer.scenes import CHANCE
 from tvp.trainer.train import TrainConfig, train
 
-SOURCE, TARGET = "zoo:llava", "zoo:blip2"
+SOURCE, TARGET = "zoo:blip2", "zoo:llava"
 FULL, FRAMED = Geometry(64, 64), Geometry(64, 48)
 CONFIG = TrainConfig(
     models=(SOURCE,),
@@ -36,22 +36,23 @@ CONFIG = TrainConfig(
     fca=0.002,
     tse=0.001,
     update="adam",
-    lr=0.03,
+    lr=0.04,
     batch=32,
     questions=4,
     steps=150,
-    n_train=2048,
+    n_train=4800,
     n_validation=128,
     validate_every=50,
     seed=1,
 )
-N_TEST = 512  # held-out pictures with four questions each
+N_TEST, TEST_SEED = 512, 900
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-o", "--output", type=Path, default=Path("demo"))
     parser.add_argument("--steps", type=int, default=CONFIG.steps)
+    parser.add_argument("--pictures", type=int, default=N_TEST, help="held-out pictures, with four questions each")
     arguments = parser.parse_args()
     logging.getLogger("optimum").setLevel(logging.ERROR)
     began = time.perf_counter()
@@ -60,8 +61,8 @@ def main() -> None:
     print(f"The task: questions about scenes, seen through a camera that is {task.camera}.")
 
     models = {name: families.load(name) for name in (SOURCE, TARGET)}
-    clean = Scenes(N_TEST, seed=900)
-    bad = Scenes(N_TEST, seed=900, camera=task.camera)
+    clean = Scenes(arguments.pictures, seed=TEST_SEED)
+    bad = Scenes(arguments.pictures, seed=TEST_SEED, camera=task.camera)
     rows = []
     for name, model in models.items():
         row = Row(name, "trained on" if name == SOURCE else "never saw the prompt")
@@ -95,7 +96,7 @@ def main() -> None:
     pictures = output / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
     answers = []
-    with sdk.load(output / "tasks" / "bad-camera-llava") as loaded:
+    with sdk.load(output / "tasks" / f"bad-camera-{SOURCE.removeprefix('zoo:')}") as loaded:
         for i in range(3):
             sample = bad[i]
             file = pictures / f"{i}.png"

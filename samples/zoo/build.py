@@ -24,7 +24,7 @@ ZOO = Path(__file__).parent
 WORK = ZOO / "_work"
 # Scenes alone come first: on a mixture from the start the eye takes far longer to tell kinds apart.
 EYE_STEPS = {"llava": (800, 1800, 400, 0), "blip2": (1300, 2000, 500, 700)}
-LANGUAGE_STEPS = {"llava": 2000, "blip2": 1500}
+LANGUAGE_STEPS = {"llava": 2300, "blip2": 1500}
 GUIDE_STEPS = 600
 N_KEPT = 32  # of the 64 patches of a photo, while the eye learns
 SEEDS = {"llava": 11, "blip2": 22, "guide": 33}

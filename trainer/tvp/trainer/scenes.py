@@ -76,7 +76,7 @@ class SceneQuestion:
 
 @dataclass(frozen=True)
 class Camera:
-    """A bad camera: dims, tints and adds noise to what it sees, the same way every time.
+    """A bad camera: dims and tints every picture alike, and adds noise.
 
     dim and cast multiply the picture (`cast` per channel); noise is the standard deviation of
     Gaussian noise. All are in [0, 1] units of brightness.

@@ -11,8 +11,8 @@ from . import scenes
 from .data import Data, Jsonl, Parquet, Scenes
 from .prompt import Fit
 
-# Dims to two fifths, tints towards orange and adds noise: the demo's task.
-BAD_CAMERA = scenes.Camera(dim=0.40, cast=(1.0, 0.75, 0.5), noise=0.04)
+# Dims to a third, tints towards orange and adds noise: the demo's task.
+BAD_CAMERA = scenes.Camera(dim=0.32, cast=(1.0, 0.62, 0.38), noise=0.04)
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 

@@ -1,0 +1,56 @@
+"""The demo: it runs, its page holds everything, and the prompt that it makes does what it says."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from tvp import sdk
+from tvp.trainer import families, tasks
+from tvp.trainer.data import Scenes
+from tvp.trainer.evaluate import accuracy
+from tvp.trainer.prompt import Geometry, Prompt
+
+SAMPLES = Path(__file__).resolve().parents[2] / "samples"
+FULL = Geometry(64, 64)
+
+
+def test_the_demo_writes_a_page_that_stands_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(SAMPLES)
+    monkeypatch.setattr(sys, "argv", ["quickstart.py", "-o", str(tmp_path / "demo"), "--steps", "2", "--pictures", "8"])
+    import quickstart
+
+    quickstart.main()
+    page = (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
+    assert not re.findall(r"(?:src|href)=[\'\"](?!data:)", page), "the page must need no other file"
+    assert page.count("data:image/png;base64,") >= 3 + 6 + 6 + 1 + 1  # asked, seen, shown, prompt, curves
+    assert "zoo:llava" in page
+    said = capsys.readouterr().out
+    assert said.count("answers equal") == 2
+    assert said.count("(right: ") == 3
+    for name in ("llava", "blip2"):
+        with sdk.load(tmp_path / "demo" / "tasks" / f"bad-camera-{name}") as task:
+            assert task.check()["cases"] == 4
+
+
+def test_the_bad_camera_costs_15_points_and_the_shipped_prompt_wins_5_back():
+    """On 1,024 held-out questions; the prompt is the one that `make demo` trained."""
+    prompt = Prompt.load(SAMPLES / "zoo" / "prompts" / "bad-camera.safetensors")
+    (source,) = prompt.facts["sources"]
+    model = families.load(source)
+    clean, bad = (Scenes(256, seed=4711, camera=camera) for camera in (None, tasks.BAD_CAMERA))
+    without = accuracy(model, bad, FULL)
+    assert without.n >= 1000
+    assert accuracy(model, clean, FULL).accuracy - without.accuracy >= 0.15
+    prompted = accuracy(model, bad, prompt.geometry, prompt)
+    assert prompted.accuracy - without.accuracy >= 0.05
+    assert prompted.accuracy - accuracy(model, bad, prompt.geometry).accuracy >= 0.05  # nor is it the frame's size
+
+
+@pytest.mark.parametrize("part", ["sources", "guide", "data", "config", "versions", "validation"])
+def test_a_prompt_says_where_it_comes_from(part):
+    facts = Prompt.load(SAMPLES / "zoo" / "prompts" / "bad-camera.safetensors").facts
+    assert facts[part]
