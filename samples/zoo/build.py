@@ -1,7 +1,8 @@
 """Train the zoo: `python samples/zoo/build.py [llava] [blip2] [guide]`; continues where it stopped.
 
-Every model is trained in two stages, on scenes and (where the folder is there) on CIFAR-10 photos.
-Checkpoints go to samples/zoo/_work, the finished folders to samples/zoo/<name>.
+A model is taught its eye in stages, then its language part on the frozen eye, on scenes and (where the
+file is there) on CIFAR-10 photos. Checkpoints go to samples/zoo/_work, the finished folders to
+samples/zoo/<name>.
 """
 
 from __future__ import annotations

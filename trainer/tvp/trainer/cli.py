@@ -96,18 +96,19 @@ def evaluate(
     from .data import Subset
 
     task = tasks.get(task_name)
-    loaded_prompts = {str(path): Prompt.load(path) for path in prompts}
-    for prompt in loaded_prompts.values():
-        canvas, inner = prompt.geometry.canvas, prompt.geometry.inner
-        prompt.frame = prompt.frame.to(device)
+    loaded = {str(path): Prompt.load(path) for path in prompts}
     test = tasks.open_data(data, task, "test", n, seed)
     test = Subset(test, range(min(n, len(test))))
-    geometry = Geometry(canvas, inner, task.fit)
-    shown: dict[str, tuple[Geometry, Prompt | None]] = {
-        "full picture": (Geometry(canvas, canvas, task.fit), None),
-        "black frame": (geometry, None),
-        **{name: (prompt.geometry, prompt) for name, prompt in loaded_prompts.items()},
-    }
+    geometries = list(dict.fromkeys(prompt.geometry for prompt in loaded.values())) or [
+        Geometry(canvas, inner, task.fit)
+    ]
+    shown: dict[str, tuple[Geometry, Prompt | None]] = {}
+    for geometry in geometries:
+        shown[f"full picture, {geometry.canvas} px"] = Geometry(geometry.canvas, geometry.canvas, geometry.fit), None
+        shown[f"black frame, {geometry.inner} in {geometry.canvas} px"] = geometry, None
+    for name, prompt in loaded.items():
+        prompt.frame = prompt.frame.to(device)
+        shown[name] = prompt.geometry, prompt
     rows = []
     for model in models:
         family = families.load(model, torch.device(device))

@@ -87,8 +87,8 @@ class Prompt:
     """A learned frame.
 
     frame: float32 (3, canvas, canvas) in [0, 1] units, zero where the picture is.
-    pixel_range: `free`, or `image` for values kept in [0, 1] on the 8-bit grid, so that the PNG
-        is the prompt.
+    pixel_range: `free`, or `image` for values kept in [0, 1] and shown on the 8-bit grid, so that the
+        PNG is the prompt.
     facts: where it comes from: task, source models, method, hyper-parameters, metrics, versions.
     """
 

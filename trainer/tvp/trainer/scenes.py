@@ -7,7 +7,6 @@ models. All lengths are fractions of the picture's side, so that a scene can be 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -145,19 +144,6 @@ def ask(scene: Scene, rng: np.random.Generator, topic: str | None = None) -> Sce
         if question is not None:
             return question
     return _ask_existence(scene, rng)
-
-
-def stream(seed: int, n_questions: int = 1, size: int = 64) -> Iterator[tuple[Picture, Scene, list[SceneQuestion]]]:
-    """Endless scenes with `n_questions` questions each, topics cycling so that all are as frequent."""
-    rng = np.random.default_rng(seed)
-    turn = 0
-    while True:
-        scene = make_scene(rng)
-        questions = []
-        for _ in range(n_questions):
-            questions.append(ask(scene, rng, TOPICS[turn % len(TOPICS)]))
-            turn += 1
-        yield draw(scene, size), scene, questions
 
 
 def _ask_number(scene: Scene, rng: np.random.Generator) -> SceneQuestion:
