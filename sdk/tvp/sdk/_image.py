@@ -11,6 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+# Image.open knows a named format only once its plugin is imported.
+from PIL import TiffImagePlugin as _tiff  # noqa: F401
+from PIL import WebPImagePlugin as _webp  # noqa: F401
+
 from .errors import ImageError
 
 ImageLike = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
@@ -19,7 +23,7 @@ MAX_PIXELS = 100_000_000  # 10,000 x 10,000: more than any camera here, far less
 MAX_BYTES = 256 * 2**20
 MAX_RATIO = 100  # of the sides: a strip would be enlarged to gigabytes before its middle is cut out
 # What cameras and phones write. Pillow opens far more, some of it by starting other programs.
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
 
 def read_image(source: ImageLike) -> NDArray[np.uint8]:
