@@ -60,9 +60,10 @@ def choose_providers(wanted: Providers) -> list[Any]:
         name, options = pair
         full = SHORT_NAMES.get(name.lower(), name)
         if full not in available:
+            usable = [*(short for short, name_ in SHORT_NAMES.items() if name_ in available), *available]
             raise ProviderError(
                 f"The provider {name!r} is not available in this onnxruntime; available are "
-                f"{', '.join(available)}.{near(name, [*SHORT_NAMES, *available])}"
+                f"{', '.join(available)}.{near(name, usable)}"
             )
         chosen.append(full if options is None else (full, options))
     if not chosen:

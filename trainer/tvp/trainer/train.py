@@ -162,7 +162,6 @@ def train(
     the resumed run ends with the same bits.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     task = tasks.get(config.task)
     if sources is None:
         sources = [families.load(name, device) for name in config.models]
@@ -182,6 +181,7 @@ def train(
     clean = [CleanFeatures(s, train_data, geometry, config.batch, CLEAN_BUDGET // len(sources)) for s in sources]
     result = TrainResult(prompt)
     start, order = 0, np.empty(0, np.int64)
+    folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / "checkpoint.pt"
     if not resume:
         checkpoint.unlink(missing_ok=True)
