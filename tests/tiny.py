@@ -1,27 +1,67 @@
-"""Tiny random models of every family, saved the way published checkpoints are."""
+"""Tiny random models of every family, saved the way published checkpoints are.
+
+The zoo's architectures come from the zoo's own makers; the others are made here: an eye of 64 px, two
+layers of width 32, and the processor that their published kin are saved with.
+"""
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+import transformers as hf
+from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import models as token_models
+from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "samples" / "zoo"))
 import guide
 import models
+import words
+from save import save
+
+CANVAS, PATCH, WIDTH, N_QUERIES = 64, 16, 32, 8
+SQUARE = {"height": CANVAS, "width": CANVAS}
+IMAGE = "<image>"
+STEP = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_hidden_layers": 2, "num_attention_heads": 2}
+EYE = {**STEP, "image_size": CANVAS, "patch_size": PATCH}
+PINPOINTS = [[CANVAS, 2 * CANVAS], [2 * CANVAS, CANVAS], [2 * CANVAS, 2 * CANVAS]]
+CHATML = (
+    "{% for m in messages %}{{'<|im_start|>' + m['role'] + '\n'}}{% for c in m['content'] %}"
+    "{% if c['type'] == 'image' %}{{ 'IMAGE' }}{% else %}{{ c['text'] }}{% endif %}{% endfor %}"
+    "{{'<|im_end|>\n'}}{% endfor %}{% if add_generation_prompt %}{{'<|im_start|>assistant\n'}}{% endif %}"
+)
+# Each from its checkpoint on the hub, for what a user says.
+TEMPLATES = {
+    "llava_onevision": CHATML.replace("IMAGE", IMAGE).replace("c['text']", "'\\n' + c['text']"),
+    "qwen2_5_vl": CHATML.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>"),
+    "internvl": CHATML.replace("IMAGE", "<IMG_CONTEXT>\n"),
+    "idefics3": (
+        "<s>{% for m in messages %}{{m['role'] | capitalize}}{% if m['content'][0]['type'] == 'image' %}{{':'}}"
+        "{% else %}{{': '}}{% endif %}{% for c in m['content'] %}{% if c['type'] == 'image' %}{{ '<image>' }}"
+        "{% else %}{{ c['text'] }}{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+    ),
+}
 
 
 def save_tiny(name: str, folder: Path) -> Path:
-    """Save a zoo architecture with random weights that give varied answers."""
+    """Save an architecture with random weights that give varied answers."""
     torch.manual_seed(0)
-    tokenizer = models.make_tokenizer()
+    if name in MAKERS:
+        MAKERS[name](folder)
+        return folder
+    tokenizer = words.make_tokenizer(name)
     model = models.MAKERS[name](tokenizer)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.normal_(std=0.15)  # small starts give the same answer to everything
-    models.save(name, model, tokenizer, folder)
+    save(name, model, tokenizer, folder)
     return folder
 
 
@@ -31,3 +71,369 @@ def save_tiny_guide(folder: Path) -> Path:
     model, tokenizer = guide.make()
     guide.save(model, tokenizer, folder)
     return folder
+
+
+def amend(folder: Path, **fields: Any) -> None:
+    """Change fields of a checkpoint's config.json."""
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+
+
+def sentencepiece(*special: str) -> hf.PreTrainedTokenizerFast:
+    """A tokenizer like Llama's: spaces belong to the words behind them, and a text starts with one; bytes for the rest."""
+    trained = Tokenizer(token_models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.Metaspace()
+    letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,:?#<>/"
+    corpus = ["How many objects are there? yes no a purple triangle and more", "USER: </Img> ASSISTANT: ###", letters]
+    trained.train_from_iterator(corpus * 4, trainers.BpeTrainer(vocab_size=200, show_progress=False))
+    state = json.loads(trained.to_str())["model"]
+    pieces = [words.UNK, words.BOS, words.EOS, *(f"<0x{i:02X}>" for i in range(256)), *state["vocab"]]
+    vocab = {piece: i for i, piece in enumerate(pieces)}
+    merges = [tuple(pair) for pair in state["merges"]]
+    tokenizer = Tokenizer(token_models.BPE(vocab, merges, unk_token=words.UNK, fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return hf.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=words.BOS,
+        eos_token=words.EOS,
+        unk_token=words.UNK,
+        pad_token=words.UNK,
+        additional_special_tokens=[IMAGE, *special],
+        padding_side="left",
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+def bytelevel(kind: str, *special: str, end: str | None = None) -> hf.PreTrainedTokenizerFast:
+    """The zoo's tokenizer of a kind, with further special tokens."""
+    tokenizer = words.make_tokenizer(kind)
+    tokenizer.add_special_tokens({"additional_special_tokens": list(special)}, replace_additional_special_tokens=False)
+    tokenizer.eos_token = end or tokenizer.eos_token
+    return tokenizer
+
+
+def finish(model: nn.Module, folder: Path, *parts: Any, **fields: Any) -> None:
+    """Shake a model's weights, and save it with its processors and tokenizers."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.15)
+            elif parameter.ndim == 1:
+                parameter += 0.1 * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+    for part in parts:
+        part.save_pretrained(folder)
+    amend(folder, **fields)
+
+
+def marks(tokenizer: hf.PreTrainedTokenizerBase) -> dict[str, int]:
+    return {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+
+
+def llama(tokenizer: hf.PreTrainedTokenizerBase, kind: type = hf.LlamaConfig, **more: Any) -> Any:
+    return kind(**STEP, num_key_value_heads=1, max_position_embeddings=256, **marks(tokenizer), **more)
+
+
+def t5(tokenizer: hf.PreTrainedTokenizerBase) -> hf.T5Config:
+    return hf.T5Config(
+        d_model=WIDTH,
+        d_kv=16,
+        d_ff=2 * WIDTH,
+        num_layers=2,
+        num_heads=2,
+        dropout_rate=0.0,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+        decoder_start_token_id=tokenizer.pad_token_id,
+        **marks(tokenizer),
+    )
+
+
+def ids(tokenizer: hf.PreTrainedTokenizerBase, **names: str) -> dict[str, int]:
+    return {field: tokenizer.convert_tokens_to_ids(token) for field, token in names.items()}
+
+
+def blip_parts(tokenizer: hf.PreTrainedTokenizerBase, text: Any) -> dict[str, Any]:
+    """The configuration that BLIP-2 and its kin share."""
+    qformer = {**STEP, "cross_attention_frequency": 2, "encoder_hidden_size": WIDTH}
+    qformer |= {"vocab_size": 1024, "max_position_embeddings": 128, "pad_token_id": 0}
+    qformer |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    return {
+        "vision_config": EYE,
+        "qformer_config": qformer,
+        "text_config": text.to_dict(),
+        "num_query_tokens": N_QUERIES,
+        **ids(tokenizer, image_token_index=IMAGE),
+    }
+
+
+def make_instructblip_t5(folder: Path) -> None:
+    tokenizer, reader = words.make_tokenizer("blip2-t5"), words.make_tokenizer("guide")
+    model = hf.InstructBlipForConditionalGeneration(hf.InstructBlipConfig(**blip_parts(tokenizer, t5(tokenizer))))
+    images = hf.BlipImageProcessor(size=SQUARE)
+    finish(model, folder, hf.InstructBlipProcessor(images, tokenizer, reader, num_query_tokens=N_QUERIES))
+
+
+def make_converted(kind: str) -> Callable[[Path], None]:
+    """MiniGPT-4 or VPGTrans, or BLIVA with its Q-Former's tokenizer, as `tvp convert` writes them."""
+
+    def make(folder: Path) -> None:
+        from tvp.trainer.families._bliva_model import BlivaForConditionalGeneration
+
+        tokenizer = sentencepiece()
+        parts = blip_parts(tokenizer, llama(tokenizer))
+        if kind == "bliva":
+            model = BlivaForConditionalGeneration(hf.InstructBlipConfig(**parts))
+            words.make_tokenizer("guide").save_pretrained(folder / "qformer_tokenizer")
+        else:
+            model = hf.Blip2ForConditionalGeneration(hf.Blip2Config(**parts))
+        finish(model, folder, tokenizer, hf.BlipImageProcessor(size=SQUARE), tvp_family=kind)
+        (folder / "generation_config.json").unlink()
+
+    return make
+
+
+def make_visualglm(folder: Path) -> None:
+    from tvp.trainer.families._visualglm_model import VisualGLMConfig, VisualGLMForConditionalGeneration
+
+    tokenizer = bytelevel("qwen2vl", "[gMASK]", "<sop>", "<eop>", end="<eop>")
+    found = ids(tokenizer, gmask_token_id="[gMASK]", bos_token_id="<sop>", eos_token_id="<eop>")
+    # The release's tokenizer ends every text so.
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A [gMASK] <sop>",
+        special_tokens=[("[gMASK]", found["gmask_token_id"]), ("<sop>", found["bos_token_id"])],
+    )
+    text = {
+        "hidden_size": WIDTH,
+        "num_layers": 2,
+        "num_attention_heads": 2,
+        "inner_hidden_size": 2 * WIDTH,
+        "max_sequence_length": 256,
+        "vocab_size": len(tokenizer),
+    }
+    parts = blip_parts(tokenizer, hf.PretrainedConfig())
+    model = VisualGLMForConditionalGeneration(VisualGLMConfig(**{**parts, "text_config": {**text, **found}}))
+    finish(model, folder, tokenizer, hf.BlipImageProcessor(size=SQUARE), tvp_family="visualglm")
+
+
+def make_llava_clip(folder: Path) -> None:
+    """LLaVA-1.5: the patches of CLIP's second-to-last layer, without the class token."""
+    tokenizer = sentencepiece()
+    config = hf.LlavaConfig(
+        vision_config=hf.CLIPVisionConfig(**EYE),
+        text_config=llama(tokenizer),
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+        **ids(tokenizer, image_token_index=IMAGE),
+    )
+    images = hf.CLIPImageProcessor(size={"shortest_edge": CANVAS}, crop_size=SQUARE)
+    more = {"patch_size": PATCH, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+    finish(
+        hf.LlavaForConditionalGeneration(config), folder, hf.LlavaProcessor(images, tokenizer, image_token=IMAGE, **more)
+    )
+
+
+def make_llava_next(folder: Path) -> None:
+    tokenizer = sentencepiece()
+    config = hf.LlavaNextConfig(
+        vision_config=hf.CLIPVisionConfig(**EYE),
+        text_config=llama(tokenizer),
+        image_grid_pinpoints=PINPOINTS,
+        **ids(tokenizer, image_token_index=IMAGE),
+    )
+    images = hf.LlavaNextImageProcessor(
+        size={"shortest_edge": CANVAS}, crop_size=SQUARE, image_grid_pinpoints=PINPOINTS
+    )
+    more = {"patch_size": PATCH, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+    processor = hf.LlavaNextProcessor(images, tokenizer, image_token=IMAGE, **more)
+    finish(hf.LlavaNextForConditionalGeneration(config), folder, processor)
+
+
+def make_llava_onevision(folder: Path) -> None:
+    tokenizer = bytelevel("qwen2vl", "<video>")
+    config = hf.LlavaOnevisionConfig(
+        vision_config=hf.SiglipVisionConfig(**EYE, vision_use_head=False),
+        text_config=llama(tokenizer, hf.Qwen2Config),
+        vision_feature_layer=-1,
+        image_grid_pinpoints=PINPOINTS,
+        **ids(tokenizer, image_token_index=IMAGE, video_token_index="<video>"),
+    )
+    processor = hf.LlavaOnevisionProcessor(
+        hf.LlavaOnevisionImageProcessor(size=SQUARE, image_grid_pinpoints=PINPOINTS),
+        tokenizer,
+        hf.LlavaOnevisionVideoProcessor(size=SQUARE),
+        num_image_tokens=(CANVAS // PATCH) ** 2,
+        vision_feature_select_strategy="full",
+        chat_template=TEMPLATES["llava_onevision"],
+    )
+    finish(hf.LlavaOnevisionForConditionalGeneration(config), folder, processor)
+
+
+def make_idefics3(folder: Path) -> None:
+    """With a begin token that both its template and its tokenizer write, as Llama 3's."""
+    around = "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"
+    tokenizer = bytelevel("llava", *around, end="<end_of_utterance>")
+    config = hf.Idefics3Config(
+        vision_config=EYE,
+        text_config=llama(tokenizer).to_dict(),
+        scale_factor=2,
+        pad_token_id=tokenizer.pad_token_id,
+        **ids(tokenizer, image_token_id=IMAGE),
+    )
+    edge = {"longest_edge": CANVAS}
+    processor = hf.Idefics3Processor(
+        hf.Idefics3ImageProcessor(size=edge, max_image_size=edge, do_image_splitting=False),
+        tokenizer,
+        image_seq_len=4,
+        chat_template=TEMPLATES["idefics3"],
+    )
+    finish(hf.Idefics3ForConditionalGeneration(config), folder, processor)
+
+
+def make_qwen2_5_vl(folder: Path) -> None:
+    """One layer of the eye looks within windows of 2 x 2 merged tokens, one at all of the 4 x 4."""
+    inner = words.make_tokenizer("qwen2vl")
+    special = inner.additional_special_tokens
+    tokenizer = hf.Qwen2TokenizerFast(
+        tokenizer_object=inner.backend_tokenizer,
+        bos_token=None,
+        unk_token=inner.unk_token,
+        eos_token=inner.eos_token,
+        pad_token=inner.pad_token,
+        additional_special_tokens=special,
+        padding_side="left",
+    )
+    patch, merge = 8, 2
+    config = hf.Qwen2_5_VLConfig(
+        vision_config={
+            "depth": 3,
+            "hidden_size": WIDTH,
+            "intermediate_size": 2 * WIDTH,
+            "num_heads": 2,
+            "out_hidden_size": WIDTH,
+            "patch_size": patch,
+            "spatial_merge_size": merge,
+            "window_size": 2 * merge * patch,
+            "fullatt_block_indexes": [1],
+        },
+        text_config={
+            **STEP,
+            "num_key_value_heads": 1,
+            "max_position_embeddings": 256,
+            "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},  # of the 8 pairs of a head
+            **{**marks(tokenizer), "vocab_size": 600, "bos_token_id": None},
+        },
+        **ids(tokenizer, image_token_id="<|image_pad|>", video_token_id="<|video_pad|>"),
+        **ids(tokenizer, vision_start_token_id="<|vision_start|>", vision_end_token_id="<|vision_end|>"),
+    )
+    size = {"patch_size": patch, "merge_size": merge, "min_pixels": CANVAS**2, "max_pixels": CANVAS**2}
+    processor = hf.Qwen2_5_VLProcessor(
+        hf.Qwen2VLImageProcessor(**size),
+        tokenizer,
+        hf.Qwen2VLVideoProcessor(**size),
+        chat_template=TEMPLATES["qwen2_5_vl"],
+    )
+    finish(hf.Qwen2_5_VLForConditionalGeneration(config), folder, processor, tvp_canvas=CANVAS)
+
+
+def make_paligemma(folder: Path) -> None:
+    inner = words.make_tokenizer("llava")
+    tokenizer = hf.GemmaTokenizerFast(
+        tokenizer_object=inner.backend_tokenizer,
+        bos_token=words.BOS,
+        eos_token=words.EOS,
+        unk_token=words.UNK,
+        pad_token=words.PAD,
+        padding_side="left",
+    )
+    images = hf.SiglipImageProcessor(size=SQUARE, resample=3)
+    images.image_seq_length = (CANVAS // PATCH) ** 2
+    processor = hf.PaliGemmaProcessor(images, tokenizer)  # adds <image>, <locNNNN> and <segNNN> to its tokenizer
+    config = hf.PaliGemmaConfig(
+        vision_config=hf.SiglipVisionConfig(**EYE, projection_dim=WIDTH, vision_use_head=False).to_dict(),
+        text_config=llama(tokenizer, hf.GemmaConfig, head_dim=16).to_dict(),
+        projection_dim=WIDTH,
+        **ids(tokenizer, image_token_index=IMAGE),
+    )
+    finish(hf.PaliGemmaForConditionalGeneration(config), folder, processor)
+
+
+def make_internvl(folder: Path) -> None:
+    inner = bytelevel("qwen2vl", "<img>", "</img>", "<IMG_CONTEXT>", "<video>")
+    tokenizer = hf.PreTrainedTokenizerFast(
+        tokenizer_object=inner.backend_tokenizer,
+        eos_token=inner.eos_token,
+        pad_token=inner.pad_token,
+        padding_side="left",
+        extra_special_tokens={
+            "start_image_token": "<img>",
+            "end_image_token": "</img>",
+            "context_image_token": "<IMG_CONTEXT>",
+            "video_token": "<video>",
+        },
+    )
+    config = hf.InternVLConfig(
+        vision_config={**EYE, "image_size": [CANVAS, CANVAS], "patch_size": [PATCH, PATCH], "attention_bias": True},
+        text_config=llama(tokenizer, hf.Qwen2Config).to_dict(),
+        image_seq_length=4,
+        **ids(tokenizer, image_token_id="<IMG_CONTEXT>"),
+    )
+    processor = hf.InternVLProcessor(
+        hf.GotOcr2ImageProcessor(size=SQUARE),
+        tokenizer,
+        hf.InternVLVideoProcessor(size=SQUARE),
+        image_seq_length=4,
+        chat_template=TEMPLATES["internvl"],
+    )
+    finish(hf.InternVLForConditionalGeneration(config), folder, processor)
+
+
+def make_clip(folder: Path) -> None:
+    tokenizer = bytelevel("guide", "<|endoftext|>", end="<|endoftext|>")  # of the highest id, by which CLIP finds it
+    found = [(token, tokenizer.convert_tokens_to_ids(token)) for token in (words.BOS, "<|endoftext|>")]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A <|endoftext|>", special_tokens=found
+    )
+    tokenizer.padding_side = "right"
+    text = {**STEP, **marks(tokenizer), "max_position_embeddings": 40}
+    config = hf.CLIPConfig(text_config=text, vision_config=EYE, projection_dim=24)
+    finish(hf.CLIPModel(config), folder, tokenizer, hf.CLIPImageProcessor(size={"shortest_edge": CANVAS}, crop_size=SQUARE))
+
+
+def make_siglip(folder: Path) -> None:
+    tokenizer = words.make_tokenizer("blip2-t5")
+    tokenizer.padding_side, tokenizer.model_max_length = "right", 40
+    text = {**STEP, **marks(tokenizer), "max_position_embeddings": 40, "projection_size": WIDTH}
+    model = hf.SiglipModel(hf.SiglipConfig(text_config=text, vision_config=EYE))
+    with torch.no_grad():
+        model.logit_scale.fill_(2.0)
+        model.logit_bias.fill_(-3.0)
+    finish(model, folder, tokenizer, hf.SiglipImageProcessor(size=SQUARE))
+
+
+MAKERS: dict[str, Callable[[Path], Any]] = {
+    "instructblip-t5": make_instructblip_t5,
+    "minigpt4": make_converted("minigpt4"),
+    "vpgtrans": make_converted("vpgtrans"),
+    "bliva": make_converted("bliva"),
+    "visualglm": make_visualglm,
+    "llava-clip": make_llava_clip,
+    "llava_next": make_llava_next,
+    "llava_onevision": make_llava_onevision,
+    "idefics3": make_idefics3,
+    "qwen2_5_vl": make_qwen2_5_vl,
+    "paligemma": make_paligemma,
+    "internvl": make_internvl,
+    "clip": make_clip,
+    "siglip": make_siglip,
+    "open_clip": save_tiny_guide,
+}

@@ -1,8 +1,9 @@
-"""Train the zoo: `python samples/zoo/build.py [llava] [blip2] [guide]`; continues where it stopped.
+"""Train the zoo: `python samples/zoo/build.py [NAME ...]`; continues where it stopped.
 
-A model is taught its eye in stages, then its language part on the frozen eye, on scenes and (where the
-file is there) on CIFAR-10 photos. Checkpoints go to samples/zoo/_work, the finished folders to
-samples/zoo/<name>.
+Three eyes are taught first, in stages, each inside the first model that sees with it; then every
+model's language part on its frozen eye, on scenes and (where the file is there) on CIFAR-10 photos.
+Checkpoints go to samples/zoo/_work, the finished folders to samples/zoo/<name>. It runs on a GPU where
+there is one.
 """
 
 from __future__ import annotations
@@ -14,63 +15,113 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 sys.path.insert(0, str(Path(__file__).parent))
 import guide
+from eyes import eye_parameters, language_parameters, take_eye
 from lessons import lessons, load_photos
-from models import MAKERS, eye_parameters, make_tokenizer, save
-from teach import EyeHeads, eye_loss, language_loss, language_parameters, run
+from models import EYE_OF, EYES, MAKERS
+from save import save
+from teach import EyeHeads, eye_loss, language_loss, run
+from words import make_tokenizer
 
 ZOO = Path(__file__).parent
 WORK = ZOO / "_work"
 # Scenes alone come first: on a mixture from the start the eye takes far longer to tell kinds apart.
-EYE_STEPS = {"llava": (800, 1800, 400, 0), "blip2": (1300, 2000, 500, 700)}
-LANGUAGE_STEPS = {"llava": 2300, "blip2": 1500}
+STAGES = {"shapes": (64, 0), "eye": (24, 80), "bind": (36, 70), "photos": (16, 100)}  # scenes and photos a batch
+EYE_STEPS = {"blip": (1300, 2000, 500, 700), "siglip": (800, 1800, 400, 0), "qwen": (800, 1800, 400, 0)}
+# steps, pictures of scenes and of photos a batch, questions a picture
+LANGUAGE = {
+    "blip2": (1500, 26, 8, 10),
+    "blip2-t5": (1300, 26, 8, 6),
+    "instructblip": (1600, 24, 8, 4),
+    "smolvlm": (1400, 26, 8, 10),
+    "llava": (2300, 26, 8, 10),
+    "qwen2vl": (1400, 26, 8, 10),
+}
 GUIDE_STEPS = 600
 N_KEPT = 32  # of the 64 patches of a photo, while the eye learns
-SEEDS = {"llava": 11, "blip2": 22, "guide": 33}
+SEEDS = {"blip": 22, "siglip": 11, "qwen": 44, "guide": 33} | {name: 100 + i for i, name in enumerate(MAKERS)}
+Photos = tuple[object, object]
 
 
-def build(name: str, photos_file: Path, scale: float) -> None:
-    """Train one model from its seed to its folder. scale multiplies the numbers of steps."""
-    torch.manual_seed(SEEDS[name])
-    tokenizer = make_tokenizer()
-    model = MAKERS[name](tokenizer)
+def build_eye(eye: str, photos: Photos | None, scale: float) -> None:
+    """Train an eye from its seed; leaves _work/<eye>-eye.pt with the weights of the model it was taught in."""
+    file = WORK / f"{eye}-eye.pt"
+    if file.exists():
+        return
+    torch.manual_seed(SEEDS[eye])
+    name = EYES[eye][0]
+    model = MAKERS[name](make_tokenizer(name))
     heads = EyeHeads()
-    photos = load_photos(photos_file) if photos_file.exists() else None
-    if photos is None:
-        print(f"{photos_file} is absent: {name} learns scenes only", file=sys.stderr)
     taught = nn.ModuleDict({"model": model, "heads": heads})
-    eye = [*eye_parameters(name, model), *heads.parameters()]
-    stages = (("shapes", 64, 0), ("eye", 24, 80), ("bind", 36, 70), ("photos", 16, 100))
-    for (stage, n_scenes, n_photos), n_steps in zip(stages, EYE_STEPS[name], strict=True):
+    parameters = [*eye_parameters(name, model), *heads.parameters()]
+    for (stage, (n_scenes, n_photos)), n_steps in zip(STAGES.items(), EYE_STEPS[eye], strict=True):
         run(
-            f"{name} {stage}",
-            WORK / f"{name}-{stage}.pt",
+            f"{eye} {stage}",
+            WORK / f"{eye}-{stage}.pt",
             int(n_steps * scale),
             1.5e-3 if stage != "photos" else 1e-3,
-            eye,
+            parameters,
             taught,
-            lambda step: lessons(SEEDS[name] * 1000 + step, n_scenes, n_photos, photos, n_questions=0),  # noqa: B023
+            lambda step: lessons(SEEDS[eye] * 1000 + step, n_scenes, n_photos, photos, n_questions=0),  # noqa: B023
             lambda lesson: eye_loss(name, model, heads, lesson, N_KEPT, stage in ("bind", "photos")),  # noqa: B023
         )
+    torch.save(model.state_dict(), file)
+
+
+def build(name: str, photos: Photos | None, scale: float, start: Path | None) -> None:
+    """Train one model's language part on its eye, and write its folder."""
+    eye = EYE_OF[name]
+    build_eye(eye, photos, scale)
+    torch.manual_seed(SEEDS[name])
+    tokenizer = make_tokenizer(name)
+    model = MAKERS[name](tokenizer)
+    if start is not None and (start / name).is_dir():
+        start_from(model, tokenizer, start / name)
+    teacher = EYES[eye][0]
+    donor = MAKERS[teacher](make_tokenizer(teacher))
+    weights = torch.load(WORK / f"{eye}-eye.pt", weights_only=True)
+    donor.load_state_dict({k: v for k, v in weights.items() if v.shape == donor.state_dict()[k].shape}, strict=False)
+    take_eye(name, model, teacher, donor)
+    n_steps, n_scenes, n_photos, n_questions = LANGUAGE[name]
     run(
         f"{name} language",
         WORK / f"{name}-language.pt",
-        int(LANGUAGE_STEPS[name] * scale),
+        int(n_steps * scale),
         2e-3,
         language_parameters(name, model),
-        taught,
-        lambda step: lessons(SEEDS[name] * 1000 + 500 + step, 26, 8, photos, n_questions=8),
+        model,
+        lambda step: lessons(SEEDS[name] * 1000 + step, n_scenes, n_photos, photos, n_questions),
         lambda lesson: language_loss(name, model, tokenizer, lesson),
     )
     save(name, model, tokenizer, ZOO / name)
 
 
-def build_guide(photos_file: Path, scale: float) -> None:
+def start_from(model: nn.Module, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Take over what fits of an earlier model; word embeddings by the spelling of their tokens."""
+    from safetensors.torch import load_file
+
+    earlier = load_file(folder / "model.safetensors")
+    vocab = AutoTokenizer.from_pretrained(folder).get_vocab()
+    known = [(new, vocab[token]) for token, new in tokenizer.get_vocab().items() if token in vocab]
+    new_rows, old_rows = (list(rows) for rows in zip(*known, strict=True))
+    n_earlier = max(vocab.values()) + 1
+    own = model.state_dict()
+    for key, value in earlier.items():
+        if key not in own:
+            continue
+        if own[key].shape == value.shape:
+            own[key].copy_(value)
+        elif len(value) >= n_earlier and own[key].shape[1:] == value.shape[1:]:
+            own[key][new_rows] = value[old_rows].to(own[key].dtype)
+    model.load_state_dict(own)
+
+
+def build_guide(photos: Photos | None, scale: float) -> None:
     torch.manual_seed(SEEDS["guide"])
     model, tokenizer = guide.make()
-    photos = load_photos(photos_file) if photos_file.exists() else None
     guide.teach(
         model,
         tokenizer,
@@ -83,18 +134,26 @@ def build_guide(photos_file: Path, scale: float) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", default=["llava", "blip2", "guide"])
+    parser.add_argument("names", nargs="*", default=[*MAKERS, "guide"], help="models, or eyes alone")
     parser.add_argument("--photos", type=Path, default=ZOO.parents[2] / "shared/data/cifar10/train.parquet")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies every number of steps")
+    parser.add_argument("--start-from", type=Path, help="a folder of earlier models whose language parts to go on with")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    if torch.cuda.is_available():
+        torch.set_default_device("cuda")
     WORK.mkdir(exist_ok=True)
+    photos = load_photos(arguments.photos) if arguments.photos.exists() else None
+    if photos is None:
+        print(f"{arguments.photos} is absent: the zoo learns scenes only", file=sys.stderr)
     for name in arguments.names:
         if name == "guide":
-            build_guide(arguments.photos, arguments.scale)
+            build_guide(photos, arguments.scale)
+        elif name in EYES:
+            build_eye(name, photos, arguments.scale)
         else:
-            build(name, arguments.photos, arguments.scale)
+            build(name, photos, arguments.scale, arguments.start_from)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Measure the zoo and write its card: `python samples/zoo/card.py [--photos test.parquet]`.
+"""Measure the zoo and write its card: `python samples/zoo/card.py [NAME ...] [--photos test.parquet]`.
 
 Writes scores.json and README.md beside this file. Scene questions are held out by their seed; photos
 are CIFAR-10's test split, answered by the best-scoring of the ten labels.
@@ -16,39 +16,51 @@ import torch
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent))
-import models
-from build import EYE_STEPS, GUIDE_STEPS, LANGUAGE_STEPS, SEEDS, ZOO
+from build import EYE_STEPS, GUIDE_STEPS, LANGUAGE, SEEDS, STAGES, ZOO
+from models import EYE_OF, MAKERS
 from tvp.trainer import families, scenes, tasks
 from tvp.trainer.data import Data, Parquet, Scenes, Subset
 from tvp.trainer.evaluate import accuracy
 from tvp.trainer.losses import Guide
 from tvp.trainer.prompt import Geometry
+from words import PHOTO_LABELS
 
 FULL, FRAMED = Geometry(64, 64), Geometry(64, 48)
-WHAT = {
-    "llava": "LLaVA: CLIP ViT (4 layers, 8-px patches), two-layer MLP, Llama (4 layers)",
-    "blip2": "BLIP-2: ViT (4 layers, 8-px patches), Q-Former (2 layers, 16 queries), OPT (4 layers)",
-    "guide": "CLIP (open_clip): ViT (3 layers, 8-px patches), text transformer (2 layers); an eye of its own",
+LANGUAGE_MODEL = {
+    "blip2": "OPT, 4 layers",
+    "blip2-t5": "T5, 4 + 2 layers",
+    "instructblip": "Llama (for Vicuna), 4 layers",
+    "smolvlm": "Llama (for SmolLM2), 4 layers",
+    "llava": "Llama, 4 layers",
+    "qwen2vl": "Qwen2, 4 layers, 3-D positions",
+}
+EYE = {
+    "blip": "`blip`: ViT; Q-Former with 16 queries",
+    "siglip": "`siglip`: SigLIP",
+    "qwen": "`qwen`: rotary ViT, 2 x 2 patches a token",
 }
 INTRODUCTION = """# The zoo
 
 Tiny real models, so that everything runs offline. They are not useful for anything else: they know the
-project's drawn scenes (one to four coloured shapes; questions about number, kind, colour, existence) and
-CIFAR-10's ten classes of photos. `zoo:llava` and `zoo:blip2` can be used wherever a model is named,
-`zoo:guide` wherever a guide is.
+project's drawn scenes (one to four coloured shapes; recognition, counting, existence, reasoning) and
+CIFAR-10's ten classes of photos. `zoo:NAME` can be used wherever a model is named, `zoo:guide` wherever a
+guide is. All eyes have four layers and 8-px patches of a 64-px canvas, and models on the same line of eyes
+share one, frozen, so that transfer within an eye and across eyes can both be measured. `instructblip`
+shares the ViT only: its Q-Former reads the question, and is its own.
 """
 
 
 def measure(name: str, n_scenes: int, photos: Data | None) -> dict[str, Any]:
     """Accuracy of one model on clean scenes by topic, in a black frame, and on photos."""
     model = families.load(f"zoo:{name}")
-    data = Scenes(n_scenes, seed=31_337, n_questions=4)
+    n_topics = len(scenes.TOPICS)
+    data = Scenes(n_scenes, seed=31_337, n_questions=n_topics)
     clean = accuracy(model, data, FULL, quiet=False)
     row: dict[str, Any] = {
         "parameters": sum(p.numel() for p in model.model.parameters()),
         "scenes": clean.accuracy,
         "n_scene_questions": clean.n,
-        **{topic: float(clean.right[i::4].mean()) for i, topic in enumerate(scenes.TOPICS)},
+        **{topic: float(clean.right[i::n_topics].mean()) for i, topic in enumerate(scenes.TOPICS)},
         "scenes_in_a_black_frame": accuracy(model, data, FRAMED, quiet=False).accuracy,
     }
     if photos is not None:
@@ -70,7 +82,7 @@ def measure_guide(photos: Data | None) -> dict[str, Any]:
         right += sum(samples[j].caption == samples[i].caption for i, j in enumerate(similar.argmax(-1).tolist()))
     row["caption_of_64"] = right / 640
     if photos is not None:
-        captions = [f"a {label}" for label in models.PHOTO_LABELS]
+        captions = [f"a {label}" for label in PHOTO_LABELS]
         hits = 0
         for start in tqdm(range(0, len(photos), 100), desc="photos"):
             samples = [photos[i] for i in range(start, min(start + 100, len(photos)))]
@@ -88,30 +100,40 @@ def _similarity(guide: Guide, samples: list[Any], captions: list[str]) -> torch.
 
 def write_card(scores: dict[str, Any]) -> None:
     """Write README.md from the measured scores."""
-    lines = [INTRODUCTION, "| model | what it is | parameters | weights | seed |", "| --- | --- | --- | --- | --- |"]
+    lines = [
+        INTRODUCTION,
+        "| model | eye | language model | parameters | weights | seed of eye, of the rest | command |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
     for name, row in scores.items():
         size = sum(p.stat().st_size for p in (ZOO / name).glob("*.safetensors")) / 2**20
-        parameters = f"{row['parameters'] / 1e6:.2f} M"
-        lines.append(f"| `{name}` | {WHAT[name]} | {parameters} | {size:.1f} MB, float16 | {SEEDS[name]} |")
-    chance = f"{scenes.CHANCE:.1%}"
+        eye = EYE[EYE_OF[name]] if name in EYE_OF else "its own: CLIP ViT of 3 layers (open_clip)"
+        words = LANGUAGE_MODEL.get(name, "text transformer, 2 layers")
+        seed = f"{SEEDS[EYE_OF[name]]}, {SEEDS[name]}" if name in EYE_OF else SEEDS[name]
+        lines.append(
+            f"| `{name}` | {eye} | {words} | {row['parameters'] / 1e6:.2f} M | {size:.1f} MB | {seed} | "
+            f"`python samples/zoo/build.py {name}` |"
+        )
+    topics = list(scenes.TOPICS)
     lines += [
         "",
         "## What they score",
         "",
-        f"Chance on the four kinds of scene questions, equally often asked, is {chance}; on photos 10 %. Questions "
-        "are answered by greedy generation, which must match exactly; photos by the best-scoring label.",
+        f"Chance on the five kinds of scene questions, equally often asked, is {scenes.CHANCE:.1%}; on photos 10 %. "
+        "Questions are answered by greedy generation, which must match exactly; photos by the best-scoring label. "
+        "Kind and colour are recognition, number is counting.",
         "",
-        "| model | scenes | number | kind | colour | existence | scenes in a black frame | CIFAR-10 test |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        f"| model | scenes | {' | '.join(topics)} | scenes in a black frame | CIFAR-10 test |",
+        f"| --- | --- |{' --- |' * len(topics)} --- | --- |",
     ]
-    for name, row in scores.items():
-        if name != "guide":
-            topics = " | ".join(f"{row[topic]:.1%}" for topic in scenes.TOPICS)
-            photo = f"{row['photos']:.1%} of {row['n_photos']:,}" if "photos" in row else "not measured"
-            lines.append(
-                f"| `{name}` | **{row['scenes']:.1%}** of {row['n_scene_questions']:,} | {topics} | "
-                f"{row['scenes_in_a_black_frame']:.1%} | **{photo}** |"
-            )
+    for name in MAKERS:
+        row = scores[name]
+        cells = " | ".join(f"{row[topic]:.1%}" for topic in topics)
+        photo = f"{row['photos']:.1%} of {row['n_photos']:,}" if "photos" in row else "not measured"
+        lines.append(
+            f"| `{name}` | **{row['scenes']:.1%}** of {row['n_scene_questions']:,} | {cells} | "
+            f"{row['scenes_in_a_black_frame']:.1%} | **{photo}** |"
+        )
     guide = scores["guide"]
     lines += [
         "",
@@ -122,36 +144,35 @@ def write_card(scores: dict[str, Any]) -> None:
         "",
         "## How they were trained",
         "",
-        "`python samples/zoo/build.py llava blip2 guide --photos train.parquet` (one process a model and "
-        "`--threads 1` use two cores best). Every stage continues from its checkpoint; without photos the models "
-        "learn scenes only. Steps by stage:",
+        "`python samples/zoo/build.py --photos train.parquet` trains all that is not there yet, model by model; every "
+        "stage continues from its checkpoint, and it runs on a GPU where there is one. On a CPU one process an eye or "
+        "model and `--threads 1` use the cores best. Without photos the models learn scenes only. Steps by stage:",
         "",
-        "| model | shapes | eye | bind | photos | language |",
-        "| --- | --- | --- | --- | --- | --- |",
-        *(
-            f"| `{name}` | {' | '.join(str(n or '') for n in EYE_STEPS[name])} | {LANGUAGE_STEPS[name]} |"
-            for name in EYE_STEPS
-        ),
+        f"| eye | {' | '.join(STAGES)} |",
+        f"| --- |{' --- |' * len(STAGES)}",
+        *(f"| `{eye}` | {' | '.join(str(n or '') for n in steps)} |" for eye, steps in EYE_STEPS.items()),
         "",
-        f"The guide: {GUIDE_STEPS} steps of contrast between pictures and captions.",
+        "Then the language part on the frozen eye: "
+        + ", ".join(f"`{name}` {steps[0]}" for name, steps in LANGUAGE.items())
+        + f" steps. The guide: {GUIDE_STEPS} steps of contrast between pictures and captions.",
         "",
         "- **The eye first, densely.** Scenes are drawn, so the kind and colour at each patch are known; linear "
         "read-outs of every patch (and of every query of the Q-Former) teach them, and are thrown away. *bind* adds "
         'the mixture of both ("red star") as one class.',
-        "- **Then the language part, on the frozen eye.** Eight questions a picture share a sequence, and each sees "
-        "the picture and itself only.",
+        "- **Then the language part, on the frozen eye.** Several questions a picture share a sequence, and each sees "
+        "the picture and itself only. InstructBLIP's Q-Former starts from BLIP-2's, as the published one did.",
         "- **Light and frames.** Lessons show pictures at random sizes in black or neutral frames under one mildly "
         "dim and tinted light. The bad camera of the demo is outside of that range.",
         "- CIFAR-10: 20,000 photos of its training split, of which half of the patches are shown while the eye learns.",
         "",
-        "The checkpoints of these weights were made with interruptions (a stage's schedule was changed once while it "
-        "ran), so a rebuild gives models that are alike, not the same bits.",
+        (ZOO / "history.md").read_text(encoding="utf-8").strip(),
     ]
     (ZOO / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", default=[*MAKERS, "guide"])
     parser.add_argument("--photos", type=Path, default=ZOO.parents[2] / "shared/data/cifar10/test.parquet")
     parser.add_argument("--n-scenes", type=int, default=1024)
     parser.add_argument("--n-photos", type=int, default=10_000)
@@ -160,10 +181,14 @@ def main() -> None:
     if arguments.photos.is_file():
         everything = Parquet(arguments.photos.parent, "test", tasks.get("cifar10").question)
         photos = Subset(everything, range(min(arguments.n_photos, len(everything))))
-    scores = {name: measure(name, arguments.n_scenes, photos) for name in models.MAKERS}
-    scores["guide"] = measure_guide(photos)
-    (ZOO / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
-    write_card(scores)
+    file = ZOO / "scores.json"
+    scores = json.loads(file.read_text()) if file.exists() else {}
+    for name in arguments.names:
+        scores[name] = measure_guide(photos) if name == "guide" else measure(name, arguments.n_scenes, photos)
+    scores = {name: scores[name] for name in (*MAKERS, "guide") if name in scores}
+    file.write_text(json.dumps(scores, indent=2) + "\n")
+    if all(name in scores for name in (*MAKERS, "guide")):
+        write_card(scores)
     print(json.dumps(scores, indent=2))
 
 

@@ -9,11 +9,11 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from tokenizers import processors
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 import models
+import words
 from lessons import MEAN, STD, Lesson
 from teach import run
 
@@ -31,7 +31,7 @@ CONFIG = {
     },
     "text_cfg": {
         "context_length": 40,
-        "vocab_size": models.N_VOCAB,
+        "vocab_size": words.N_VOCAB,
         "width": 96,
         "heads": 4,
         "layers": 2,
@@ -45,12 +45,7 @@ TEMPLATE = "this is a photo of {}"
 
 def make() -> tuple[nn.Module, PreTrainedTokenizerFast]:
     """An untrained guide and its tokenizer, which ends every text with the end token."""
-    tokenizer = models.make_tokenizer()
-    begin, end = models.BOS, models.EOS
-    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{begin} $A {end}",
-        special_tokens=[(token, tokenizer.convert_tokens_to_ids(token)) for token in (begin, end)],
-    )
+    tokenizer = words.make_tokenizer("guide")
     tokenizer.padding_side = "right"
     return open_clip.CLIP(**CONFIG), tokenizer
 

@@ -19,13 +19,27 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from models import CANVAS, PATCH, PHOTO_LABELS, PHOTO_QUESTIONS
+from models import CANVAS, MERGE, PATCH
 from tvp.trainer import scenes
+from words import PHOTO_LABELS, PHOTO_QUESTIONS
 
 FULL_SHARE = 0.4  # of the batches show the picture over the whole canvas
 SMALLEST = 44  # px, the smallest inner picture
 NEUTRAL_SHARE = 0.6  # of the frames are a grey or white surface; the rest are black
 DIMMEST, DEEPEST_TINT = 0.55, 0.7  # the mildest-to-strongest light: a factor for all and for each channel
+# What takes longest to learn is asked most often.
+TURNS = (
+    "number",
+    "kind",
+    "colour",
+    "existence",
+    "reasoning",
+    "kind",
+    "existence",
+    "reasoning",
+    "existence",
+    "reasoning",
+)
 EASY_SHARE = 0.5  # of the absent objects are of a colour that is not there, which is learnt sooner
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(1, 3, 1, 1)
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(1, 3, 1, 1)
@@ -42,6 +56,8 @@ class Lesson:
     cover_colour: Tensor
     cell_kind: Tensor  # (n, 16) the same for the cells of the scene's grid
     cell_colour: Tensor
+    token_kind: Tensor  # (n, 16) the same for the squares of 2 x 2 patches in which a shape has its middle
+    token_colour: Tensor
     photo: Tensor  # (n,) class of a photo
     questions: list[list[tuple[str, str]]]
     captions: list[str]
@@ -61,7 +77,7 @@ def lessons(
     n_scenes: int,
     n_photos: int,
     photos: tuple[NDArray[np.uint8], NDArray[np.int64]] | None,
-    n_questions: int = 8,
+    n_questions: int = len(TURNS),
 ) -> Iterator[Lesson]:
     """Endless lessons; a photo and a scene in the same lesson share the frame's size only."""
     rng = np.random.default_rng(seed)
@@ -70,7 +86,8 @@ def lessons(
         drawn = []
         for _ in range(n_scenes):
             scene = scenes.make_scene(rng)
-            drawn.append((scenes.draw(scene, CANVAS), scene, [_ask(scene, rng, i) for i in range(n_questions)]))
+            topics = [TURNS[i] for i in rng.permutation(len(TURNS))[:n_questions]]
+            drawn.append((scenes.draw(scene, CANVAS), scene, [_ask(scene, rng, topic) for topic in topics]))
         pictures = torch.from_numpy(np.stack([d[0] for d in drawn])).permute(0, 3, 1, 2).float()
         targets = [_targets(d[1], side) for d in drawn]
         questions = [[(q.text, q.answer) for q in d[2]] for d in drawn]
@@ -89,9 +106,7 @@ def lessons(
         yield Lesson(show(pictures / 255, side, rng), *known, torch.from_numpy(photo), questions, captions)
 
 
-def _ask(scene: scenes.Scene, rng: np.random.Generator, turn: int) -> scenes.SceneQuestion:
-    """One of eight questions: what takes longest to learn is asked most often."""
-    topic = ("number", "kind", "colour", "existence", "existence", "kind", "existence", "existence")[turn % 8]
+def _ask(scene: scenes.Scene, rng: np.random.Generator, topic: str) -> scenes.SceneQuestion:
     question = scenes.ask(scene, rng, topic)
     if topic == "existence" and question.answer == "no" and rng.random() < EASY_SHARE:
         colours, kinds = ({getattr(shape, what) for shape in scene.shapes} for what in ("colour", "kind"))
@@ -135,7 +150,7 @@ def _augment(photos: NDArray[np.uint8], rng: np.random.Generator) -> Tensor:
 
 
 def _targets(scene: scenes.Scene | None, side: int) -> tuple[NDArray[np.int64], ...]:
-    """Kind and colour by patch and by cell.
+    """Kind and colour by patch (as owner, as cover), by cell of the scene's grid and by merged patches.
 
     A shape is owned by one patch, the upper left of the four that its middle touches, so that
     counting shapes is counting patches.
@@ -143,6 +158,7 @@ def _targets(scene: scenes.Scene | None, side: int) -> tuple[NDArray[np.int64], 
     n_side = CANVAS // PATCH
     owner, cover = np.full((2, n_side, n_side), -1), np.full((2, n_side, n_side), -1)
     cell = np.full((2, scenes.GRID, scenes.GRID), -1)
+    token = np.full((2, n_side // MERGE, n_side // MERGE), -1)
     colours = list(scenes.COLOURS)
     middles = (np.arange(n_side) + 0.5) * PATCH
     for shape in scene.shapes if scene else ():
@@ -153,4 +169,5 @@ def _targets(scene: scenes.Scene | None, side: int) -> tuple[NDArray[np.int64], 
         over = (np.abs(middles - y) < reach)[:, None] & (np.abs(middles - x) < reach)[None, :]
         cover[:, over] = np.array(what)[:, None]
         cell[:, int(shape.y * scenes.GRID), int(shape.x * scenes.GRID)] = what
-    return tuple(t.reshape(-1) for pair in (owner, cover, cell) for t in pair)
+        token[:, int(y // (MERGE * PATCH)), int(x // (MERGE * PATCH))] = what
+    return tuple(t.reshape(-1) for pair in (owner, cover, cell, token) for t in pair)

@@ -1,120 +1,99 @@
-"""What the zoo's models are: their published architectures at a tiny size, and their tokenizer."""
+"""What the zoo's models are: published architectures at a tiny size, on three eyes.
+
+An eye is trained once, inside the first model of its line in EYES, and is copied, frozen, into the
+others, as published models share CLIP, SigLIP or EVA-CLIP.
+"""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import nn
 from transformers import (
     Blip2Config,
     Blip2ForConditionalGeneration,
-    Blip2Processor,
     Blip2QFormerConfig,
     Blip2VisionConfig,
-    BlipImageProcessor,
-    CLIPImageProcessor,
-    CLIPVisionConfig,
+    InstructBlipConfig,
+    InstructBlipForConditionalGeneration,
+    InstructBlipQFormerConfig,
+    InstructBlipVisionConfig,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
-    LlavaProcessor,
     OPTConfig,
     PreTrainedTokenizerFast,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    SiglipVisionConfig,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
+    T5Config,
 )
 
 from tvp.trainer import scenes
+from words import IMAGE, QWEN_IMAGE
 
 CANVAS = 64
 PATCH = 8
 WIDTH = 128
+N_SIDE = CANVAS // PATCH
+MERGE = 2  # patches a side that SmolVLM and Qwen2-VL make one token of
 N_QUERIES = scenes.GRID**2  # one query of the Q-Former a cell of the scene's grid
-PHOTO_LABELS = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-PHOTO_QUESTIONS = ("What is in the photo?", "This is a photo of a")
-LAYOUTS = {
-    "llava": ("USER: ", "\n{question} ASSISTANT:"),
-    "blip2": ("", "Question: {question} Answer:"),
+# eye -> the models that see with it; the first is the one that it is trained in
+EYES = {
+    "blip": ("blip2", "blip2-t5", "instructblip"),
+    "siglip": ("smolvlm", "llava"),
+    "qwen": ("qwen2vl",),
 }
-BOS, PAD, EOS, UNK, IMAGE = "<s>", "<pad>", "</s>", "<unk>", "<image>"
-N_VOCAB = 448
+EYE_OF = {name: eye for eye, names in EYES.items() for name in names}
+_EYE = {
+    "hidden_size": WIDTH,
+    "intermediate_size": 3 * WIDTH,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "image_size": CANVAS,
+    "patch_size": PATCH,
+}
+_QFORMER = {
+    "hidden_size": WIDTH,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 2 * WIDTH,
+    "cross_attention_frequency": 1,
+    "encoder_hidden_size": WIDTH,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
+_LLAMA = {
+    "hidden_size": WIDTH,
+    "intermediate_size": 352,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": True,
+}
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer trained on what the zoo's models are asked and answer."""
-    words = [*scenes.KINDS, *scenes.COLOURS, *scenes.COUNTS, *scenes.YES_NO, *PHOTO_LABELS]
-    questions = [
-        "How many objects are there?",
-        *(f"What shape is the {c} object?" for c in scenes.COLOURS),
-        *(f"What color is the {k}?" for k in scenes.KINDS),
-        *(f"Is there a {c} {k}?" for c in scenes.COLOURS for k in scenes.KINDS),
-        *PHOTO_QUESTIONS,
-    ]
-    corpus = [f" {word}" for word in words]
-    for before, after in LAYOUTS.values():
-        corpus += [before + after.format(question=q) for q in questions]
-    corpus += [
-        f"a photo of a {label}. a {c} {k} and a {c} {k}, this is a picture of"
-        for label in PHOTO_LABELS
-        for c in scenes.COLOURS
-        for k in scenes.KINDS
-    ]
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=N_VOCAB,
-        special_tokens=[BOS, PAD, EOS, UNK, IMAGE],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(corpus * 4, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=BOS,
-        pad_token=PAD,
-        eos_token=EOS,
-        unk_token=UNK,
-        additional_special_tokens=[IMAGE],
-        padding_side="left",
-        model_max_length=512,
-        model_input_names=["input_ids", "attention_mask"],
-    )
+def _marks(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
+    return {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
 
 
 def make_llava(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
-    """LLaVA: CLIP ViT with 8-px patches, two-layer MLP, Llama of four layers."""
-    vision = CLIPVisionConfig(
-        hidden_size=WIDTH,
-        intermediate_size=3 * WIDTH,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        image_size=CANVAS,
-        patch_size=PATCH,
-        projection_dim=WIDTH,
-    )
-    text = LlamaConfig(
-        vocab_size=N_VOCAB,
-        hidden_size=WIDTH,
-        intermediate_size=352,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    """LLaVA: SigLIP with 8-px patches, two-layer MLP, Llama of four layers; 64 image tokens."""
     config = LlavaConfig(
-        vision_config=vision,
-        text_config=text,
+        vision_config=SiglipVisionConfig(**_EYE, vision_use_head=False),
+        text_config=LlamaConfig(**_LLAMA, **_marks(tokenizer)),
         vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
-        image_seq_length=(CANVAS // PATCH) ** 2,
+        image_seq_length=N_SIDE**2,
         tie_word_embeddings=True,
     )
     model = LlavaForConditionalGeneration(config)
@@ -122,30 +101,60 @@ def make_llava(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGenerat
     return model
 
 
+def make_smolvlm(tokenizer: PreTrainedTokenizerFast) -> SmolVLMForConditionalGeneration:
+    """SmolVLM: SigLIP with 8-px patches, pixel shuffle by 2, SmolLM2 (a Llama) of four layers; 16 image tokens."""
+    config = SmolVLMConfig(
+        vision_config=_EYE,
+        text_config=LlamaConfig(
+            **{**_LLAMA, "num_key_value_heads": 2}, rope_theta=100_000.0, **_marks(tokenizer)
+        ).to_dict(),
+        scale_factor=MERGE,
+        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE),
+        pad_token_id=tokenizer.pad_token_id,
+        tie_word_embeddings=True,
+    )
+    model = SmolVLMForConditionalGeneration(config)
+    start_attention_by_likeness(model.model.text_model.layers)
+    return model
+
+
+def make_qwen2vl(tokenizer: PreTrainedTokenizerFast) -> Qwen2VLForConditionalGeneration:
+    """Qwen2-VL: rotary ViT with 8-px patches merged 2 x 2, 3-D positions, Qwen2 of four layers; 16 image tokens."""
+    config = Qwen2VLConfig(
+        vision_config={
+            "depth": 4,
+            "embed_dim": WIDTH,
+            "hidden_size": WIDTH,
+            "mlp_ratio": 3,
+            "num_heads": 4,
+            "patch_size": PATCH,
+            "spatial_merge_size": MERGE,
+        },
+        text_config={
+            "hidden_size": WIDTH,
+            "intermediate_size": 352,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 512,
+            # a head of 32 turns 16 pairs: 4 by time, 6 by height, 6 by width
+            "rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]},
+            **_marks(tokenizer),
+        },
+        image_token_id=tokenizer.convert_tokens_to_ids(QWEN_IMAGE),
+        video_token_id=tokenizer.convert_tokens_to_ids("<|video_pad|>"),
+        vision_start_token_id=tokenizer.convert_tokens_to_ids("<|vision_start|>"),
+        vision_end_token_id=tokenizer.convert_tokens_to_ids("<|vision_end|>"),
+        tie_word_embeddings=True,
+    )
+    model = Qwen2VLForConditionalGeneration(config)
+    start_attention_by_likeness(model.model.language_model.layers)
+    return model
+
+
 def make_blip2(tokenizer: PreTrainedTokenizerFast) -> Blip2ForConditionalGeneration:
     """BLIP-2: ViT with 8-px patches, Q-Former with 16 queries, OPT of four layers."""
-    vision = Blip2VisionConfig(
-        hidden_size=WIDTH,
-        intermediate_size=3 * WIDTH,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        image_size=CANVAS,
-        patch_size=PATCH,
-    )
-    qformer = Blip2QFormerConfig(
-        vocab_size=8,
-        hidden_size=WIDTH,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=2 * WIDTH,
-        cross_attention_frequency=1,
-        encoder_hidden_size=WIDTH,
-        max_position_embeddings=8,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
     text = OPTConfig(
-        vocab_size=N_VOCAB,
         hidden_size=WIDTH,
         word_embed_proj_dim=WIDTH,
         ffn_dim=3 * WIDTH,
@@ -154,13 +163,46 @@ def make_blip2(tokenizer: PreTrainedTokenizerFast) -> Blip2ForConditionalGenerat
         max_position_embeddings=256,
         dropout=0.0,
         attention_dropout=0.0,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        **_marks(tokenizer),
     )
+    model = _blip2(text, tokenizer)
+    start_attention_by_likeness(model.language_model.model.decoder.layers)
+    return model
+
+
+def make_blip2_t5(tokenizer: PreTrainedTokenizerFast) -> Blip2ForConditionalGeneration:
+    """BLIP-2 with a Flan-T5-like encoder of four layers and decoder of two."""
+    text = T5Config(
+        d_model=WIDTH,
+        d_kv=32,
+        d_ff=2 * WIDTH,
+        num_layers=4,
+        num_decoder_layers=2,
+        num_heads=4,
+        dropout_rate=0.0,
+        initializer_factor=0.2,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+        decoder_start_token_id=tokenizer.pad_token_id,
+        **_marks(tokenizer),
+    )
+    model = _blip2(text, tokenizer)
+    # T5's own start suits 500 times as many steps: layers that drown the image embeddings in noise, and word
+    # embeddings and a head of deviation 1, whose logits of about 30 take long to shrink.
+    for table in (model.language_model.shared, model.language_model.lm_head):
+        torch.nn.init.normal_(table.weight, std=0.05)
+    for block in model.language_model.encoder.block:
+        attention = block.layer[0].SelfAttention
+        with torch.no_grad():
+            # T5 does not divide by the root of a head's size, so both weights take their half of it.
+            _start_alike(attention.q, attention.k, attention.v, attention.o, 32, 32**-0.25)
+    return model
+
+
+def _blip2(text: Any, tokenizer: PreTrainedTokenizerFast) -> Blip2ForConditionalGeneration:
     config = Blip2Config(
-        vision_config=vision.to_dict(),
-        qformer_config=qformer.to_dict(),
+        vision_config=Blip2VisionConfig(**_EYE).to_dict(),
+        qformer_config=Blip2QFormerConfig(**_QFORMER, vocab_size=8, max_position_embeddings=8).to_dict(),
         text_config=text.to_dict(),
         num_query_tokens=N_QUERIES,
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
@@ -168,7 +210,23 @@ def make_blip2(tokenizer: PreTrainedTokenizerFast) -> Blip2ForConditionalGenerat
     model = Blip2ForConditionalGeneration(config)
     # Its own start is zero, where the layer norm that follows blows the gradient up by 1 / sqrt(eps).
     torch.nn.init.normal_(model.query_tokens, std=0.5)
-    start_attention_by_likeness(model.language_model.model.decoder.layers)
+    return model
+
+
+def make_instructblip(tokenizer: PreTrainedTokenizerFast) -> InstructBlipForConditionalGeneration:
+    """InstructBLIP: BLIP-2's eye, a Q-Former that also reads the question, Llama (for Vicuna) of four layers."""
+    config = InstructBlipConfig(
+        vision_config=InstructBlipVisionConfig(**_EYE).to_dict(),
+        qformer_config=InstructBlipQFormerConfig(
+            **_QFORMER, vocab_size=len(tokenizer), max_position_embeddings=64, pad_token_id=tokenizer.pad_token_id
+        ).to_dict(),
+        text_config=LlamaConfig(**_LLAMA, **_marks(tokenizer)).to_dict(),
+        num_query_tokens=N_QUERIES,
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
+    )
+    model = InstructBlipForConditionalGeneration(config)
+    torch.nn.init.normal_(model.query_tokens, std=0.5)
+    start_attention_by_likeness(model.language_model.model.layers)
     return model
 
 
@@ -182,67 +240,30 @@ def start_attention_by_likeness(layers: nn.ModuleList) -> None:
     for layer in layers:
         attention = layer.self_attn
         out = attention.o_proj if hasattr(attention, "o_proj") else attention.out_proj
-        with torch.no_grad():
-            nn.init.orthogonal_(attention.q_proj.weight)
-            attention.k_proj.weight.copy_(attention.q_proj.weight)
-            nn.init.orthogonal_(attention.v_proj.weight)
-            out.weight.copy_(0.5 * attention.v_proj.weight.T)
+        _start_alike(attention.q_proj, attention.k_proj, attention.v_proj, out, attention.head_dim)
 
 
-MAKERS = {"llava": make_llava, "blip2": make_blip2}
-
-
-def see(
-    name: str, model: nn.Module, pixels: torch.Tensor, n_kept: int | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The eye's patch features (n, patches, width) and the connector's input to its projection.
-
-    n_kept patches at random are looked at (default: all): halves the cost of a lesson, and what
-    can be told from half a photo is learnt more firmly (as in FLIP, arXiv 2212.00794).
-    """
-    vision = model.model.vision_tower.vision_model if name == "llava" else model.vision_model
-    hidden = vision.embeddings(pixels)
-    if n_kept is not None:
-        chosen = torch.rand(len(pixels), hidden.shape[1] - 1).argsort(1)[:, :n_kept] + 1
-        chosen = torch.cat([torch.zeros(len(pixels), 1, dtype=torch.long), chosen], 1)
-        hidden = hidden.gather(1, chosen[:, :, None].expand(-1, -1, hidden.shape[-1]))
-    if name == "llava":
-        hidden = vision.encoder(inputs_embeds=vision.pre_layrnorm(hidden)).last_hidden_state[:, 1:]
-        return hidden, hidden
-    hidden = vision.post_layernorm(vision.encoder(inputs_embeds=hidden).last_hidden_state)
-    queries = model.query_tokens.expand(len(pixels), -1, -1)
-    return hidden[:, 1:], model.qformer(query_embeds=queries, encoder_hidden_states=hidden).last_hidden_state
-
-
-def project(name: str, model: nn.Module, features: torch.Tensor) -> torch.Tensor:
-    return model.model.multi_modal_projector(features) if name == "llava" else model.language_projection(features)
-
-
-def eye_parameters(name: str, model: nn.Module) -> list[nn.Parameter]:
-    if name == "llava":
-        return list(model.model.vision_tower.parameters())
-    return [*model.vision_model.parameters(), *model.qformer.parameters(), model.query_tokens]
-
-
-def save(name: str, model: nn.Module, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write a folder that `from_pretrained` and the published processors read, weights in float16."""
-    size = {"height": CANVAS, "width": CANVAS}
-    model.generation_config.update(
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+@torch.no_grad()
+def _start_alike(
+    query: nn.Linear, key: nn.Linear, value: nn.Linear, out: nn.Linear, head_size: int, scale: float = 1.0
+) -> None:
+    n_repeats = query.out_features // key.out_features
+    for projection in (key, value):
+        nn.init.orthogonal_(projection.weight)
+    key.weight.mul_(scale)
+    every_key, every_value = (
+        projection.weight.view(-1, head_size, projection.in_features).repeat_interleave(n_repeats, 0).flatten(0, 1)
+        for projection in (key, value)
     )
-    model.half().save_pretrained(folder)
-    model.float()
-    if name == "llava":
-        LlavaProcessor(
-            CLIPImageProcessor(size={"shortest_edge": CANVAS}, crop_size=size),
-            tokenizer,
-            patch_size=PATCH,
-            vision_feature_select_strategy="default",
-            image_token=IMAGE,
-            num_additional_image_tokens=1,
-        ).save_pretrained(folder)
-    else:
-        Blip2Processor(BlipImageProcessor(size=size), tokenizer, num_query_tokens=N_QUERIES).save_pretrained(folder)
-    config = json.loads((folder / "config.json").read_text())
-    config["torch_dtype"] = config["dtype"] = "float16"
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    query.weight.copy_(every_key)
+    out.weight.copy_(0.5 * every_value.T)
+
+
+MAKERS = {
+    "blip2": make_blip2,
+    "blip2-t5": make_blip2_t5,
+    "instructblip": make_instructblip,
+    "smolvlm": make_smolvlm,
+    "llava": make_llava,
+    "qwen2vl": make_qwen2vl,
+}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,10 +14,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-import models
+from eyes import ask_queries, positions, project, see, text_model
 from lessons import Lesson
-from models import LAYOUTS, WIDTH, eye_parameters, project, see
+from models import EYE_OF, WIDTH
 from tvp.trainer import scenes
+from words import LAYOUTS, PHOTO_LABELS
 
 CHECKPOINT_EVERY = 100
 IGNORE = -100
@@ -82,7 +84,7 @@ class EyeHeads(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        n_kinds, n_colours, n_photos = len(scenes.KINDS) + 1, len(scenes.COLOURS), len(models.PHOTO_LABELS)
+        n_kinds, n_colours, n_photos = len(scenes.KINDS) + 1, len(scenes.COLOURS), len(PHOTO_LABELS)
         self.owner = nn.Linear(WIDTH, n_kinds + n_colours)
         self.cover = nn.Linear(WIDTH, n_kinds + n_colours)
         self.cell = nn.Linear(WIDTH, n_kinds + n_colours)
@@ -105,7 +107,7 @@ def eye_loss(
         (heads.cover, patches, lesson.cover_kind, lesson.cover_colour),
         (heads.owner, patches, lesson.owner_kind, lesson.owner_colour),
     ]
-    if name == "blip2":
+    if EYE_OF[name] == "blip":
         views.append((heads.cell, tokens, lesson.cell_kind, lesson.cell_colour))
     loss, shown = torch.zeros(()), {}
     for dense, features, kind, colour in views:
@@ -121,7 +123,7 @@ def eye_loss(
         shown["colour"] = (colour_logits.argmax(-1) == colour)[shape].float().mean().item()
     if bind:
         owners = [(heads.names[0], patches, lesson.owner_kind, lesson.owner_colour)]
-        if name == "blip2":
+        if EYE_OF[name] == "blip":
             owners.append((heads.names[1], tokens, lesson.cell_kind, lesson.cell_colour))
         for head, features, kind, colour in owners:
             kind, colour = kind[~is_photo], colour[~is_photo]
@@ -146,29 +148,100 @@ def eye_loss(
 def language_loss(
     name: str, model: nn.Module, tokenizer: PreTrainedTokenizerFast, lesson: Lesson
 ) -> tuple[Tensor, dict[str, float]]:
-    """Cross-entropy of the answers. All questions about a picture share one sequence, but each sees
-    only the picture and itself, at the positions that it would have alone."""
-    with torch.no_grad():
-        _, features = see(name, model, lesson.pixels)
-    image = project(name, model, features)
-    n, n_image, _ = image.shape
+    """Cross-entropy of the answers on a frozen eye, and how near image embeddings are to their words."""
+    before, after, space = LAYOUTS[name]
+    asked = [[_ids(tokenizer, after.format(question=q)) for q, _ in questions] for questions in lesson.questions]
+    answered = [[_ids(tokenizer, space + a) for _, a in questions] for questions in lesson.questions]
+    end = tokenizer.eos_token_id
+    if name in ("blip2-t5", "instructblip"):
+        flat = [ids for row in asked for ids in row]
+        replies = [[*ids, end] for row in answered for ids in row]
+        n_questions = len(asked[0])
+        with torch.no_grad():
+            features = _read(name, model, lesson.pixels)
+        if name == "blip2-t5":
+            image = project(name, model, features).repeat_interleave(n_questions, 0)
+            logits, wanted = _translate(model, tokenizer, image, [[*ids, end] for ids in flat], replies)
+        else:
+            read = _pad([[tokenizer.bos_token_id, *ids] for ids in flat], tokenizer.pad_token_id)
+            features = ask_queries(name, model, features.repeat_interleave(n_questions, 0), read)
+            image = project(name, model, features)
+            rows = [[[tokenizer.bos_token_id, *ids]] for ids in flat]
+            logits, wanted = _continue(name, model, tokenizer, image, [], rows, [[r] for r in replies])
+        lesson = _repeat(lesson, n_questions)
+    else:
+        with torch.no_grad():
+            _, features = see(name, model, lesson.pixels)
+        image = project(name, model, features)
+        prefix = [] if name == "blip2" else _ids(tokenizer, before)
+        if name == "llava":
+            prefix = [tokenizer.bos_token_id, *prefix]
+        if name == "blip2":  # its processor puts the image tokens before the begin token
+            asked = [[[tokenizer.bos_token_id, *ids] for ids in row] for row in asked]
+        replies = [[[*ids, end] for ids in row] for row in answered]
+        logits, wanted = _continue(name, model, tokenizer, image, prefix, asked, replies)
     aligned = ALIGN_WEIGHT * alignment_loss(name, model, tokenizer, lesson, image)
-    before, after = LAYOUTS[name]
-    prefix, tail = [tokenizer.bos_token_id, *_ids(tokenizer, before)], []
-    if name == "blip2":  # its processor puts the image tokens before the begin token
-        prefix, tail = [], [tokenizer.bos_token_id]
-    n_questions = len(lesson.questions[0])
-    rows: list[list[int]] = []
-    targets: list[list[int]] = []
-    for questions in lesson.questions:
-        for question, answer in questions:
-            asked = tail + _ids(tokenizer, after.format(question=question))
-            answered = [*_ids(tokenizer, f" {answer}"), tokenizer.eos_token_id]
-            rows.append(asked + answered)
-            targets.append([IGNORE] * (len(asked) - 1) + answered + [IGNORE])
-    length = max(map(len, rows))
-    ids = torch.tensor([row + [tokenizer.pad_token_id] * (length - len(row)) for row in rows])
-    wanted = torch.tensor([row + [IGNORE] * (length - len(row)) for row in targets])
+    loss = F.cross_entropy(logits, wanted)
+    right = (logits.argmax(-1) == wanted)[wanted != end].float()
+    return loss + aligned, {"answer": loss.item(), "right": right.mean().item(), "align": aligned.item()}
+
+
+def _read(name: str, model: nn.Module, pixels: Tensor) -> Tensor:
+    """What does not depend on the question: the queries' states of BLIP-2, the eye's of InstructBLIP."""
+    if name == "instructblip":
+        return model.vision_model(pixels).last_hidden_state  # type: ignore[no-any-return, operator]
+    return see(name, model, pixels)[1]
+
+
+def _repeat(lesson: Lesson, n: int) -> Lesson:
+    fields = ("owner", "cover", "cell", "token")
+    return replace(
+        lesson,
+        photo=lesson.photo.repeat_interleave(n, 0),
+        **{f"{f}_{w}": getattr(lesson, f"{f}_{w}").repeat_interleave(n, 0) for f in fields for w in ("kind", "colour")},
+    )
+
+
+def _translate(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerFast,
+    image: Tensor,
+    asked: list[list[int]],
+    replies: list[list[int]],
+) -> tuple[Tensor, Tensor]:
+    """Logits of an encoder-decoder and the tokens that they should name."""
+    t5, pad = model.language_model, tokenizer.pad_token_id
+    ids, wanted = _pad(asked, pad), _pad(replies, IGNORE)
+    inputs = torch.cat([image, t5.get_input_embeddings()(ids)], 1)
+    mask = F.pad((ids != pad).long(), [image.shape[1], 0], value=1)
+    shifted = F.pad(wanted.masked_fill(wanted == IGNORE, pad)[:, :-1], [1, 0], value=pad)
+    logits = t5(inputs_embeds=inputs, attention_mask=mask, decoder_input_ids=shifted, use_cache=False).logits
+    chosen = wanted != IGNORE
+    return logits[chosen], wanted[chosen]
+
+
+def _continue(
+    name: str,
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerFast,
+    image: Tensor,
+    prefix: list[int],
+    asked: list[list[list[int]]],
+    replies: list[list[list[int]]],
+) -> tuple[Tensor, Tensor]:
+    """Logits of a decoder and the tokens that they should name.
+
+    All questions about a picture share one sequence, but each sees only the picture and itself, at
+    the positions that it would have alone.
+    """
+    n, n_image, _ = image.shape
+    n_questions = len(asked[0])
+    rows, targets = [], []
+    for question, reply in ((q, r) for qs, rs in zip(asked, replies, strict=True) for q, r in zip(qs, rs, strict=True)):
+        rows.append(question + reply)
+        targets.append([IGNORE] * (len(question) - 1) + reply + [IGNORE])
+    ids, wanted = _pad(rows, tokenizer.pad_token_id), _pad(targets, IGNORE)
+    length = ids.shape[1]
     embed = model.get_input_embeddings()
     parts = [image, embed(ids).view(n, n_questions * length, -1)]
     if prefix:
@@ -176,26 +249,20 @@ def language_loss(
     embeddings = torch.cat(parts, 1)
     n_prefix = len(prefix) + n_image
     segment = torch.cat([torch.full((n_prefix,), -1), torch.arange(n_questions).repeat_interleave(length)])
-    position = torch.cat([torch.arange(n_prefix), n_prefix + torch.arange(length).repeat(n_questions)])
-    visible = (position[:, None] >= position[None, :]) & (
-        (segment[None, :] == -1) | (segment[:, None] == segment[None, :])
-    )
+    columns = torch.arange(length).repeat(n_questions)
+    order = torch.cat([torch.arange(n_prefix), n_prefix + columns])
+    visible = (order[:, None] >= order[None, :]) & ((segment[None, :] == -1) | (segment[:, None] == segment[None, :]))
     mask = torch.zeros(visible.shape).masked_fill(~visible, torch.finfo(torch.float32).min)[None, None]
-    decoder = model.model.language_model if name == "llava" else model.language_model.model.decoder
-    hidden = decoder(
+    place = positions(name, len(prefix), n_image, columns)
+    hidden = text_model(name, model)(
         inputs_embeds=embeddings,
         attention_mask=mask.expand(n, -1, -1, -1),
-        position_ids=position.expand(n, -1),
+        position_ids=place.expand(n, -1) if place.ndim == 1 else place[:, None].expand(-1, n, -1),
         use_cache=False,
     ).last_hidden_state
     hidden = hidden[:, n_prefix:].reshape(-1, hidden.shape[-1])
     chosen = wanted.view(-1) != IGNORE
-    logits = model.get_output_embeddings()(hidden[chosen])
-    right = (logits.argmax(-1) == wanted.view(-1)[chosen]).float()
-    is_answer = wanted.view(-1)[chosen] != tokenizer.eos_token_id
-    loss = F.cross_entropy(logits, wanted.view(-1)[chosen])
-    shown = {"answer": loss.item(), "right": right[is_answer].mean().item(), "align": aligned.item()}
-    return loss + aligned, shown
+    return model.get_output_embeddings()(hidden[chosen]), wanted.view(-1)[chosen]
 
 
 def alignment_loss(
@@ -208,17 +275,14 @@ def alignment_loss(
     """
     scene = lesson.photo < 0
     words = model.get_input_embeddings().weight
-    pairs = (
-        ((lesson.owner_kind, scenes.KINDS), (lesson.owner_colour, tuple(scenes.COLOURS)))
-        if name == "llava"
-        else ((lesson.cell_kind, scenes.KINDS), (lesson.cell_colour, tuple(scenes.COLOURS)))
-    )
+    where = "cell" if EYE_OF[name] == "blip" else "owner" if name == "llava" else "token"
+    pairs = ((f"{where}_kind", scenes.KINDS), (f"{where}_colour", tuple(scenes.COLOURS)))
     loss = image.new_zeros(())
-    for target, names in pairs:
+    for field, names in pairs:
         (ids,) = zip(*(_ids(tokenizer, f" {word}") for word in names), strict=True)
         likeness = 10 * F.normalize(image[scene], dim=-1) @ F.normalize(words[list(ids)], dim=-1).T
         logits = F.pad(likeness, [0, 1], value=2.0)  # the last class: no shape here
-        target = target[scene]
+        target = getattr(lesson, field)[scene]
         shape = target >= 0
         weight = torch.where(shape, 1.0, 0.15)
         each = F.cross_entropy(logits.transpose(1, 2), torch.where(shape, target, len(names)), reduction="none")
@@ -226,9 +290,9 @@ def alignment_loss(
     return loss
 
 
-def language_parameters(name: str, model: nn.Module) -> list[nn.Parameter]:
-    eye = {id(p) for p in eye_parameters(name, model)}
-    return [p for p in model.parameters() if id(p) not in eye]
+def _pad(rows: list[list[int]], value: int) -> Tensor:
+    length = max(map(len, rows))
+    return torch.tensor([row + [value] * (length - len(row)) for row in rows])
 
 
 def _ids(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:

@@ -59,9 +59,51 @@ def test_answers_follow_from_the_shapes(seed):
     for topic in scenes.TOPICS:
         question = scenes.ask(scene, rng, topic)
         assert question.answer in question.labels
+        if question.topic == "reasoning":
+            assert holds(scene, question.text.split('"')[1]) == (question.answer == "true"), question
         if question.topic == "existence":
             named = question.text.removeprefix("Is there a ").removesuffix("?")
             assert (named in {s.name for s in scene.shapes}) == (question.answer == "yes")
+
+
+def holds(scene, text):
+    """Whether a statement is true, read from its words alone."""
+    names, kinds = {s.name for s in scene.shapes}, {s.kind for s in scene.shapes}
+    if text.endswith(" objects"):
+        than = int(text.split()[2])
+        return len(scene.shapes) > than if text.startswith("more") else len(scene.shapes) < than
+    if " is " in text:
+        kind, colour = text.removeprefix("the ").split(" is ")
+        return [s.colour for s in scene.shapes if s.kind == kind] == [colour]
+    if " but no " in text:
+        some, none = text.removeprefix("a ").split(" but no ")
+        return some in kinds and none not in kinds
+    return set(text.removeprefix("a ").split(" and a ")) <= names
+
+
+def test_statements_of_every_form_are_made():
+    asked = [scenes.ask(PLANTED, np.random.default_rng(i), "reasoning") for i in range(200)]
+    texts = {(q.text.split('"')[1], q.answer) for q in asked}
+    assert ("more than 2 objects", "true") in texts
+    assert ("fewer than 3 objects", "false") in texts
+    assert ("the star is red", "true") in texts
+    assert ("the square is red", "false") in texts
+    assert ("a blue square and a red star", "true") in texts
+    assert any(a == "false" and "red square" in t for t, a in texts)
+    assert {("a star but no triangle", "true"), ("a star but no square", "false")} <= texts
+    assert all(t.startswith('"') and t.endswith('": true or false?') for t in (q.text for q in asked))
+
+
+def test_neither_text_nor_picture_alone_decides_a_statement():
+    """The best guess from the text alone, learnt on other scenes, stays near one half; so does 'true'."""
+    asked = [q for _, _, questions in many(6, 6000) for q in questions if q.topic == "reasoning"]
+    assert 0.47 < np.mean([q.answer == "true" for q in asked]) < 0.53
+    true_share: dict[str, list[bool]] = {}
+    for q in asked[:3000]:
+        true_share.setdefault(q.text, []).append(q.answer == "true")
+    guess = {text: np.mean(answers) > 0.5 for text, answers in true_share.items()}
+    right = np.mean([guess.get(q.text, True) == (q.answer == "true") for q in asked[3000:]])
+    assert right < 0.6
 
 
 def test_shapes_never_overlap_and_show_their_colour():

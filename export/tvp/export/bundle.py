@@ -21,11 +21,12 @@ from PIL import Image
 
 from tvp import sdk
 from tvp.sdk._manifest import read_base_manifest, seal
-from tvp.sdk.errors import BundleError, RequestError
+from tvp.sdk.errors import BundleError, ModelError, RequestError
 from tvp.trainer import families
 from tvp.trainer.data import Data, Scenes
 from tvp.trainer.evaluate import MAX_NEW_TOKENS
-from tvp.trainer.families import CausalFamily
+from tvp.trainer.families import Family
+from tvp.trainer.families._causal import CausalFamily
 from tvp.trainer.prompt import Geometry, Prompt
 from tvp.trainer.tasks import Task
 
@@ -45,7 +46,7 @@ def export(
     prompt: str | Path | Prompt | None = None,
     data: Data | None = None,
     geometry: Geometry | None = None,
-    family: CausalFamily | None = None,
+    family: Family | None = None,
     n_cases: int = 16,
     force: bool = False,
 ) -> parity.Parity:
@@ -67,6 +68,8 @@ def export(
         prompt = Prompt.load(prompt)
     if family is None:
         family = families.load(model)
+    if not family.exports or not isinstance(family, CausalFamily):
+        raise ModelError(f"A {family.name} model cannot be exported yet; it can be trained on and evaluated.")
     if prompt is not None:
         geometry = prompt.geometry
     elif geometry is None:

@@ -17,7 +17,7 @@ from optimum.exporters.onnx.model_patcher import ModelPatcher
 from optimum.utils import NormalizedConfig
 from torch import Tensor, nn
 
-from tvp.trainer.families import CausalFamily
+from tvp.trainer.families._causal import CausalFamily
 
 from .attention import NewKeyValues, current_cache, fused_attention
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tvp.sdk import Task
 from tvp.sdk.errors import CheckError
-from tvp.trainer.families import CausalFamily
+from tvp.trainer.families._causal import CausalFamily
 from tvp.trainer.prompt import Geometry, Prompt
 
 LOGITS_TOLERANCE = 1e-3

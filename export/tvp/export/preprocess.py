@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from tvp.trainer.families import PixelFormat
+from tvp.trainer.families._pixels import PixelFormat, resize_matrix
 from tvp.trainer.prompt import Geometry, Prompt
 
 OPSET = 18
@@ -84,9 +84,9 @@ def preprocess_graph(geometry: Geometry, pixel_format: PixelFormat, prompt: Prom
     size = pixel_format.size
     if size != geometry.canvas:
         bounds = g.constant(low, np.float32), g.constant(high, np.float32)
-        for target in ((geometry.canvas, size), (size, size)):  # along the width, then the height
-            canvas = g.op("Resize", canvas, "", "", g.constant([1, 3, *target]), **PILLOW_CUBIC)
-            canvas = g.op("Clip", canvas, *bounds)
+        weights = resize_matrix(geometry.canvas, size, pixel_format.filter).numpy()
+        canvas = g.op("Clip", g.op("MatMul", canvas, g.constant(weights.T, np.float32)), *bounds)
+        canvas = g.op("Clip", g.op("MatMul", g.constant(weights, np.float32), canvas), *bounds)
     mean, std = (g.constant(np.reshape(v, (1, 3, 1, 1)), np.float32) for v in (pixel_format.mean, pixel_format.std))
     g.op("Div", g.op("Sub", canvas, mean), std, output="pixel_values")
     graph = helper.make_graph(

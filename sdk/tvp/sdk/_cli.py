@@ -16,6 +16,12 @@ from .errors import TvpError
 COMMANDS: dict[str, tuple[str, str, str, str]] = {
     "train": ("tvp.trainer.cli", "train", "Learn a prompt on frozen models.", "train"),
     "eval": ("tvp.trainer.cli", "evaluate", "Measure models with and without prompts.", "train"),
+    "convert": (
+        "tvp.trainer.convert_cli",
+        "convert",
+        "Turn published key layouts into a folder that loads.",
+        "train",
+    ),
     "export": ("tvp.export.cli", "export", "Turn a model and a prompt into a task bundle.", "export"),
     "ask": ("tvp.sdk._cli", "ask", "Ask a task about a picture.", ""),
     "check": ("tvp.sdk._cli", "check", "Replay a bundle's golden cases on this machine.", ""),

@@ -21,12 +21,14 @@ class Layout:
     answer: the text of an answer, with the place of `{answer}` (usually after a space).
     image_token: the special token that stands for the image while the text is tokenised.
     end: ids of the tokens that end an answer; the first is the one that training teaches.
+    apart: the answer is a text of its own, as an encoder-decoder reads it, not what continues the prompt.
     """
 
     prompt: str
     answer: str
     image_token: str
     end: tuple[int, ...]
+    apart: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,10 +58,14 @@ class Words:
     def answer_ids(self, answer: str) -> list[int]:
         """Token ids of an answer with its separator and its end token: the same in loss and scores."""
         self._refuse_special("answer", answer)
-        asked = self.layout.prompt.replace("{image}", "").replace("{question}", "")
+        if self.layout.apart:
+            return [*self.encode(self.layout.answer.replace("{answer}", answer), False), self.layout.end[0]]
+        # Behind some word, because SentencePiece gives a text's first space a token of its own; and without
+        # begin and end tokens, because ChatGLM's come last.
+        asked = self.layout.prompt.replace("{image}", "").replace("{question}", "a")
         answered = asked + self.layout.answer.replace("{answer}", answer)
-        n_asked = len(self.encode(asked, True))
-        return [*self.encode(answered, True)[n_asked:], self.layout.end[0]]
+        n_asked = len(self.encode(asked, False))
+        return [*self.encode(answered, False)[n_asked:], self.layout.end[0]]
 
     def _refuse_special(self, kind: str, text: str) -> None:
         if self.special_ids.intersection(self.encode(text, False)):

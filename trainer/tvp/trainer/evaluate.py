@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from .data import Data, Question
-from .families import CausalFamily
+from .families import Family
 from .prompt import Geometry, Prompt
 from .tasks import Task
 
@@ -38,7 +38,7 @@ class Accuracy:
 
 @torch.no_grad()
 def accuracy(
-    family: CausalFamily,
+    family: Family,
     data: Data,
     geometry: Geometry,
     prompt: Prompt | None = None,
@@ -50,8 +50,8 @@ def accuracy(
 
     geometry: `inner == canvas` shows the full picture; a smaller inner size without a prompt shows it
         in a black frame.
-    A question with labels is answered by the one that scores best, unless the task is `free`; others by
-    greedy generation, which must match the answer's text exactly.
+    A question with labels is answered by the one that scores best, unless the task is `free` and the model
+    can answer in free text; others by greedy generation, which must match the answer's text exactly.
     """
     right: list[bool] = []
     free = task is None or task.free
@@ -61,10 +61,14 @@ def accuracy(
         canvas = geometry.place(torch.from_numpy(shrunk).to(family.device))
         if prompt is not None:
             canvas = prompt.on(canvas)
-        embeddings = family.see(family.to_pixels(canvas))
         rows = [i for i, sample in enumerate(samples) for _ in sample.questions]
         asked = [question for sample in samples for question in sample.questions]
-        answers = _answers(family, embeddings[rows], asked, free)
+        features = family.encode(family.to_pixels(canvas))
+        if family.reads_question:
+            embeddings = family.connect(features[rows], [question.text for question in asked])
+        else:
+            embeddings = family.connect(features)[rows]
+        answers = _answers(family, embeddings, asked, free and family.generates)
         right += [answer == question.answer for answer, question in zip(answers, asked, strict=True)]
     return summarise(np.array(right, bool))
 
@@ -78,7 +82,7 @@ def summarise(right: NDArray[np.bool_], n_resamples: int = 2000) -> Accuracy:
     return Accuracy(mean, float(low), float(high), len(right), right)
 
 
-def _answers(family: CausalFamily, embeddings: Any, asked: Sequence[Question], free: bool) -> list[str]:
+def _answers(family: Family, embeddings: Any, asked: Sequence[Question], free: bool) -> list[str]:
     answers = [""] * len(asked)
     groups: dict[tuple[str, ...], list[int]] = {}
     for i, question in enumerate(asked):

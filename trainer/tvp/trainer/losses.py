@@ -10,14 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from tvp.sdk.errors import ModelError
 
-from .families import PixelFormat, locate
-from .families._family import to_pixels
+from .families import locate
+from .families.clip import make_open_clip
 
 
 def feature_consistency(
@@ -40,49 +39,21 @@ class Guide:
     """
 
     def __init__(self, name: str | Path, device: str | torch.device = "cpu") -> None:
-        import open_clip
-
-        place = locate(name)
-        if Path(place, "open_clip_config.json").is_file():
-            place = f"local-dir:{place}"
-        architecture, _, tag = place.partition("@")
         try:
-            model = open_clip.create_model(architecture, pretrained=tag or None, device=device, require_pretrained=True)
-            self._tokenizer = open_clip.get_tokenizer(architecture)
-        except Exception as error:  # open_clip, safetensors and tokenizers each raise their own
-            raise ModelError(
-                f"The guide {str(name)!r} is not an open_clip model that can be loaded: {error} "
-                "Name an architecture with its weights (ViT-B-32@openai), a folder, or zoo:guide."
-            ) from error
+            self._clip = make_open_clip(locate(name))
+        except ModelError as error:
+            raise ModelError(f"The guide {error} The repository's own is zoo:guide.") from error
         self.name = str(name)
-        self.model: nn.Module = model.eval().requires_grad_(False)
-        self.scale = float(model.logit_scale.exp())
-        size = model.visual.image_size
-        self.pixel_format = PixelFormat(
-            size[0] if isinstance(size, tuple) else size,
-            tuple(model.visual.image_mean or open_clip.OPENAI_DATASET_MEAN),
-            tuple(model.visual.image_std or open_clip.OPENAI_DATASET_STD),
-        )
-        self._device = device
-        self._known: dict[str, Tensor] = {}
+        self.model: nn.Module = self._clip.model.to(device)
+        self.scale = self._clip.scale
 
     def text_features(self, captions: Sequence[str]) -> Float[Tensor, "n n_features"]:
-        """Unit text features of 'this is a photo of {caption}', each computed once.
-
-        One text a run: the bits of a row depend on the batch it is in, and a resumed training run
-        meets its captions in other batches than an uninterrupted one.
-        """
-        for caption in captions:
-            if caption not in self._known:
-                with torch.no_grad():
-                    ids = self._tokenizer([f"this is a photo of {caption}"]).to(self._device)
-                    self._known[caption] = F.normalize(self.model.encode_text(ids)[0], dim=-1)  # type: ignore[operator]
-        return torch.stack([self._known[caption] for caption in captions])
+        """Unit text features of 'this is a photo of {caption}', each computed once."""
+        return self._clip.text_features([f"this is a photo of {caption}" for caption in captions])
 
     def image_features(self, canvas: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n n_features"]:
         """Unit image features of canvases in [0, 1]; differentiable."""
-        pixels = to_pixels(canvas, self.pixel_format)
-        return F.normalize(self.model.encode_image(pixels), dim=-1)  # type: ignore[operator]
+        return self._clip.see(self._clip.to_pixels(canvas))[:, 0]
 
     def task_semantics(self, canvas: Float[Tensor, "n 3 height width"], captions: Sequence[str]) -> Float[Tensor, ""]:
         """S_TSE: mean over the batch of scale · cos(picture, caption); larger is better."""

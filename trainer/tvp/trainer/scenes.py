@@ -3,6 +3,11 @@
 A scene is one to four coloured shapes on a plain background. Because it is drawn, everything about
 it is known exactly, which makes it a data source that needs no download and a teacher for tiny
 models. All lengths are fractions of the picture's side, so that a scene can be drawn at any size.
+
+Four tasks mirror the paper's: recognition (the kind or the colour of a shape; CIFAR-10), counting
+(CLEVR), existence (yes or no, balanced, the absent shape made of the picture's own colours and
+kinds; adversarial POPE) and reasoning (a short text that the picture makes true or false, and that
+neither text nor picture alone decides; Hateful Memes).
 """
 
 from __future__ import annotations
@@ -24,10 +29,17 @@ COLOURS: dict[str, tuple[float, float, float]] = {
 }
 COUNTS = ("1", "2", "3", "4")
 YES_NO = ("yes", "no")
+TRUE_FALSE = ("true", "false")
 GRID = 4  # shapes sit in the cells of a 4 x 4 grid, so they never overlap
-TOPICS = ("number", "kind", "colour", "existence")
+TOPICS = ("number", "kind", "colour", "existence", "reasoning")
+TASKS = {
+    "recognition": ("kind", "colour"),
+    "counting": ("number",),
+    "existence": ("existence",),
+    "reasoning": ("reasoning",),
+}
 # What a blind guesser reaches: each topic is asked equally often, its answers nearly evenly spread.
-CHANCE = (1 / len(COUNTS) + 1 / len(KINDS) + 1 / len(COLOURS) + 1 / len(YES_NO)) / len(TOPICS)
+CHANCE = sum(1 / len(labels) for labels in (COUNTS, KINDS, COLOURS, YES_NO, TRUE_FALSE)) / len(TOPICS)
 
 _SUPERSAMPLE = 4  # a shape's edge is anti-aliased over 4 x 4 points a pixel
 
@@ -168,16 +180,76 @@ def _ask_existence(scene: Scene, rng: np.random.Generator) -> SceneQuestion:
     present = {shape.name for shape in scene.shapes}
     if rng.random() < 0.5:
         return SceneQuestion(f"Is there a {_pick(sorted(present), rng)}?", "yes", "existence", YES_NO)
+    return SceneQuestion(f"Is there a {_pick(_absent(scene), rng)}?", "no", "existence", YES_NO)
+
+
+def _absent(scene: Scene) -> list[str]:
+    """Names of shapes that are not there, made of the picture's own colours and kinds where possible."""
+    present = {shape.name for shape in scene.shapes}
     kinds = sorted({shape.kind for shape in scene.shapes})
     colours = sorted({shape.colour for shape in scene.shapes})
     absent = [f"{c} {k}" for c in colours for k in kinds if f"{c} {k}" not in present]
     if not absent:  # every mixture is there: keep one attribute of the picture, change the other
         absent = [f"{c} {k}" for c in colours for k in KINDS if f"{c} {k}" not in present]
         absent += [f"{c} {k}" for c in COLOURS for k in kinds if f"{c} {k}" not in present]
-    return SceneQuestion(f"Is there a {_pick(absent, rng)}?", "no", "existence", YES_NO)
+    return absent
 
 
-_ASK = {"number": _ask_number, "kind": _ask_kind, "colour": _ask_colour, "existence": _ask_existence}
+def _ask_reasoning(scene: Scene, rng: np.random.Generator) -> SceneQuestion:
+    """A statement of one of four forms, true in half of the cases."""
+    true = bool(rng.random() < 0.5)
+    texts = [_STATE[i](scene, true, rng) for i in rng.permutation(len(_STATE))]
+    text = next(text for text in texts if text is not None)
+    return SceneQuestion(f'"{text}": true or false?', TRUE_FALSE[not true], "reasoning", TRUE_FALSE)
+
+
+def _state_number(scene: Scene, true: bool, rng: np.random.Generator) -> str:
+    # Only the middle of the counts makes both texts true in half of all pictures.
+    middle = len(COUNTS) // 2
+    many = len(scene.shapes) > middle
+    return f"more than {middle} objects" if many == true else f"fewer than {middle + 1} objects"
+
+
+def _state_colour(scene: Scene, true: bool, rng: np.random.Generator) -> str | None:
+    shape = _singled_out(scene, "kind", rng)
+    if shape is None:
+        return None
+    others = sorted({other.colour for other in scene.shapes} - {shape.colour})
+    others = others or [colour for colour in COLOURS if colour != shape.colour]
+    return f"the {shape.kind} is {shape.colour if true else _pick(others, rng)}"
+
+
+def _state_both(scene: Scene, true: bool, rng: np.random.Generator) -> str | None:
+    present = sorted({shape.name for shape in scene.shapes})
+    if len(present) < 2:
+        return None
+    first = _pick(present, rng)
+    second = _pick([name for name in present if name != first], rng) if true else _pick(_absent(scene), rng)
+    first, second = (first, second) if rng.random() < 0.5 else (second, first)
+    return f"a {first} and a {second}"
+
+
+def _state_but_no(scene: Scene, true: bool, rng: np.random.Generator) -> str | None:
+    """'a star but no circle'. False in either part, equally often, where the picture allows both."""
+    present = sorted({shape.kind for shape in scene.shapes})
+    absent = [kind for kind in KINDS if kind not in present]
+    pairs = [(present, absent)] if true else [(present, present), (absent, absent)]
+    pairs = [(some, others) for some, others in pairs if len({*some, *others}) > 1 and some and others]
+    if not pairs:
+        return None
+    some, others = pairs[rng.integers(len(pairs))]
+    kind = _pick(some, rng)
+    return f"a {kind} but no {_pick([other for other in others if other != kind], rng)}"
+
+
+_STATE = (_state_number, _state_colour, _state_both, _state_but_no)
+_ASK = {
+    "number": _ask_number,
+    "kind": _ask_kind,
+    "colour": _ask_colour,
+    "existence": _ask_existence,
+    "reasoning": _ask_reasoning,
+}
 
 
 def _singled_out(scene: Scene, attribute: str, rng: np.random.Generator) -> Shape | None:

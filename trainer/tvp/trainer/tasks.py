@@ -43,7 +43,10 @@ TASKS = {
     for task in (
         Task("scenes", source="scenes", free=True),
         Task("bad-camera", source="scenes", free=True, camera=BAD_CAMERA),
-        Task("count", "How many objects are there?", scenes.COUNTS, source="scenes", topics=("number",)),
+        Task("recognition", source="scenes", topics=scenes.TASKS["recognition"]),
+        Task("count", "How many objects are there?", scenes.COUNTS, source="scenes", topics=scenes.TASKS["counting"]),
+        Task("existence", labels=scenes.YES_NO, source="scenes", topics=scenes.TASKS["existence"]),
+        Task("reasoning", labels=scenes.TRUE_FALSE, source="scenes", topics=scenes.TASKS["reasoning"]),
         Task("cifar10", "This is a photo of a", CIFAR10),
         Task("custom"),
     )

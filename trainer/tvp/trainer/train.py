@@ -24,7 +24,7 @@ from tvp.sdk.errors import DataError, RequestError
 from . import families, tasks
 from .data import Data, split
 from .evaluate import accuracy
-from .families import CausalFamily
+from .families import Family
 from .losses import Guide, feature_consistency
 from .prompt import Geometry, PixelRange, Prompt, write_whole
 from .update import Update, UpdateRule
@@ -102,14 +102,15 @@ class TrainResult:
 
 
 class CleanFeatures:
-    """Embeddings of pictures with a black frame, each computed once.
+    """What a model sees of pictures with a black frame, each computed once: the image embeddings, or, where
+    they depend on the question, what the eye gives before it.
 
-    They are computed in fixed groups of neighbouring indices, so that a picture's embedding has the
+    They are computed in fixed groups of neighbouring indices, so that a picture's features have the
     same bits whichever batch asks for it first, and a resumed run equals an uninterrupted one. Where
     all of them would not fit the budget, each batch computes its own.
     """
 
-    def __init__(self, family: CausalFamily, data: Data, geometry: Geometry, group: int, budget: int) -> None:
+    def __init__(self, family: Family, data: Data, geometry: Geometry, group: int, budget: int) -> None:
         self._family, self._data, self._geometry, self._group = family, data, geometry, group
         self._budget = budget
         self._kept: list[Tensor | None] = [None] * -(-len(data) // group)
@@ -117,12 +118,16 @@ class CleanFeatures:
 
     @torch.no_grad()
     def __call__(self, indices: Sequence[int], canvas: Float[Tensor, "n 3 canvas canvas"]) -> Tensor:
-        """Embeddings of the samples `indices`, whose clean canvases are given."""
+        """Features of the samples `indices`, whose clean canvases are given."""
         if self._keep is None:
             self._of_group(indices[0] // self._group)  # its size tells whether all will fit
         if self._keep:
             return torch.stack([self._of_group(i // self._group)[i % self._group] for i in indices])
-        return self._family.see(self._family.to_pixels(canvas))
+        return self._see(canvas)
+
+    def _see(self, canvas: Tensor) -> Tensor:
+        features = self._family.encode(self._family.to_pixels(canvas))
+        return features if self._family.reads_question else self._family.connect(features)
 
     def _of_group(self, group: int) -> Tensor:
         kept = self._kept[group]
@@ -130,7 +135,7 @@ class CleanFeatures:
             start = group * self._group
             members = range(start, min(start + self._group, len(self._data)))
             canvas = place([self._data[i].picture for i in members], self._geometry, self._family.device)
-            kept = self._family.see(self._family.to_pixels(canvas))
+            kept = self._see(canvas)
             self._keep = kept[0].nbytes * len(self._data) <= self._budget
             if self._keep:
                 self._kept[group] = kept
@@ -146,7 +151,7 @@ def place(pictures: Sequence[Any], geometry: Geometry, device: torch.device) -> 
 def train(
     config: TrainConfig,
     folder: str | Path,
-    sources: Sequence[CausalFamily] | None = None,
+    sources: Sequence[Family] | None = None,
     data: Data | None = None,
     device: str = "cpu",
     resume: bool = True,
@@ -229,7 +234,7 @@ def _gradient(
     config: TrainConfig,
     indices: Sequence[int],
     data: Data,
-    sources: Sequence[CausalFamily],
+    sources: Sequence[Family],
     clean: Sequence[CleanFeatures],
     guide: Guide | None,
     prompt: Prompt,
@@ -246,15 +251,25 @@ def _gradient(
     rows = torch.tensor([i for i, _ in picked], device=prompted.device)
     total = prompted.new_zeros(())
     facts = {"answer": 0.0}
+    asked = [q.text for _, q in picked]
     for source, remembered in zip(sources, clean, strict=True):
-        embeddings = source.see(source.to_pixels(prompted))
-        # index_select, since the backward of embeddings[rows] adds up in any order, and so other bits each time.
-        about = embeddings.index_select(0, rows)
-        answer = source.answer_loss(about, [q.text for _, q in picked], [q.answer for _, q in picked])
+        features = source.encode(source.to_pixels(prompted))
+        # index_select, since the backward of features[rows] adds up in any order, and so other bits each time.
+        if source.reads_question:
+            embeddings = about = source.connect(features.index_select(0, rows), asked)
+        else:
+            embeddings = source.connect(features)
+            about = embeddings.index_select(0, rows)
+        labels = [q.labels for _, q in picked]
+        answer = source.answer_loss(about, asked, [q.answer for _, q in picked], labels)
         total = total + answer / len(sources)
         facts["answer"] += answer.item() / len(sources)
         if config.fca:
-            consistency = feature_consistency(embeddings, remembered(indices, canvas))
+            with torch.no_grad():
+                target = remembered(indices, canvas)
+                if source.reads_question:
+                    target = source.connect(target.index_select(0, rows), asked)
+            consistency = feature_consistency(embeddings, target)
             total = total + config.fca * consistency / len(sources)
             facts["fca"] = facts.get("fca", 0.0) + consistency.item() / len(sources)
     if guide is not None:

@@ -3,75 +3,68 @@
 from __future__ import annotations
 
 import hashlib
+from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import (
-    AutoImageProcessor,
-    AutoTokenizer,
-    Blip2ForConditionalGeneration,
-    LlavaForConditionalGeneration,
-    PretrainedConfig,
-)
 
 from tvp.sdk.errors import ModelError, RequestError, near
 
-from ._family import CausalFamily, PixelFormat, pixel_format_of
-from .blip2 import Blip2
-from .llava import Llava
+from ._checkpoint import Checkpoint
+from ._family import Family, WordFamily
+from ._pixels import PixelFormat
 
-__all__ = ["FAMILIES", "CausalFamily", "PixelFormat", "load", "locate"]
+__all__ = ["FAMILIES", "Family", "PixelFormat", "WordFamily", "digest", "load", "locate"]
 
-# model_type -> (family, the transformers class that holds its weights)
-FAMILIES: dict[str, tuple[type[CausalFamily], Any]] = {
-    "llava": (Llava, LlavaForConditionalGeneration),
-    "blip-2": (Blip2, Blip2ForConditionalGeneration),
+# model_type -> the file of its family; its `make(checkpoint)` loads the model.
+FAMILIES = {
+    "blip-2": "blip2",
+    "bliva": "instructblip",
+    "clip": "clip",
+    "idefics3": "smolvlm",
+    "instructblip": "instructblip",
+    "llava": "llava",
+    "llava_next": "llava",
+    "llava_onevision": "llava",
+    "minigpt4": "blip2",
+    "paligemma": "paligemma",
+    "qwen2_5_vl": "qwen2_vl",
+    "qwen2_vl": "qwen2_vl",
+    "siglip": "clip",
+    "smolvlm": "smolvlm",
+    "visualglm": "visualglm",
+    "vpgtrans": "blip2",
 }
+OPEN_CLIP = "open_clip:"
 ZOO = Path(__file__).resolve().parents[4] / "samples" / "zoo"
 
 
-def load(name: str | Path, device: str | torch.device = "cpu") -> CausalFamily:
+def load(name: str | Path, device: str | torch.device = "cpu") -> Family:
     """Load a frozen model in float32 with everything around it.
 
-    name: a folder in the layout of `from_pretrained`, a hub id, or `zoo:NAME` for one of the
-        repository's tiny models.
+    name: a folder in the layout of `from_pretrained`, a hub id, `zoo:NAME` for one of the
+        repository's tiny models, or for CLIP also `open_clip:NAME@TAG` and open_clip's folders.
     Raises ModelError for an architecture without a family and for an incomplete checkpoint.
     """
     place = locate(name)
-    architecture = _architecture(place)
-    if architecture not in FAMILIES:
-        raise ModelError(
-            f"The model {str(name)!r} is of the architecture {architecture!r}, which no family covers; "
-            f"supported are {', '.join(sorted(FAMILIES))}.{near(architecture, FAMILIES)}"
-        )
-    family, weights = FAMILIES[architecture]
+    family: Family
+    if place.startswith(OPEN_CLIP) or Path(place, "open_clip_config.json").is_file():
+        from .clip import make_open_clip
+
+        family = make_open_clip(place)
+    else:
+        checkpoint = Checkpoint(str(name), place)
+        if checkpoint.kind not in FAMILIES:
+            raise ModelError(
+                f"The model {str(name)!r} is of the architecture {checkpoint.kind!r}, which no family covers; "
+                f"supported are {', '.join(FAMILIES)}.{near(checkpoint.kind, FAMILIES)}"
+            )
+        family = import_module(f".{FAMILIES[checkpoint.kind]}", __package__).make(checkpoint)
     try:
-        model, report = weights.from_pretrained(place, dtype=torch.float32, output_loading_info=True)
-        image_processor = AutoImageProcessor.from_pretrained(place, use_fast=False)
-        tokenizer = AutoTokenizer.from_pretrained(place)
-    except Exception as error:  # safetensors, tokenizers and the hub each raise their own
-        raise ModelError(f"The checkpoint of {str(name)!r} is incomplete or damaged: {error}") from error
-    if report["missing_keys"]:
-        raise ModelError(
-            f"The checkpoint of {str(name)!r} lacks {len(report['missing_keys'])} weights: "
-            f"{', '.join(sorted(report['missing_keys'])[:8])} … Download it again."
-        )
-    try:
-        model = model.to(device)
+        family.model = family.model.to(device)
     except (RuntimeError, AssertionError) as error:  # torch's, for an unknown device and for no CUDA
         raise RequestError(f"The device {str(device)!r} cannot be used: {error}") from error
-    size = model.config.vision_config.image_size
-    return family(model, tokenizer, pixel_format_of(image_processor, size))
-
-
-def _architecture(place: str) -> str:
-    """The `model_type` of a checkpoint, whether transformers knows it or not."""
-    try:
-        about, _ = PretrainedConfig.get_config_dict(place)
-        return str(about["model_type"])
-    except Exception as error:  # as above
-        raise ModelError(f"There is no model {place!r} with a readable config.json: {error}") from error
+    return family
 
 
 def locate(name: str | Path) -> str:

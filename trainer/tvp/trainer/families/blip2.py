@@ -1,4 +1,9 @@
-"""BLIP-2: a ViT eye, a Q-Former whose queries read it, a linear layer, an OPT language model."""
+"""BLIP-2: a ViT eye, a Q-Former whose queries read it, a linear layer, and OPT or Flan-T5.
+
+MiniGPT-4 and VPGTrans are wired alike with a Llama or Vicuna, and wrap the picture in <Img> … </Img>;
+`tvp convert` writes their published weights into this layout.
+Sources: BLIP-2 (arXiv 2301.12597), MiniGPT-4 (arXiv 2304.10592), VPGTrans (arXiv 2305.01278).
+"""
 
 from __future__ import annotations
 
@@ -7,39 +12,92 @@ from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import Blip2ForConditionalGeneration
 
 from tvp.sdk._layout import Layout
-from tvp.sdk.errors import ModelError
 
-from ._family import CausalFamily, PixelFormat
+from ._causal import CausalFamily
+from ._checkpoint import Checkpoint
+from ._family import WordFamily
+from ._seq2seq import SeqToSeqFamily
+from ._template import layout_of
 
 
-class Blip2(CausalFamily):
+class Eye(WordFamily):
+    """ViT and Q-Former; the question is not read."""
+
+    model: Any
+
+    def encode(self, pixels: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n n_queries n_features"]:
+        """The states of the queries."""
+        model = self.model
+        hidden = model.vision_model(pixels).last_hidden_state
+        queries = model.query_tokens.expand(pixels.shape[0], -1, -1)
+        return model.qformer(query_embeds=queries, encoder_hidden_states=hidden).last_hidden_state  # type: ignore[no-any-return]
+
+    def connect(
+        self, features: Float[Tensor, "n n_queries n_features"], questions: Sequence[str] | None = None
+    ) -> Float[Tensor, "n n_image n_text"]:
+        return self.model.language_projection(features)  # type: ignore[no-any-return]
+
+
+class Blip2(Eye, CausalFamily):
     """`Blip2ForConditionalGeneration` of transformers with a decoder-only language model."""
 
     name = "blip-2"
 
-    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, pixel_format: PixelFormat) -> None:
-        if not model.config.use_decoder_only_language_model:
-            raise ModelError("This BLIP-2 has an encoder-decoder language model (T5); only OPT is supported so far.")
-        super().__init__(model, tokenizer, pixel_format)
-
     def make_layout(self) -> Layout:
         # No {image}: Blip2Processor puts the image tokens first, before the begin token.
-        image_token = self.tokenizer.convert_ids_to_tokens(self.model.config.image_token_index)
-        return Layout("Question: {question} Answer:", " {answer}", image_token, self.end_tokens)
-
-    def see(
-        self, pixels: Float[Tensor, "n 3 size size"], questions: Sequence[str] | None = None
-    ) -> Float[Tensor, "n n_image n_text"]:
-        """The queries' states, projected; the question is not read."""
-        model = self.model
-        hidden = model.vision_model(pixels).last_hidden_state
-        queries = model.query_tokens.expand(pixels.shape[0], -1, -1)
-        states = model.qformer(query_embeds=queries, encoder_hidden_states=hidden).last_hidden_state
-        return model.language_projection(states)  # type: ignore[no-any-return]
+        return layout_of(self, self.image_token(self.model.config.image_token_index), "Question: {question} Answer:")
 
     @property
     def decoder(self) -> nn.Module:
-        return self.model.language_model.model.decoder  # type: ignore[no-any-return]
+        inner = self.model.language_model.model
+        stack: nn.Module = getattr(inner, "decoder", inner)
+        return stack  # OPT has one more layer of wrapping than Llama
+
+
+class Blip2T5(Eye, SeqToSeqFamily):
+    """`Blip2ForConditionalGeneration` of transformers with a Flan-T5."""
+
+    name = "blip-2-t5"
+
+    def make_layout(self) -> Layout:
+        token = self.image_token(self.model.config.image_token_index)
+        return layout_of(self, token, "Question: {question} Answer:", apart=True)
+
+
+class MiniGpt4(Blip2):
+    """MiniGPT-4: BLIP-2's eye before a Vicuna that is asked after `<Img> … </Img>`; ends at a line break."""
+
+    name = "minigpt4"
+    ends_with = "\n"
+
+    @property
+    def end_tokens(self) -> tuple[int, ...]:
+        """The first token of what ends an answer, behind a word and by itself; then the checkpoint's."""
+        texts = ("a", f"a{self.ends_with}", self.ends_with)
+        word, answered, alone = (self.tokenizer(text, add_special_tokens=False).input_ids for text in texts)
+        return tuple(dict.fromkeys([answered[len(word)], alone[-1], *super().end_tokens]))
+
+    def make_layout(self) -> Layout:
+        token = self.image_token(self.model.config.image_token_index)
+        return layout_of(self, token, "<Img>{image}</Img> {question}")
+
+
+class VpgTrans(MiniGpt4):
+    """VPGTrans: as MiniGPT-4, but an answer ends with `###`."""
+
+    name = "vpgtrans"
+    ends_with = "###"
+
+
+def make(checkpoint: Checkpoint) -> WordFamily:
+    model = checkpoint.weights(Blip2ForConditionalGeneration)
+    family: type[WordFamily]
+    if checkpoint.kind in ("minigpt4", "vpgtrans"):
+        family = MiniGpt4 if checkpoint.kind == "minigpt4" else VpgTrans
+    else:
+        family = Blip2 if model.config.use_decoder_only_language_model else Blip2T5
+    tokenizer = checkpoint.tokenizer()
+    return family(model, tokenizer, checkpoint.pixel_format(model.config.vision_config.image_size))

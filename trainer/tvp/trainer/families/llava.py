@@ -1,4 +1,8 @@
-"""LLaVA: a CLIP (or SigLIP) eye, a two-layer MLP, a Llama-like language model."""
+"""LLaVA and its kin: a CLIP or SigLIP eye, a two-layer MLP, a Llama-like language model.
+
+Source: LLaVA-1.5 (arXiv 2310.03744); LLaVA-NeXT shows a picture as one tile and LLaVA-OneVision as
+one picture, so both are LLaVA with a line-break embedding after the patches.
+"""
 
 from __future__ import annotations
 
@@ -7,33 +11,62 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers import (
+    LlavaForConditionalGeneration,
+    LlavaNextForConditionalGeneration,
+    LlavaOnevisionForConditionalGeneration,
+)
 
 from tvp.sdk._layout import Layout
 
-from ._family import CausalFamily
+from ._causal import CausalFamily
+from ._checkpoint import Checkpoint
+from ._template import layout_of
+
+CLASSES = {
+    "llava": LlavaForConditionalGeneration,
+    "llava_next": LlavaNextForConditionalGeneration,
+    "llava_onevision": LlavaOnevisionForConditionalGeneration,
+}
 
 
 class Llava(CausalFamily):
-    """`LlavaForConditionalGeneration` of transformers; prompt as in LLaVA-1.5's model card."""
+    """`LlavaForConditionalGeneration` of transformers and its two successors."""
 
     name = "llava"
 
     def make_layout(self) -> Layout:
-        image_token = self.tokenizer.convert_ids_to_tokens(self.model.config.image_token_index)
-        return Layout("USER: {image}\n{question} ASSISTANT:", " {answer}", image_token, self.end_tokens)
+        token = self.image_token(self.model.config.image_token_index)
+        return layout_of(self, token, "USER: {image}\n{question} ASSISTANT:")
 
-    def see(
-        self, pixels: Float[Tensor, "n 3 size size"], questions: Sequence[str] | None = None
-    ) -> Float[Tensor, "n n_image n_text"]:
-        """Patch features of the configured layer(s), through the projector; the question is not read."""
-        config, model = self.model.config, self.model.model
+    def encode(self, pixels: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n n_patches n_features"]:
+        """Patch features of the configured layer(s)."""
+        config = self.model.config
         layers = config.vision_feature_layer
-        hidden = model.vision_tower(pixels, output_hidden_states=True).hidden_states
+        hidden = self.model.model.vision_tower(pixels, output_hidden_states=True).hidden_states
         chosen = [hidden[i] for i in ([layers] if isinstance(layers, int) else layers)]
         if config.vision_feature_select_strategy == "default":
             chosen = [states[:, 1:] for states in chosen]  # without the class token
-        return model.multi_modal_projector(torch.cat(chosen, -1))  # type: ignore[no-any-return]
+        return torch.cat(chosen, -1)
+
+    def connect(
+        self, features: Float[Tensor, "n n_patches n_features"], questions: Sequence[str] | None = None
+    ) -> Float[Tensor, "n n_image n_text"]:
+        """Through the projector; NeXT and OneVision end a picture with their line-break embedding."""
+        model = self.model.model
+        projected: Tensor = model.multi_modal_projector(features)
+        newline = getattr(model, "image_newline", None)
+        if newline is None:
+            return projected
+        return torch.cat([projected, newline.to(projected).expand(projected.shape[0], 1, -1)], 1)
 
     @property
     def decoder(self) -> nn.Module:
         return self.model.model.language_model  # type: ignore[no-any-return]
+
+
+def make(checkpoint: Checkpoint) -> Llava:
+    model = checkpoint.weights(CLASSES[checkpoint.kind])
+    tokenizer = checkpoint.tokenizer()
+    pixel_format = checkpoint.pixel_format(model.config.vision_config.image_size)
+    return Llava(model, tokenizer, pixel_format, checkpoint.chat_template(tokenizer))

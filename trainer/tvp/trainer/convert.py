@@ -1,0 +1,469 @@
+"""Published checkpoints in their makers' own layouts, turned into folders that TVP loads.
+
+MiniGPT-4, VPGTrans and BLIVA are published as LAVIS state dicts beside an eye and a Vicuna that are
+fetched apart; VisualGLM-6B as SwissArmyTransformer (SAT) weights inside a ChatGLM-6B. `convert` joins
+the parts under transformers' names. Sizes come from the tensors; two numbers no tensor holds: heads
+of the eye are 88 wide ("num_heads=1408//88" in LAVIS' eva_vit.py), heads of the Q-Former 64 (BERT).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import pickle
+import re
+import shutil
+import zipfile
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import save_torch_state_dict
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import (
+    AutoTokenizer,
+    Blip2Config,
+    Blip2ForConditionalGeneration,
+    BlipImageProcessor,
+    InstructBlipConfig,
+    LlamaConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+)
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from transformers.modeling_utils import no_init_weights
+
+from tvp.sdk.errors import ModelError, near
+
+from .families._bliva_model import BlivaForConditionalGeneration
+from .families._chatglm import ChatGLMConfig
+from .families._visualglm_model import (
+    SAT_LAYERS,
+    SAT_SIZES,
+    SAT_SOURCES,
+    VisualGLMConfig,
+    VisualGLMForConditionalGeneration,
+)
+
+IMAGE_TOKEN = "<image>"
+EYE_HEAD, QFORMER_HEAD = 88, 64
+# LAVIS builds 39 of the 40 layers of eva_vit_g.pth ("depth=39"): BLIP-2 reads the second-to-last one.
+EVA_LAYERS = 40
+
+Rules = Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How one published model is laid out.
+
+    model, config: the classes of the result.
+    text: its language model's configuration; `text_type` is the `model_type` that it must have.
+    sources: regular expressions that turn a name of the result into the published one; the first
+        that matches is applied. The published name may be several, joined along the rows ("a+0+b",
+        0 for zeros), one part of a tensor ("a[1/3]"), or one of the next layer ("layers.3+1.a").
+    ignored: published names that the result has no use for.
+    sizes: which axis of which published tensors tells a size; the most frequent value counts, so that
+        one tensor of a wrong shape is reported as such, and not all others.
+    layers: which published names tell the number of layers.
+    """
+
+    model: Any
+    config: Any
+    text: Any
+    text_type: str
+    sources: Rules
+    ignored: Sequence[str]
+    sizes: Mapping[str, tuple[str, int]]
+    layers: Mapping[str, str]
+
+
+_LAVIS: Rules = (
+    (r"vision_model\.embeddings\.class_embedding", r"visual_encoder.cls_token"),
+    (r"vision_model\.embeddings\.position_embedding", r"visual_encoder.pos_embed"),
+    (r"vision_model\.embeddings\.patch_embedding\.", r"visual_encoder.patch_embed.proj."),
+    (r"vision_model\.post_layernorm\.", r"ln_vision."),
+    (r"vision_model\.encoder\.layers\.(\d+)\.layer_norm(\d)\.", r"visual_encoder.blocks.\1.norm\2."),
+    # The eye's keys have no bias: "torch.cat((self.q_bias, zeros_like(self.v_bias), self.v_bias))".
+    (
+        r"vision_model\.encoder\.layers\.(\d+)\.self_attn\.qkv\.bias",
+        r"visual_encoder.blocks.\1.attn.q_bias+0+visual_encoder.blocks.\1.attn.v_bias",
+    ),
+    (r"vision_model\.encoder\.layers\.(\d+)\.self_attn\.projection\.", r"visual_encoder.blocks.\1.attn.proj."),
+    (r"vision_model\.encoder\.layers\.(\d+)\.self_attn\.", r"visual_encoder.blocks.\1.attn."),
+    (r"vision_model\.encoder\.layers\.", r"visual_encoder.blocks."),
+    (r"qformer\.(embeddings\.)?layernorm\.", r"Qformer.bert.embeddings.LayerNorm."),
+    (r"qformer\.encoder\.(layer\.\d+\.\w+)\.attention\.", r"Qformer.bert.encoder.\1.self."),
+    (r"qformer\.", r"Qformer.bert."),
+)
+# Buffers, and what other stages of training left in the same files.
+_LAVIS_IGNORED = (
+    r"Qformer\.bert\.embeddings\.position_ids",
+    r"Qformer\.cls\.",
+    r"(opt|t5|vision|text)_proj\.",
+    r"itm_head\.",
+    r"temp$",
+    r"visual_encoder\.(norm|fc_norm|head)\.",
+    r"visual_encoder\.mask_token$",
+    r"language_model\..*rotary_emb\.inv_freq$",
+)
+# MiniGPT-4 and VPGTrans drop the Q-Former's half for text: "layer.output = None", "layer.intermediate = None".
+_LAVIS_TEXT = (
+    r"Qformer\.bert\.embeddings\.(word|position)_embeddings\.",
+    r"Qformer\.bert\.encoder\.layer\.\d+\.(intermediate|output)\.",
+)
+# Which axis of which tensors tells a size, and which names tell a number of layers.
+_LAVIS_SIZES = {
+    "eye": (r"visual_encoder\.blocks\.\d+\.norm\d\.weight", 0),
+    "eye_mlp": (r"visual_encoder\.blocks\.\d+\.mlp\.fc1\.weight", 0),
+    "patch": (r"visual_encoder\.patch_embed\.proj\.weight", -1),
+    "positions": (r"visual_encoder\.pos_embed", -2),
+    "qformer": (r"Qformer\.bert\.encoder\.layer\.\d+\.\w+\.output\.LayerNorm\.weight", 0),
+    "qformer_mlp": (r"Qformer\.bert\.encoder\.layer\.\d+\.intermediate_query\.dense\.weight", 0),
+    "queries": (r"query_tokens", -2),
+    "words": (r"Qformer\.bert\.embeddings\.word_embeddings\.weight", 0),
+    "word_positions": (r"Qformer\.bert\.embeddings\.position_embeddings\.weight", 0),
+}
+_LAVIS_LAYERS = {
+    "eye": r"visual_encoder\.blocks\.(\d+)\.",
+    "qformer": r"Qformer\.bert\.encoder\.layer\.(\d+)\.",
+    "cross": r"Qformer\.bert\.encoder\.layer\.(\d+)\.crossattention\.",
+}
+_LLAMA_PROJ = (r"language_projection\.", r"llama_proj.")
+_MINIGPT4 = Kind(
+    Blip2ForConditionalGeneration,
+    Blip2Config,
+    LlamaConfig,
+    "llama",
+    (*_LAVIS, _LLAMA_PROJ),
+    (*_LAVIS_IGNORED, *_LAVIS_TEXT),
+    _LAVIS_SIZES,
+    _LAVIS_LAYERS,
+)
+KINDS: dict[str, Kind] = {
+    "minigpt4": _MINIGPT4,
+    "vpgtrans": _MINIGPT4,
+    "bliva": Kind(
+        BlivaForConditionalGeneration,
+        InstructBlipConfig,
+        LlamaConfig,
+        "llama",
+        (*_LAVIS, (r"language_projection\.", r"llm_proj.")),
+        _LAVIS_IGNORED,
+        _LAVIS_SIZES,
+        _LAVIS_LAYERS,
+    ),
+    "visualglm": Kind(
+        VisualGLMForConditionalGeneration,
+        VisualGLMConfig,
+        ChatGLMConfig,
+        "chatglm",
+        SAT_SOURCES,
+        # SAT makes position embeddings that ChatGLM never reads.
+        (r"language_model\..*rotary_emb\.inv_freq$", r"language_model\.transformer\.position_embeddings\.weight$"),
+        SAT_SIZES,
+        SAT_LAYERS,
+    ),
+}
+# Names of the same part in different files -> one name.
+_PREFIXES = (
+    (r"^(llama_model|llm_model)\.", "language_model."),
+    (r"^(image_encoder|mixins\.eva\.model)\.", ""),
+    (r"^mixins\.chatglm-final\.lm_head\.", "language_model.lm_head."),
+    (r"^mixins\.chatglm-attn\.", "language_model.transformer."),
+    (r"^transformer\.", "language_model.transformer."),
+)
+
+
+def convert(
+    kind: str,
+    checkpoint: str | Path | Iterable[str | Path],
+    language_model: str | Path,
+    eye: str | Path | None,
+    output: str | Path,
+    tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
+    *,
+    qformer_tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
+) -> Path:
+    """Join a published model's parts into one folder, and return it.
+
+    kind: a name of `KINDS`.
+    checkpoint: a .pth, .pt, .bin or .safetensors file, or several, with Q-Former, query tokens, the
+        eye's last norm and the projection. Where two files hold a name, the later one counts, as
+        LAVIS loads them: BLIP-2's file first, then MiniGPT-4's.
+    language_model: a folder in transformers' layout: Llama or Vicuna; ChatGLM-6B for VisualGLM (its
+        published folder holds eye and Q-Former too; then `checkpoint` may be empty and `eye` None).
+    eye: EVA-CLIP-g in LAVIS' layout, with or without `visual_encoder.` before its names; None where
+        the checkpoint holds it.
+    output: the folder to make; it must not exist. It is written under another name and renamed.
+    tokenizer: where the language model's tokenizer is, if not in its folder. ChatGLM's is not one
+        that transformers reads without code from the hub.
+    qformer_tokenizer: BLIVA only: the BERT tokenizer of its Q-Former, saved as `qformer_tokenizer/`.
+
+    Every tensor keeps its type. A token `<image>` is added; where the language model has no row for
+    its id, rows are added that copy the unknown token's, which is never said: scores of the other
+    tokens stay what they were but for that token's share.
+
+    Raises ModelError for what cannot be read, and one with every missing, unexpected and mis-shaped
+    tensor, before anything is written.
+    """
+    if kind not in KINDS:
+        raise ModelError(f"There is no conversion for {kind!r}; known are {', '.join(KINDS)}.{near(kind, KINDS)}")
+    plan, output, folder = KINDS[kind], Path(output), Path(language_model)
+    if output.exists():
+        raise ModelError(f"{output} exists already; name a new folder, or remove it.")
+    text = _text_config(plan, folder)
+    words = _tokenizer(tokenizer or folder)
+    files = [checkpoint] if isinstance(checkpoint, str | Path) else list(checkpoint)
+
+    tensors = _read_folder(folder)
+    tensors |= _read_eye(Path(eye)) if eye is not None else {}
+    for file in files:
+        tensors |= _read(Path(file))
+    tensors = {_plain(name): tensor for name, tensor in tensors.items()}
+    config = _config(plan, tensors, text)
+    weights = _join(plan, config, tensors)
+
+    added = words.convert_tokens_to_ids(IMAGE_TOKEN)
+    if added is None or added == words.unk_token_id:
+        words.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]}, replace_additional_special_tokens=False)
+    config.image_token_index = words.convert_tokens_to_ids(IMAGE_TOKEN)
+    _add_rows(weights, config, words)
+    config.tvp_family = kind
+    config.architectures = [plan.model.__name__]
+    size = config.vision_config.image_size
+    processor = BlipImageProcessor(
+        size={"height": size, "width": size},
+        resample=Image.Resampling.BICUBIC,
+        image_mean=OPENAI_CLIP_MEAN,
+        image_std=OPENAI_CLIP_STD,
+    )
+    reader = _tokenizer(qformer_tokenizer) if qformer_tokenizer is not None else None
+
+    temporary = output.with_name(output.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        save_torch_state_dict(_apart(weights), temporary, metadata={"format": "pt"})
+        config.save_pretrained(temporary)
+        words.save_pretrained(temporary)
+        processor.save_pretrained(temporary)
+        if reader is not None:
+            reader.save_pretrained(temporary / "qformer_tokenizer")
+        temporary.rename(output)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return output
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    """The tensors of one file, without what LAVIS ("model") or SAT ("module") wrap around them."""
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        # Only the newer of torch's formats, a zip, can be mapped instead of read.
+        found = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except FileNotFoundError as error:
+        raise ModelError(f"There is no checkpoint {file}.") from error
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
+        raise ModelError(
+            f"The checkpoint {file} cannot be read: {str(error).splitlines()[0]} Download it again; files that "
+            "hold more than tensors are not opened, because opening one can run code."
+        ) from error
+    for wrapper in ("model", "module", "state_dict"):
+        if isinstance(found, Mapping) and isinstance(found.get(wrapper), Mapping):
+            found = found[wrapper]
+    tensors = {k: v for k, v in found.items() if isinstance(v, Tensor)} if isinstance(found, Mapping) else {}
+    if not tensors:
+        raise ModelError(f"The checkpoint {file} holds no named tensors.")
+    return tensors
+
+
+def _read_folder(folder: Path) -> dict[str, Tensor]:
+    """A language model's tensors, under `language_model.`; parts of a picture model keep their names."""
+    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    if not files:
+        raise ModelError(f"The language model {folder} has no *.safetensors and no pytorch_model*.bin.")
+    tensors = {name: tensor for file in files for name, tensor in _read(file).items()}
+    return {k if k.startswith("image_encoder.") else f"language_model.{k}": v for k, v in tensors.items()}
+
+
+def _read_eye(file: Path) -> dict[str, Tensor]:
+    tensors = _read(file)
+    if any(name.startswith(("visual_encoder.", "vit.", "image_encoder.", "mixins.")) for name in tensors):
+        return tensors
+    layers = {name.split(".")[1] for name in tensors if name.startswith("blocks.")}
+    unused = f"blocks.{EVA_LAYERS - 1}." if len(layers) == EVA_LAYERS else None
+    return {f"visual_encoder.{k}": v for k, v in tensors.items() if unused is None or not k.startswith(unused)}
+
+
+def _plain(name: str) -> str:
+    for pattern, replacement in _PREFIXES:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _text_config(plan: Kind, folder: Path) -> PretrainedConfig:
+    try:
+        about = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ModelError(f"The language model {folder} has no readable config.json: {error}") from error
+    if about.get("model_type") != plan.text_type:
+        raise ModelError(
+            f"The language model {folder} is of the architecture {about.get('model_type')!r}; this needs "
+            f"{plan.text_type!r}."
+        )
+    if plan.text is ChatGLMConfig:  # VisualGLM's own config.json also describes its eye
+        about = {k: v for k, v in about.items() if k not in ("eva_config", "qformer_config", "auto_map")}
+    # The parts are of different types, so the result claims none.
+    return plan.text.from_dict({k: v for k, v in about.items() if k not in ("torch_dtype", "dtype")})
+
+
+def _tokenizer(source: str | Path | PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    if isinstance(source, PreTrainedTokenizerBase):
+        return copy.deepcopy(source)  # a token is added to it
+    try:
+        return AutoTokenizer.from_pretrained(source)
+    except Exception as error:  # sentencepiece, tokenizers and transformers each raise their own
+        raise ModelError(
+            f"There is no tokenizer in {source} that transformers reads by itself: {str(error).splitlines()[0]} "
+            "Name a folder that has a tokenizer.json."
+        ) from error
+
+
+def _config(plan: Kind, tensors: Mapping[str, Tensor], text: PretrainedConfig) -> PretrainedConfig:
+    """The configuration of the whole, from the shapes of its tensors.
+
+    A size that no tensor tells keeps its default: the tensors that would tell it are then missing,
+    and are reported with the others.
+    """
+    found = {name: _size(tensors, *rule) for name, rule in plan.sizes.items()}
+    layers = {name: _indices(tensors, pattern) for name, pattern in plan.layers.items()}
+    eye, qformer, patch = found["eye"] or 1408, found["qformer"] or 768, found["patch"] or 14
+    for part, width, head in (("eye", eye, EYE_HEAD), ("Q-Former", qformer, QFORMER_HEAD)):
+        if width % head:
+            raise ModelError(f"The {part} is {width} wide, which is not a whole number of heads of {head}.")
+    n_layers = max(layers["qformer"], default=11) + 1
+    return plan.config(
+        vision_config={
+            "hidden_size": eye,
+            "intermediate_size": found["eye_mlp"] or 6144,
+            "num_hidden_layers": max(layers["eye"], default=38) + 1,
+            "num_attention_heads": eye // EYE_HEAD,
+            "patch_size": patch,
+            "image_size": math.isqrt((found["positions"] or 257) - 1) * patch,
+        },
+        qformer_config={
+            "hidden_size": qformer,
+            "intermediate_size": found["qformer_mlp"] or 3072,
+            "num_hidden_layers": n_layers,
+            "num_attention_heads": qformer // QFORMER_HEAD,
+            # Layer 0 reads the picture, and every so many after it.
+            "cross_attention_frequency": min((i for i in layers["cross"] if i), default=n_layers),
+            "vocab_size": found.get("words") or 30523,
+            "max_position_embeddings": found.get("word_positions") or 512,
+        },
+        text_config=text.to_dict(),
+        num_query_tokens=found["queries"] or 32,
+    )
+
+
+def _size(tensors: Mapping[str, Tensor], pattern: str, axis: int) -> int | None:
+    found = [t.shape[axis] for name, t in tensors.items() if re.fullmatch(pattern, name) and t.ndim >= max(1, -axis)]
+    return Counter(found).most_common(1)[0][0] if found else None
+
+
+def _indices(tensors: Mapping[str, Tensor], pattern: str) -> set[int]:
+    return {int(match[1]) for name in tensors if (match := re.match(pattern, name))}
+
+
+def _join(plan: Kind, config: PretrainedConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Each tensor of the result, from its published source; raises ModelError with all that is wrong."""
+    with torch.device("meta"), no_init_weights():
+        shapes = {k: v.shape for k, v in plan.model(config).state_dict().items()}
+    if config.text_config.tie_word_embeddings and "language_model.lm_head.weight" not in tensors:
+        shapes.pop("language_model.lm_head.weight", None)  # loading ties it again
+    n_layers = config.qformer_config.num_hidden_layers
+    used: set[str] = set()
+    wrong: set[str] = set()
+    weights = {}
+    for target, shape in shapes.items():
+        names, part, of = _source(plan, target, n_layers)
+        real = [name for name in names if name != "0"]
+        used.update(real)
+        wrong.update(f"missing: {name}" for name in real if name not in tensors)
+        want = torch.Size([shape[0] * of // len(names), *shape[1:]])
+        for name in real:
+            if name in tensors and _bare(tensors[name].shape) != _bare(want):
+                wrong.add(f"mis-shaped: {name} is {tuple(tensors[name].shape)}, should be {tuple(want)}")
+        if not wrong:
+            pieces = [tensors[n] if n != "0" else torch.zeros(want, dtype=tensors[real[0]].dtype) for n in names]
+            whole = torch.cat(pieces) if len(pieces) > 1 else pieces[0].reshape(want)
+            weights[target] = whole.chunk(of)[part]
+    ignored = re.compile("|".join(plan.ignored))
+    wrong.update(f"unexpected: {name}" for name in tensors if name not in used and not ignored.match(name))
+    if wrong:
+        raise ModelError(
+            f"These {len(wrong)} tensors do not make a {plan.model.__name__}; check that all files belong to one "
+            "model:\n  " + "\n  ".join(sorted(wrong))
+        )
+    return weights
+
+
+def _source(plan: Kind, target: str, n_layers: int) -> tuple[list[str], int, int]:
+    """The published names that a tensor of the result is joined from, and which part of how many it is."""
+    for pattern, replacement in plan.sources:
+        name, n = re.subn("^" + pattern, replacement, target)
+        if n:
+            break
+    else:
+        name = target
+    if m := re.match(r"(.*\.layers\.)(\d+)\+1(\..*)", name):
+        last = int(m[2]) + 1 == n_layers
+        start = m[1].removesuffix("layers.")
+        name = f"{start}final_layernorm.{m[3].split('.')[-1]}" if last else f"{m[1]}{int(m[2]) + 1}{m[3]}"
+    if m := re.fullmatch(r"(.*)\[(\d)/(\d)\]", name):
+        return [m[1]], int(m[2]), int(m[3])
+    return name.split("+"), 0, 1
+
+
+def _bare(shape: torch.Size) -> tuple[int, ...]:
+    """A shape without leading axes of one, which the layouts write or leave out."""
+    sizes = tuple(shape)
+    while len(sizes) > 1 and sizes[0] == 1:
+        sizes = sizes[1:]
+    return sizes
+
+
+def _add_rows(weights: dict[str, Tensor], config: PretrainedConfig, words: PreTrainedTokenizerBase) -> None:
+    """Give the language model a row for every id up to the image token's."""
+    text = config.text_config
+    n_missing = config.image_token_index + 1 - text.vocab_size
+    if n_missing <= 0:
+        return
+    unknown = words.unk_token_id if words.unk_token_id is not None and words.unk_token_id < text.vocab_size else 0
+    for name in ("model.embed_tokens.weight", "transformer.word_embeddings.weight", "lm_head.weight"):
+        name = f"language_model.{name}"
+        if name in weights:
+            rows = weights[name][unknown].expand(n_missing, -1)
+            weights[name] = torch.cat([weights[name], rows])
+    text.vocab_size += n_missing
+
+
+def _apart(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors with no memory in common: what shares it would be left out of the file."""
+    seen: set[int] = set()
+    out = {}
+    for name, tensor in weights.items():
+        place = tensor.untyped_storage().data_ptr()
+        alone = place not in seen and tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+        seen.add(place)
+        out[name] = tensor.contiguous() if alone else tensor.clone(memory_format=torch.contiguous_format)
+    return out

@@ -1,0 +1,272 @@
+"""The first ChatGLM-6B (not ChatGLM2): a decoder that reads its prompt in both directions.
+
+transformers does not hold this model; its release (`modeling_chatglm.py` beside the weights of
+THUDM/chatglm-6b) is written for the transformers of early 2023. The arithmetic and the names of the
+weights are the release's, so that its files load as they are; the caches are today's. What is
+different from other decoders:
+
+- A prompt ends with [gMASK] <sop>. All before <sop> sees all before <sop>; <sop> and the answer see
+  what is before them (Du et al., GLM, arXiv 2103.10360).
+- Every token has two positions. In the prompt: its place, and 0. From <sop> on: the place of
+  [gMASK], and 1, 2, 3 …  Each turns one half of a head.
+- A block adds to its *normalised* input, times sqrt(2 · layers).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import gelu
+from transformers import Cache, DynamicCache, PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from tvp.sdk.errors import ModelError
+
+
+class ChatGLMConfig(PretrainedConfig):  # type: ignore[misc]
+    """The fields of the release's config.json, with the values of ChatGLM-6B.
+
+    Only the release's own shape is covered: two-dimensional positions, no quantised weights and no
+    learned prefix (`quantization_bit`, `pre_seq_len`); anything else raises ModelError.
+    """
+
+    model_type = "chatglm"
+    attribute_map = {"max_position_embeddings": "max_sequence_length", "num_hidden_layers": "num_layers"}  # noqa: RUF012
+
+    def __init__(
+        self,
+        vocab_size: int = 130528,
+        hidden_size: int = 4096,
+        num_layers: int = 28,
+        num_attention_heads: int = 32,
+        inner_hidden_size: int = 16384,
+        layernorm_epsilon: float = 1e-5,
+        max_sequence_length: int = 2048,
+        position_encoding_2d: bool = True,
+        bos_token_id: int = 130004,  # <sop>
+        eos_token_id: int = 130005,  # <eop>
+        mask_token_id: int = 130000,  # [MASK]
+        gmask_token_id: int = 130001,  # [gMASK]
+        pad_token_id: int = 3,
+        quantization_bit: int = 0,
+        pre_seq_len: int | None = None,
+        **more: Any,
+    ) -> None:
+        self.vocab_size = vocab_size
+        self.hidden_size = hidden_size
+        self.num_layers = num_layers
+        self.num_attention_heads = num_attention_heads
+        self.inner_hidden_size = inner_hidden_size
+        self.layernorm_epsilon = layernorm_epsilon
+        self.max_sequence_length = max_sequence_length
+        self.position_encoding_2d = position_encoding_2d
+        self.mask_token_id = mask_token_id
+        self.gmask_token_id = gmask_token_id
+        self.quantization_bit = quantization_bit
+        self.pre_seq_len = pre_seq_len
+        if not position_encoding_2d or quantization_bit or pre_seq_len:
+            raise ModelError(
+                "This ChatGLM has "
+                f"position_encoding_2d={position_encoding_2d}, quantization_bit={quantization_bit}, "
+                f"pre_seq_len={pre_seq_len}; only True, 0 and None are supported. Use the plain ChatGLM-6B weights."
+            )
+        if hidden_size % (4 * num_attention_heads):
+            raise ModelError(
+                f"A ChatGLM of width {hidden_size} cannot have {num_attention_heads} heads: "
+                "a head is cut into two halves, and each into pairs."
+            )
+        # The files hold lm_head.weight besides the word embeddings; both are read.
+        more["tie_word_embeddings"] = False
+        super().__init__(bos_token_id=bos_token_id, eos_token_id=eos_token_id, pad_token_id=pad_token_id, **more)
+
+
+def prefix_layout(
+    context_lengths: Sequence[int] | Tensor,
+    length: int,
+    *,
+    padding: Sequence[int] | Tensor | None = None,
+    start: int = 0,
+    device: torch.device | str | None = None,
+) -> tuple[Bool[Tensor, "n 1 n_query length"], Int[Tensor, "n 2 n_query"]]:
+    """Say who may look at whom, and where everyone stands.
+
+    context_lengths: (n,), each row's number of tokens before <sop>: image, text and, as the last of
+        them, [gMASK]; padding not counted.
+    length: the columns of a row: padding, context, <sop> and answer.
+    padding: (n,), how many columns on the left of each row hold nothing; default none.
+    start: leave out the rows of the first `start` tokens, whose keys are in a cache already.
+
+    Returns a mask, True where the query (row) may look at the key (column), and the two positions of
+    each query. Reproduces `get_masks` and `get_position_ids` of the release, whose context ends
+    before <sop> ("seq.index(bos_token_id)"); with padding, positions count from the first real token.
+    """
+    context = torch.as_tensor(context_lengths, device=device)[:, None]  # (n, 1)
+    empty = torch.zeros_like(context) if padding is None else torch.as_tensor(padding, device=device)[:, None]
+    columns = torch.arange(length, device=context.device)
+    place = columns - empty  # (n, length), negative where there is padding
+    sees = (columns <= columns[start:, None]) | (place < context)[:, None, :]  # (n, n_query, length)
+    sees = sees & (place >= 0)[:, None, :] & (place[:, start:] >= 0)[:, :, None]
+    absolute = torch.where(place < context, place, context - 1).clamp(min=0)
+    block = (place - context + 1).clamp(min=0)
+    return sees[:, None], torch.stack([absolute, block], 1)[:, :, start:]
+
+
+def _rotations(positions: Int[Tensor, "n 2 q"], size: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines for both halves of a head of `size`: two of (n, 1, q, size).
+
+    The release rounds the frequencies to half precision ("inv_freq = inv_freq.half()") and the model
+    was trained so; at position 1000 the exact ones would turn a pair by up to 0.16 radian more or
+    less. They are computed on the CPU because another device's power function may round otherwise.
+    """
+    half = size // 2
+    frequencies = 1.0 / 10000 ** (torch.arange(0, half, 2, dtype=torch.float32, device="cpu") / half)
+    frequencies = frequencies.half().float().to(positions.device)
+    angles = positions[..., None].float() * frequencies  # (n, 2, q, half / 2)
+    angles = torch.cat([angles, angles], -1)  # "torch.cat((freqs, freqs), dim=-1)"
+    angles = torch.cat([angles[:, 0], angles[:, 1]], -1)[:, None]  # (n, 1, q, size)
+    return angles.cos(), angles.sin()
+
+
+def _rotate(states: Tensor, rotations: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn each half of a head by its own position: "(q * cos) + (rotate_half(q) * sin)", twice."""
+    cos, sin = (r.to(states.dtype) for r in rotations)
+    a, b, c, d = states.chunk(4, -1)
+    return states * cos + torch.cat([-b, a, -d, c], -1) * sin
+
+
+class ChatGLMAttention(nn.Module):
+    """Self-attention; a row of the fused projection is, head by head, query, key and value."""
+
+    def __init__(self, config: ChatGLMConfig, index: int) -> None:
+        super().__init__()
+        self.index = index
+        self.n_heads = config.num_attention_heads
+        self.query_key_value = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self, states: Tensor, mask: Tensor | None, rotations: tuple[Tensor, Tensor], cache: Cache | None
+    ) -> Tensor:
+        n, length, width = states.shape
+        fused = self.query_key_value(states).view(n, length, self.n_heads, -1).transpose(1, 2)
+        query, key, value = fused.chunk(3, -1)  # each (n, heads, length, head)
+        query, key = _rotate(query, rotations), _rotate(key, rotations)
+        if cache is not None:
+            key, value = cache.update(key, value, self.index)
+        # "query_layer / (sqrt(hidden_size) * coeff)", and "scores * coeff" in float32 before the
+        # softmax: nothing in exact arithmetic; it keeps half-precision products in range.
+        scale = float(self.index + 1)
+        scores = (query / (math.sqrt(query.shape[-1]) * scale)) @ key.transpose(-1, -2)
+        scores = scores.float() * scale
+        if mask is not None:
+            # The release writes -10000 here; a finite lowest value leaves padding rows without NaN too.
+            if mask.dtype == torch.bool:
+                scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+            else:
+                scores = scores + mask
+        read = scores.softmax(-1).to(value.dtype) @ value
+        return self.dense(read.transpose(1, 2).reshape(n, length, width))  # type: ignore[no-any-return]
+
+
+class ChatGLMMlp(nn.Module):
+    """Two layers with the tanh form of GELU ("OpenAI's gelu implementation")."""
+
+    def __init__(self, config: ChatGLMConfig) -> None:
+        super().__init__()
+        self.dense_h_to_4h = nn.Linear(config.hidden_size, config.inner_hidden_size)
+        self.dense_4h_to_h = nn.Linear(config.inner_hidden_size, config.hidden_size)
+
+    def forward(self, states: Tensor) -> Tensor:
+        return self.dense_4h_to_h(gelu(self.dense_h_to_4h(states), approximate="tanh"))  # type: ignore[no-any-return]
+
+
+class ChatGLMBlock(nn.Module):
+    """Attention and MLP; each adds to alpha times its normalised input, alpha = sqrt(2 · layers)."""
+
+    def __init__(self, config: ChatGLMConfig, index: int) -> None:
+        super().__init__()
+        self.alpha = math.sqrt(2 * config.num_layers)
+        self.input_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
+        self.attention = ChatGLMAttention(config, index)
+        self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
+        self.mlp = ChatGLMMlp(config)
+
+    def forward(
+        self, states: Tensor, mask: Tensor | None, rotations: tuple[Tensor, Tensor], cache: Cache | None
+    ) -> Tensor:
+        # "attention_input * alpha + attention_output", then "mlp_input * alpha + mlp_output"
+        normal = self.input_layernorm(states)
+        states = normal * self.alpha + self.attention(normal, mask, rotations, cache)
+        normal = self.post_attention_layernorm(states)
+        return normal * self.alpha + self.mlp(normal)  # type: ignore[no-any-return]
+
+
+class ChatGLMModel(nn.Module):
+    """The stack of layers, from embeddings to normalised hidden states."""
+
+    def __init__(self, config: ChatGLMConfig) -> None:
+        super().__init__()
+        self.head_size = config.hidden_size // config.num_attention_heads
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(ChatGLMBlock(config, i) for i in range(config.num_layers))
+        self.final_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
+
+    def forward(
+        self,
+        inputs_embeds: Float[Tensor, "n q hidden"],
+        position_ids: Int[Tensor, "n 2 q"],
+        attention_mask: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool = False,
+    ) -> BaseModelOutputWithPast:
+        """Run embeddings through all layers.
+
+        position_ids: absolute place and place in the answer; `prefix_layout` makes both.
+        attention_mask: (n, 1, q, k), bool with True where a query may look at a key, or float with 0
+            there and a large negative number elsewhere; None where all may look at all.
+        past_key_values: keys and values of what came before, grown in place; with `use_cache` and
+            without this, a new cache is made and returned.
+        """
+        cache = DynamicCache() if past_key_values is None and use_cache else past_key_values
+        rotations = _rotations(position_ids, self.head_size)
+        states = inputs_embeds
+        for layer in self.layers:
+            states = layer(states, attention_mask, rotations, cache)
+        return BaseModelOutputWithPast(last_hidden_state=self.final_layernorm(states), past_key_values=cache)
+
+
+class ChatGLMForConditionalGeneration(PreTrainedModel):  # type: ignore[misc]
+    """The stack with its head; holds and loads the weights under the release's names."""
+
+    config_class = ChatGLMConfig
+    base_model_prefix = "transformer"
+    # Computed in `_rotations`; the release skips them on loading as well.
+    _keys_to_ignore_on_load_unexpected = [r"rotary_emb\.inv_freq$"]  # noqa: RUF012
+
+    def __init__(self, config: ChatGLMConfig) -> None:
+        super().__init__(config)
+        self.transformer = ChatGLMModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.transformer.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.transformer.word_embeddings = value
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def set_output_embeddings(self, value: nn.Linear) -> None:
+        self.lm_head = value
+
+    def forward(self, input_ids: Int[Tensor, "n q"], **more: Any) -> Float[Tensor, "n q n_vocab"]:
+        """Logits of token ids; `more` is what `ChatGLMModel.forward` takes."""
+        embeddings = self.transformer.word_embeddings(input_ids)
+        return self.lm_head(self.transformer(embeddings, **more).last_hidden_state)  # type: ignore[no-any-return]

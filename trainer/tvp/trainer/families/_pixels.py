@@ -1,0 +1,88 @@
+"""From a canvas in [0, 1] to what a vision encoder takes: resized as Pillow does, normalised, differentiable."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PixelFormat:
+    """What a vision encoder takes: a square of `size` pixels, (value - mean) / std by channel.
+
+    filter: how the canvas is resized to it: `bicubic`, `bilinear` or `lanczos`.
+    """
+
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    filter: str = "bicubic"
+
+
+def _bicubic(x: float) -> float:
+    x, a = abs(x), -0.5
+    if x < 1:
+        return ((a + 2) * x - (a + 3)) * x * x + 1
+    return (((x - 5) * x + 8) * x - 4) * a if x < 2 else 0.0
+
+
+def _bilinear(x: float) -> float:
+    return max(0.0, 1 - abs(x))
+
+
+def _lanczos(x: float) -> float:
+    return float(np.sinc(x) * np.sinc(x / 3)) if abs(x) < 3 else 0.0
+
+
+# name -> kernel and how far it reaches; as in Pillow's Resample.c
+KERNELS: dict[str, tuple[Callable[[float], float], float]] = {
+    "bicubic": (_bicubic, 2.0),
+    "bilinear": (_bilinear, 1.0),
+    "lanczos": (_lanczos, 3.0),
+}
+PILLOW = {3: "bicubic", 2: "bilinear", 1: "lanczos"}  # Pillow's numbers for them
+
+
+@lru_cache(maxsize=32)
+def resize_matrix(n_in: int, n_out: int, filter: str) -> Float[Tensor, "n_out n_in"]:
+    """The weights with which each of n_out pixels of a line mixes the n_in pixels that it is made from.
+
+    Reproduces precompute_coeffs of Pillow's Resample.c: where a line shrinks, the kernel is
+    stretched over what each pixel stands for (antialiasing); weights add up to one.
+    """
+    kernel, reach = KERNELS[filter]
+    scale = n_in / n_out
+    stretch = max(scale, 1.0)
+    matrix = np.zeros((n_out, n_in))
+    for i in range(n_out):
+        middle = (i + 0.5) * scale
+        first = max(0, math.floor(middle - reach * stretch + 0.5))
+        last = min(n_in, math.floor(middle + reach * stretch + 0.5))
+        weights = np.array([kernel((j - middle + 0.5) / stretch) for j in range(first, last)])
+        matrix[i, first:last] = weights / weights.sum()
+    return torch.from_numpy(matrix)
+
+
+def to_pixels(canvas: Float[Tensor, "n 3 height width"], format: PixelFormat) -> Float[Tensor, "n 3 size size"]:
+    """Resize and normalise a canvas in [0, 1]; differentiable.
+
+    Pillow filters along the width, then the height, and clips the overshoot of its filter at
+    black and white after each; so does this, except that a prompt in the `free` range may lie outside
+    of [0, 1], and then its own extremes are the bounds.
+    """
+    height, width = canvas.shape[-2:]
+    if (height, width) != (format.size, format.size):
+        low = canvas.detach().amin().clamp(max=0.0)
+        high = canvas.detach().amax().clamp(min=1.0)
+        across, down = (resize_matrix(n, format.size, format.filter).to(canvas) for n in (width, height))
+        canvas = torch.minimum(torch.maximum(canvas @ across.T, low), high)
+        canvas = torch.minimum(torch.maximum(down @ canvas, low), high)
+    mean, std = (canvas.new_tensor(v).view(1, 3, 1, 1) for v in (format.mean, format.std))
+    return (canvas - mean) / std

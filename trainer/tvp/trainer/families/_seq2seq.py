@@ -1,0 +1,94 @@
+"""Families whose language model is an encoder and a decoder: T5 reads picture and question, then answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+from transformers import EncoderDecoderCache
+
+from tvp.sdk.errors import RequestError
+
+from ._family import Answers, WordFamily
+
+
+class SeqToSeqFamily(WordFamily):
+    """A subclass gives `language_model`, a `T5ForConditionalGeneration`, and a layout that is `apart`."""
+
+    @property
+    def language_model(self) -> Any:
+        return self.model.language_model
+
+    def answer_loss(
+        self,
+        embeddings: Float[Tensor, "n n_image n_text"],
+        questions: Sequence[str],
+        answers: Sequence[str],
+        candidates: Sequence[Sequence[str]] = (),
+    ) -> Float[Tensor, ""]:
+        """Mean cross-entropy over the answers' tokens; rows are padded on the right and masked."""
+        states, mask = self._read(embeddings, questions)
+        wanted, real = self._pad([self.answer_ids(answer) for answer in answers], left=False)
+        logits = self._decode(states, mask, wanted)
+        return F.cross_entropy(logits[real.bool()], wanted[real.bool()])
+
+    @torch.no_grad()
+    def answer_scores(
+        self, embeddings: Float[Tensor, "n n_image n_text"], questions: Sequence[str], candidates: Sequence[str]
+    ) -> Float[Tensor, "n n_candidates"]:
+        """Mean log-probabilities. The encoder runs once; the decoder reads all candidates in one batch."""
+        if not candidates:
+            raise RequestError("There are no candidates to score; give at least one answer text.")
+        states, mask = self._read(embeddings, questions)
+        n, n_candidates = len(questions), len(candidates)
+        wanted, real = (t.repeat(n, 1) for t in self._pad([self.answer_ids(c) for c in candidates], left=False))
+        states, mask = (t.repeat_interleave(n_candidates, 0) for t in (states, mask))
+        log_probabilities = self._decode(states, mask, wanted).log_softmax(-1)
+        scores = log_probabilities.gather(-1, wanted[:, :, None])[:, :, 0] * real
+        return (scores.sum(-1) / real.sum(-1)).view(n, n_candidates)
+
+    @torch.no_grad()
+    def generate_tokens(
+        self, embeddings: Float[Tensor, "n n_image n_text"], questions: Sequence[str], max_new_tokens: int = 16
+    ) -> tuple[list[list[int]], list[Float[Tensor, "n_new n_vocab"]]]:
+        """Answer greedily; returns each row's token ids (end token included) and their logits."""
+        states, mask = self._read(embeddings, questions)
+        answers = Answers(len(questions), self.layout.end, max_new_tokens)
+        token: Tensor | None = self._start.expand(len(questions))
+        past: EncoderDecoderCache | None = None
+        while token is not None:
+            output = self.language_model(
+                encoder_outputs=(states,),
+                attention_mask=mask,
+                decoder_input_ids=token[:, None],
+                past_key_values=past,
+                use_cache=True,
+            )
+            past = output.past_key_values
+            token = answers.add(output.logits[:, -1])
+        return answers.tokens, answers.logits
+
+    @property
+    def _start(self) -> Tensor:
+        """The token that the decoder starts from, which T5 leaves to its configuration: (1,)."""
+        return torch.tensor([self.text_config.decoder_start_token_id], device=self.device)
+
+    def _read(self, embeddings: Tensor, questions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Run the encoder over picture and question; returns its states and their 0/1 mask."""
+        text, real = self._pad([self.prompt_ids(question)[1] for question in questions], left=False)
+        self._refuse_too_long(embeddings.shape[1] + text.shape[1])
+        mask = F.pad(real, [embeddings.shape[1], 0], value=1)
+        inputs = torch.cat([embeddings, self.embed_tokens(text)], 1)
+        return self.language_model.encoder(inputs_embeds=inputs, attention_mask=mask).last_hidden_state, mask
+
+    def _decode(self, states: Tensor, mask: Tensor, wanted: Tensor) -> Tensor:
+        """Logits at every position of answers that are fed as they should come out."""
+        given = torch.cat([self._start.expand(len(wanted))[:, None], wanted[:, :-1]], 1)
+        output = self.language_model(
+            encoder_outputs=(states,), attention_mask=mask, decoder_input_ids=given, use_cache=False
+        )
+        return output.logits  # type: ignore[no-any-return]

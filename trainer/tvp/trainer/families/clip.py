@@ -1,0 +1,183 @@
+"""CLIP and SigLIP: closed questions only, answered by the text that fits the picture best.
+
+From transformers, or from open_clip (a folder with open_clip_config.json, or `open_clip:NAME@TAG`).
+Sources: CLIP (arXiv 2103.00020), SigLIP (arXiv 2303.15343).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+from transformers import CLIPModel, SiglipModel
+
+from tvp.sdk.errors import ModelError, RequestError
+
+from ._checkpoint import Checkpoint
+from ._family import Family
+from ._pixels import PixelFormat
+
+
+class Clip(Family):
+    """A picture and a text encoder whose outputs are compared.
+
+    Each answer is put into words with the question: `{question} {answer}` for a question that is the
+    start of a sentence ("This is a photo of a"), else `a photo of a {answer}`.
+    Scores are log-probabilities among the candidates: of a softmax over them for CLIP, and of each
+    text by itself, a sigmoid, for SigLIP.
+
+    encode_image: pixels -> image features; encode_texts: texts -> text features; neither normalised.
+    scale, bias: what the cosine is multiplied by, and what is added.
+    """
+
+    name = "clip"
+    generates = False
+
+    def __init__(
+        self,
+        model: Any,
+        pixel_format: PixelFormat,
+        encode_image: Callable[[Tensor], Tensor],
+        encode_texts: Callable[[list[str]], Tensor],
+        scale: float,
+        bias: float = 0.0,
+        sigmoid: bool = False,
+    ) -> None:
+        super().__init__(model, pixel_format)
+        self._encode_image, self._encode_texts = encode_image, encode_texts
+        self.scale, self._bias, self._sigmoid = scale, bias, sigmoid
+        self._known: dict[str, Tensor] = {}
+
+    def encode(self, pixels: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n 1 n_features"]:
+        return self._encode_image(pixels)[:, None]
+
+    def connect(
+        self, features: Float[Tensor, "n 1 n_features"], questions: Sequence[str] | None = None
+    ) -> Float[Tensor, "n 1 n_features"]:
+        """Of unit length, which is what is compared with texts."""
+        return F.normalize(features, dim=-1)
+
+    def text_features(self, texts: Sequence[str]) -> Float[Tensor, "n n_features"]:
+        """Unit features of texts, each computed once.
+
+        One text a run: the bits of a row depend on the batch it is in, and a resumed training run
+        meets its texts in other batches than an uninterrupted one.
+        """
+        for text in texts:
+            if text not in self._known:
+                with torch.no_grad():
+                    self._known[text] = F.normalize(self._encode_texts([text])[0], dim=-1)
+        return torch.stack([self._known[text] for text in texts])
+
+    def logits(self, embeddings: Float[Tensor, "n 1 n_features"], texts: Sequence[str]) -> Float[Tensor, "n n_texts"]:
+        """What transformers calls `logits_per_image`."""
+        return self.scale * embeddings[:, 0] @ self.text_features(texts).T + self._bias
+
+    def answer_loss(
+        self,
+        embeddings: Float[Tensor, "n n_image n_text"],
+        questions: Sequence[str],
+        answers: Sequence[str],
+        candidates: Sequence[Sequence[str]] = (),
+    ) -> Float[Tensor, ""]:
+        """Mean over rows of minus the right answer's score among its candidates (SigLIP: mean over candidates
+        of the binary cross-entropy, as it was trained)."""
+        if len(candidates) != len(answers) or any(a not in c for a, c in zip(answers, candidates, strict=True)):
+            raise RequestError(
+                f"{self.name} chooses among given answers; every question needs labels with the right one."
+            )
+        losses = []
+        for i, (question, answer, labels) in enumerate(zip(questions, answers, candidates, strict=True)):
+            logits = self.logits(embeddings[i : i + 1], _texts(question, labels))[0]
+            right = list(labels).index(answer)
+            if self._sigmoid:
+                sign = torch.full_like(logits, -1.0)
+                sign[right] = 1.0
+                losses.append(-F.logsigmoid(sign * logits).mean())
+            else:
+                losses.append(-logits.log_softmax(-1)[right])
+        return torch.stack(losses).mean()
+
+    @torch.no_grad()
+    def answer_scores(
+        self, embeddings: Float[Tensor, "n n_image n_text"], questions: Sequence[str], candidates: Sequence[str]
+    ) -> Float[Tensor, "n n_candidates"]:
+        if not candidates:
+            raise RequestError("There are no candidates to score; give at least one answer text.")
+        rows = [
+            self.logits(embeddings[i : i + 1], _texts(question, candidates))[0] for i, question in enumerate(questions)
+        ]
+        logits = torch.stack(rows)
+        return F.logsigmoid(logits) if self._sigmoid else logits.log_softmax(-1)
+
+    def generate(
+        self, embeddings: Float[Tensor, "n n_image n_text"], questions: Sequence[str], max_new_tokens: int = 16
+    ) -> list[str]:
+        raise RequestError(f"{self.name} answers closed questions only: rank labels instead of asking freely.")
+
+
+def _texts(question: str, answers: Sequence[str]) -> list[str]:
+    start = "a photo of a" if question.rstrip().endswith("?") or not question.strip() else question.strip()
+    return [f"{start} {answer}" for answer in answers]
+
+
+def make(checkpoint: Checkpoint) -> Clip:
+    """CLIP or SigLIP of transformers."""
+    is_siglip = checkpoint.kind == "siglip"
+    model = checkpoint.weights(SiglipModel if is_siglip else CLIPModel)
+    tokenizer = checkpoint.tokenizer()
+    length = model.config.text_config.max_position_embeddings
+
+    def encode_texts(texts: list[str]) -> Tensor:
+        # SigLIP was trained on texts padded to its full length, and reads the padding.
+        padding = {"padding": "max_length"} if is_siglip else {}
+        ids = tokenizer(texts, truncation=True, max_length=length, return_tensors="pt", **padding).input_ids
+        return model.get_text_features(ids.to(model.device))  # type: ignore[no-any-return]
+
+    return Clip(
+        model,
+        checkpoint.pixel_format(model.config.vision_config.image_size),
+        lambda pixels: model.get_image_features(pixel_values=pixels),
+        encode_texts,
+        model.logit_scale.exp().item(),
+        model.logit_bias.item() if is_siglip else 0.0,
+        is_siglip,
+    )
+
+
+def make_open_clip(name: str) -> Clip:
+    """A model of open_clip: `open_clip:NAME@TAG`, NAME@TAG, `hf-hub:…`, `local-dir:…` or its folder."""
+    import open_clip
+
+    place = f"local-dir:{name}" if Path(name, "open_clip_config.json").is_file() else name.removeprefix("open_clip:")
+    architecture, _, tag = place.partition("@")
+    try:
+        model = open_clip.create_model(architecture, pretrained=tag or None, require_pretrained=True)
+        tokenizer = open_clip.get_tokenizer(architecture)
+    except Exception as error:  # open_clip, safetensors and tokenizers each raise their own
+        raise ModelError(
+            f"{name!r} is not an open_clip model that can be loaded: {error} "
+            "Name an architecture with its weights (ViT-B-32@openai) or a folder."
+        ) from error
+    size = model.visual.image_size
+    preprocess = getattr(model.visual, "preprocess_cfg", {})
+    bias = getattr(model, "logit_bias", None)
+    return Clip(
+        model,
+        PixelFormat(
+            size[0] if isinstance(size, tuple) else size,
+            tuple(model.visual.image_mean or open_clip.OPENAI_DATASET_MEAN),
+            tuple(model.visual.image_std or open_clip.OPENAI_DATASET_STD),
+            preprocess.get("interpolation", "bicubic"),
+        ),
+        model.encode_image,
+        lambda texts: model.encode_text(tokenizer(texts).to(next(model.parameters()).device)),
+        model.logit_scale.exp().item(),
+        0.0 if bias is None else bias.item(),
+        bias is not None,
+    )

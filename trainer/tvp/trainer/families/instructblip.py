@@ -1,0 +1,134 @@
+"""InstructBLIP: BLIP-2 whose Q-Former also reads the question; Vicuna or Flan-T5.
+
+BLIVA adds the eye's patches, through a projection of their own, behind the queries.
+Sources: InstructBLIP (arXiv 2305.06500), BLIVA (arXiv 2308.09936).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import InstructBlipForConditionalGeneration, PreTrainedTokenizerBase
+
+from tvp.sdk._layout import Layout
+from tvp.sdk.errors import RequestError
+
+from ._bliva_model import BlivaForConditionalGeneration
+from ._causal import CausalFamily
+from ._checkpoint import Checkpoint
+from ._family import WordFamily
+from ._pixels import PixelFormat
+from ._seq2seq import SeqToSeqFamily
+from ._template import layout_of
+
+
+class _Eye(WordFamily):
+    """ViT, and a Q-Former that reads the prompt with its own tokenizer."""
+
+    reads_question = True
+    exports = False
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        pixel_format: PixelFormat,
+        qformer_tokenizer: PreTrainedTokenizerBase,
+    ) -> None:
+        super().__init__(model, tokenizer, pixel_format)
+        self.qformer_tokenizer = qformer_tokenizer
+
+    def encode(self, pixels: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n n_patches n_features"]:
+        """The eye's features, class token first."""
+        return self.model.vision_model(pixels).last_hidden_state  # type: ignore[no-any-return]
+
+    def connect(
+        self, features: Float[Tensor, "n n_patches n_features"], questions: Sequence[str] | None = None
+    ) -> Float[Tensor, "n n_image n_text"]:
+        """The states of the queries that have read picture and prompt, projected."""
+        return self.model.language_projection(self._ask_queries(features, questions))  # type: ignore[no-any-return]
+
+    def qformer_ids(self, question: str) -> list[int]:
+        """What the Q-Former reads: the prompt, in its own tokens."""
+        text = self.layout.prompt.replace("{image}", "").replace("{question}", question)
+        ids: list[int] = self.qformer_tokenizer(text).input_ids
+        n_positions = self.model.config.qformer_config.max_position_embeddings
+        if len(ids) > n_positions:
+            raise RequestError(
+                f"The question takes {len(ids)} tokens, and this model's Q-Former reads at most {n_positions}. "
+                "Ask a shorter question."
+            )
+        return ids
+
+    def _ask_queries(self, features: Tensor, questions: Sequence[str] | None) -> Tensor:
+        if questions is None:
+            raise RequestError("This model's eye reads the question; give one with every picture.")
+        model = self.model
+        ids, real = self._pad([self.qformer_ids(question) for question in questions], left=False)
+        queries = model.query_tokens.expand(len(features), -1, -1)
+        n_queries = queries.shape[1]
+        states = model.qformer(
+            input_ids=ids,
+            attention_mask=F.pad(real, [n_queries, 0], value=1),
+            query_embeds=queries,
+            encoder_hidden_states=features,
+        ).last_hidden_state
+        return states[:, :n_queries]  # type: ignore[no-any-return]
+
+
+class InstructBlip(_Eye, CausalFamily):
+    """`InstructBlipForConditionalGeneration` of transformers with a decoder-only language model."""
+
+    name = "instructblip"
+
+    def make_layout(self) -> Layout:
+        # No {image}: InstructBlipProcessor puts the image tokens first, before the begin token.
+        return layout_of(self, self.image_token(self.model.config.image_token_index), "{question}")
+
+    @property
+    def decoder(self) -> nn.Module:
+        inner = self.model.language_model.model
+        stack: nn.Module = getattr(inner, "decoder", inner)
+        return stack
+
+
+class InstructBlipT5(_Eye, SeqToSeqFamily):
+    """`InstructBlipForConditionalGeneration` of transformers with a Flan-T5."""
+
+    name = "instructblip-t5"
+
+    def make_layout(self) -> Layout:
+        return layout_of(self, self.image_token(self.model.config.image_token_index), "{question}", apart=True)
+
+
+class Bliva(InstructBlip):
+    """BLIVA: the queries and, behind them, the eye's patches; the same in loss and in scoring."""
+
+    name = "bliva"
+
+    def encode(self, pixels: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n n_patches n_both"]:
+        """The eye's last features, and beside them those that the patch projection reads."""
+        return torch.cat(self.model.eye_states(pixels), -1)
+
+    def connect(
+        self, features: Float[Tensor, "n n_patches n_both"], questions: Sequence[str] | None = None
+    ) -> Float[Tensor, "n n_image n_text"]:
+        last, patches = features.chunk(2, -1)
+        queries = self.model.language_projection(self._ask_queries(last, questions))
+        return torch.cat([queries, self.model.vision_project(patches[:, 1:])], 1)
+
+
+def make(checkpoint: Checkpoint) -> WordFamily:
+    family: type[_Eye]
+    if checkpoint.kind == "bliva":
+        model, family = checkpoint.weights(BlivaForConditionalGeneration), Bliva
+    else:
+        model = checkpoint.weights(InstructBlipForConditionalGeneration)
+        family = InstructBlip if model.config.use_decoder_only_language_model else InstructBlipT5
+    pixel_format = checkpoint.pixel_format(model.config.vision_config.image_size)
+    return family(model, checkpoint.tokenizer(), pixel_format, checkpoint.tokenizer("qformer_tokenizer"))

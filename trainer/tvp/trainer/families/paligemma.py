@@ -1,0 +1,61 @@
+"""PaliGemma: a SigLIP eye, a linear layer, a Gemma whose prompt sees all of itself.
+
+Source: PaliGemma (arXiv 2407.07726).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PaliGemmaForConditionalGeneration
+
+from tvp.sdk._layout import Layout
+
+from ._causal import CausalFamily, prefix_attention
+from ._checkpoint import Checkpoint
+from ._template import layout_of
+
+
+class PaliGemma(CausalFamily):
+    """`PaliGemmaForConditionalGeneration` of transformers."""
+
+    name = "paligemma"
+    exports = False  # the exporter writes causal attention so far
+
+    def make_layout(self) -> Layout:
+        # No {image}: PaliGemmaProcessor puts the image tokens first, before the begin token.
+        return layout_of(self, self.image_token(self.model.config.image_token_id), "{question}\n")
+
+    def prompt_ids(self, question: str) -> tuple[list[int], list[int]]:
+        """PaliGemmaProcessor writes the begin token as text, and saves its tokenizer set not to add one."""
+        before, after = super().prompt_ids(question)
+        begin = self.tokenizer.bos_token_id
+        return before, after if begin in (*before, *after) else [begin, *after]
+
+    def encode(self, pixels: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n n_patches n_features"]:
+        return self.model.model.vision_tower(pixels).last_hidden_state  # type: ignore[no-any-return]
+
+    def connect(
+        self, features: Float[Tensor, "n n_patches n_features"], questions: Sequence[str] | None = None
+    ) -> Float[Tensor, "n n_image n_text"]:
+        """Projected, and scaled down by what Gemma scales its embeddings up."""
+        projected: Tensor = self.model.model.multi_modal_projector(features)
+        return projected / math.sqrt(self.text_config.hidden_size)
+
+    @property
+    def decoder(self) -> nn.Module:
+        return self.model.model.language_model  # type: ignore[no-any-return]
+
+    def positions(self, real: Tensor, n_context: Tensor, n_before: int, n_image: int) -> Tensor:
+        return super().positions(real, n_context, n_before, n_image) + 1  # PaliGemma counts from one
+
+    def attention(self, real: Tensor, n_context: Tensor | None, n_new: int) -> Tensor:
+        return prefix_attention(real, n_context, n_new, next(self.decoder.parameters()).dtype)
+
+
+def make(checkpoint: Checkpoint) -> PaliGemma:
+    model = checkpoint.weights(PaliGemmaForConditionalGeneration)
+    return PaliGemma(model, checkpoint.tokenizer(), checkpoint.pixel_format(model.config.vision_config.image_size))

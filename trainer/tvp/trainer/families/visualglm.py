@@ -1,0 +1,69 @@
+"""VisualGLM-6B: BLIP-2's eye, a linear layer, ChatGLM-6B (the first version) with 2-D positions.
+
+`tvp convert visualglm` writes the published weights into this layout.
+Sources: VisualGLM-6B's release; GLM (arXiv 2103.10360).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from tvp.sdk._layout import Layout
+
+from ._causal import CausalFamily, prefix_attention
+from ._checkpoint import Checkpoint
+from ._template import layout_of
+from ._visualglm_model import VisualGLMForConditionalGeneration
+from .blip2 import Eye
+
+
+class VisualGlm(Eye, CausalFamily):
+    """A prompt is `<img>…</img>问：{question}\\n答：[gMASK]<sop>`, and sees all of itself but for <sop>."""
+
+    name = "visualglm"
+    exports = False  # neither its positions nor its attention is written so far
+    advance = torch.tensor([0, 1]).view(2, 1, 1)  # a further token stands in the same place, one block on
+
+    def make_layout(self) -> Layout:
+        return layout_of(
+            self, self.image_token(self.model.config.image_token_id), "<img>{image}</img>问：{question}\n答："
+        )
+
+    def prompt_ids(self, question: str) -> tuple[list[int], list[int]]:
+        """The release's tokenizer ends every text with [gMASK] and <sop>; others are made to."""
+        before, after = super().prompt_ids(question)
+        config = self.text_config
+        marks = [config.gmask_token_id, config.bos_token_id]
+        return before, [i for i in after if i not in marks] + marks
+
+    @property
+    def decoder(self) -> nn.Module:
+        return self.model.language_model.transformer  # type: ignore[no-any-return]
+
+    def positions(self, real: Tensor, n_context: Tensor, n_before: int, n_image: int) -> Tensor:
+        """Place and block (2, n, length): behind the context every token stands where [gMASK] does."""
+        order = super().positions(real, n_context, n_before, n_image)
+        n_padding = (real.cumsum(1) == 0).sum(1)
+        context = (n_context - n_padding - 1)[:, None]  # without <sop>
+        return torch.stack([torch.minimum(order, context - 1), (order - context + 1).clamp(min=0)])
+
+    def attention(self, real: Tensor, n_context: Tensor | None, n_new: int) -> Tensor:
+        context = None if n_context is None else n_context - 1
+        return prefix_attention(real, context, n_new, next(self.decoder.parameters()).dtype)
+
+    def decode(
+        self,
+        inputs: Tensor,
+        real: Tensor,
+        positions: Tensor,
+        n_context: Tensor | None = None,
+        cache: DynamicCache | None = None,
+    ) -> Tensor:
+        return super().decode(inputs, real, positions.transpose(0, 1), n_context, cache)
+
+
+def make(checkpoint: Checkpoint) -> VisualGlm:
+    model = checkpoint.weights(VisualGLMForConditionalGeneration)
+    return VisualGlm(model, checkpoint.tokenizer(), checkpoint.pixel_format(model.config.vision_config.image_size))
