@@ -23,6 +23,7 @@ FAMILIES = {
     "clip": "clip",
     "idefics3": "smolvlm",
     "instructblip": "instructblip",
+    "internvl": "internvl",
     "llava": "llava",
     "llava_next": "llava",
     "llava_onevision": "llava",
