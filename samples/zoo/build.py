@@ -34,8 +34,8 @@ EYE_STEPS = {"blip": (1300, 2000, 500, 700), "siglip": (800, 1800, 400, 0), "qwe
 # steps, pictures of scenes and of photos a batch, questions a picture
 LANGUAGE = {
     "blip2": (1500, 26, 8, 10),
-    "blip2-t5": (1300, 26, 8, 6),
-    "instructblip": (1600, 24, 8, 4),
+    "blip2-t5": (1900, 26, 12, 6),
+    "instructblip": (2100, 24, 16, 4),
     "smolvlm": (1400, 26, 8, 10),
     "llava": (2300, 26, 8, 10),
     "qwen2vl": (1400, 26, 8, 10),
