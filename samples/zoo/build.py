@@ -30,32 +30,33 @@ ZOO = Path(__file__).parent
 WORK = ZOO / "_work"
 # Scenes alone come first: on a mixture from the start the eye takes far longer to tell kinds apart.
 STAGES = {"shapes": (64, 0), "eye": (24, 80), "bind": (36, 70), "photos": (16, 100)}  # scenes and photos a batch
-EYE_STEPS = {"blip": (1300, 2000, 500, 700), "siglip": (800, 1800, 400, 0), "qwen": (800, 1800, 400, 0)}
+EYE_STEPS = {"blip": (1300, 2000, 500, 700), "siglip": (800, 1800, 400, 400), "qwen": (800, 1800, 400, 400)}
 # steps, pictures of scenes and of photos a batch, questions a picture
 LANGUAGE = {
-    "blip2": (1500, 26, 8, 10),
+    "blip2": (1500, 26, 10, 8),
     "blip2-t5": (1900, 26, 12, 6),
     "instructblip": (2100, 24, 16, 4),
-    "smolvlm": (1400, 26, 8, 10),
-    "llava": (2300, 26, 8, 10),
-    "qwen2vl": (1400, 26, 8, 10),
+    "smolvlm": (1300, 26, 10, 8),
+    "llava": (2300, 26, 10, 8),
+    "qwen2vl": (1300, 26, 10, 8),
 }
 GUIDE_STEPS = 600
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 N_KEPT = 32  # of the 64 patches of a photo, while the eye learns
 SEEDS = {"blip": 22, "siglip": 11, "qwen": 44, "guide": 33} | {name: 100 + i for i, name in enumerate(MAKERS)}
 Photos = tuple[object, object]
 
 
 def build_eye(eye: str, photos: Photos | None, scale: float) -> None:
-    """Train an eye from its seed; leaves _work/<eye>-eye.pt with the weights of the model it was taught in."""
-    file = WORK / f"{eye}-eye.pt"
+    """Train an eye from its seed; leaves _work/<eye>.pt with the weights of the model it was taught in."""
+    file = WORK / f"{eye}.pt"
     if file.exists():
         return
     torch.manual_seed(SEEDS[eye])
     name = EYES[eye][0]
     model = MAKERS[name](make_tokenizer(name))
     heads = EyeHeads()
-    taught = nn.ModuleDict({"model": model, "heads": heads})
+    taught = nn.ModuleDict({"model": model, "heads": heads}).to(DEVICE)
     parameters = [*eye_parameters(name, model), *heads.parameters()]
     for (stage, (n_scenes, n_photos)), n_steps in zip(STAGES.items(), EYE_STEPS[eye], strict=True):
         run(
@@ -82,9 +83,10 @@ def build(name: str, photos: Photos | None, scale: float, start: Path | None) ->
         start_from(model, tokenizer, start / name)
     teacher = EYES[eye][0]
     donor = MAKERS[teacher](make_tokenizer(teacher))
-    weights = torch.load(WORK / f"{eye}-eye.pt", weights_only=True)
+    weights = torch.load(WORK / f"{eye}.pt", weights_only=True, map_location="cpu")
     donor.load_state_dict({k: v for k, v in weights.items() if v.shape == donor.state_dict()[k].shape}, strict=False)
     take_eye(name, model, teacher, donor)
+    model.to(DEVICE)
     n_steps, n_scenes, n_photos, n_questions = LANGUAGE[name]
     run(
         f"{name} language",
@@ -122,6 +124,7 @@ def start_from(model: nn.Module, tokenizer: PreTrainedTokenizerFast, folder: Pat
 def build_guide(photos: Photos | None, scale: float) -> None:
     torch.manual_seed(SEEDS["guide"])
     model, tokenizer = guide.make()
+    model.to(DEVICE)
     guide.teach(
         model,
         tokenizer,
@@ -141,8 +144,6 @@ def main() -> None:
     parser.add_argument("--start-from", type=Path, help="a folder of earlier models whose language parts to go on with")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    if torch.cuda.is_available():
-        torch.set_default_device("cuda")
     WORK.mkdir(exist_ok=True)
     photos = load_photos(arguments.photos) if arguments.photos.exists() else None
     if photos is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +61,9 @@ class Lesson:
     photo: Tensor  # (n,) class of a photo
     questions: list[list[tuple[str, str]]]
     captions: list[str]
+
+    def to(self, device: torch.device) -> Lesson:
+        return replace(self, **{k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)})
 
 
 def load_photos(file: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

@@ -39,14 +39,14 @@ def run(
     if not n_steps:
         return
     optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), weight_decay=0.05)
-    warm_up = min(100, n_steps // 10)
+    warm_up = max(1, min(100, n_steps // 10))
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
         lambda t: min((t + 1) / warm_up, 0.5 + 0.5 * math.cos(math.pi * min(1, t / n_steps)) + 0.005),
     )
-    start = 0
+    start, device = 0, parameters[0].device
     if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
+        state = torch.load(checkpoint, weights_only=True, map_location=device)
         modules.load_state_dict(state["modules"])
         if state["step"] >= n_steps:
             return
@@ -57,7 +57,9 @@ def run(
     smooth: dict[str, float] = {}
     bar = tqdm(range(start, n_steps), initial=start, total=n_steps, desc=title, mininterval=10)
     for step in bar:
-        loss, shown = loss_of(next(batches))
+        lesson = next(batches).to(device)  # drawn on the CPU
+        with device:  # where the losses make their tensors
+            loss, shown = loss_of(lesson)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)

@@ -26,6 +26,7 @@ from transformers import (
 
 from tvp.sdk.errors import ModelError
 from tvp.trainer import convert as module
+from tvp.trainer import families
 from tvp.trainer.convert import convert
 from tvp.trainer.convert_cli import convert as command
 from tvp.trainer.families._bliva_model import BlivaForConditionalGeneration
@@ -208,6 +209,22 @@ def test_minigpt4_and_vpgtrans_answer_as_their_parts(kind, blip2, pixels, tmp_pa
     assert processor.resample == 3
     assert processor.image_mean == [0.48145466, 0.4578275, 0.40821073]
     assert not list(tmp_path.glob("*.tmp"))
+    assert_the_family_answers(out, kind, N_QUERIES)
+
+
+def assert_the_family_answers(out, name, n_image):
+    """The folder is all that the trainer needs: it loads, sees, answers, and scores as it is taught."""
+    family = families.load(out)
+    assert family.name == name
+    seen = family.see(family.to_pixels(torch.rand(2, 3, 40, 40)), ["w1", "w2 w3"])
+    assert seen.shape == (2, n_image, TEXT)
+    tokens, _ = family.generate_tokens(seen, ["w1", "w2 w3"], 3)
+    assert all(1 <= len(row) <= 3 for row in tokens)
+    scores = family.answer_scores(seen, ["w1", "w2 w3"], ["w4", "w5 w6"])
+    for i, question in enumerate(["w1", "w2 w3"]):
+        for j, answer in enumerate(["w4", "w5 w6"]):
+            loss = family.answer_loss(seen[i : i + 1], [question], [answer])
+            torch.testing.assert_close(scores[i, j], -loss, atol=1e-4, rtol=1e-4)
 
 
 def test_everything_in_one_safetensors_file_with_prefixes_does_too(blip2, tmp_path, short_eye):
@@ -277,6 +294,14 @@ def test_bliva_converts(bliva, pixels, tmp_path, short_eye):
         ours = model.eval().image_embeds(pixels, QUESTION, QUESTION_MASK)
         torch.testing.assert_close(ours, bliva.image_embeds(pixels, QUESTION, QUESTION_MASK))
     assert AutoTokenizer.from_pretrained(out / "qformer_tokenizer")("w3").input_ids == [6]
+    assert_the_family_answers(out, "bliva", N_QUERIES + 4)
+
+
+def test_bliva_without_its_second_tokenizer_is_refused(bliva, tmp_path, short_eye):
+    parts = publish(bliva, tmp_path / "parts", "llm_proj", reads_text=True)
+    with pytest.raises(ModelError, match="qformer"):
+        convert("bliva", *parts, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def sat_tensors():
@@ -412,6 +437,7 @@ def test_visualglm_sees_as_its_release(layout, pixels, tmp_path):
     again = VisualGLMForConditionalGeneration.from_pretrained(tmp_path / "again")
     with torch.no_grad():
         assert torch.equal(again.eval().image_embeds(pixels), model.image_embeds(pixels))
+    assert_the_family_answers(out, "visualglm", N_QUERIES)
 
 
 def rewrite(file, change):

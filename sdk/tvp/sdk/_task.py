@@ -218,7 +218,9 @@ class View:
                 tokens.append(token)
                 scores.append(float(log_softmax(logits)[token]))
                 first = first or time.perf_counter() - began
-        text = self._base.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+        # An end token need not be a special one: BLIP-2 ends at a line break, VPGTrans at "##".
+        spoken = tokens[:-1] if tokens[-1] in self._base.manifest.layout.end else tokens
+        text = self._base.tokenizer.decode(spoken, skip_special_tokens=True).strip()
         timing = {"see": self._seconds, "first_token": first, "total": self._seconds + time.perf_counter() - began}
         self._seconds = 0.0
         return Answer(text, tuple(tokens), tuple(scores), timing)

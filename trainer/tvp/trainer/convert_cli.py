@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from .convert import KINDS
 from .convert import convert as run_conversion
+from .published import KINDS
 
 _FILE = click.Path(path_type=Path)
 

@@ -161,7 +161,9 @@ class WordFamily(Family):
         return [self.text(row) for row in tokens]
 
     def text(self, tokens: Sequence[int]) -> str:
-        """The text of an answer's tokens, as the sdk gives it."""
+        """The text of an answer's tokens, as the sdk gives it; its end token need not be a special one."""
+        if tokens and tokens[-1] in self.layout.end:
+            tokens = tokens[:-1]
         decoded: str = self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return decoded.strip()
 

@@ -78,7 +78,7 @@ class MiniGpt4(Blip2):
         """The first token of what ends an answer, behind a word and by itself; then the checkpoint's."""
         texts = ("a", f"a{self.ends_with}", self.ends_with)
         word, answered, alone = (self.tokenizer(text, add_special_tokens=False).input_ids for text in texts)
-        return tuple(dict.fromkeys([answered[len(word)], alone[-1], *super().end_tokens]))
+        return tuple(dict.fromkeys([*answered[len(word) :][:1], *alone[-1:], *super().end_tokens]))
 
     def make_layout(self) -> Layout:
         token = self.image_token(self.model.config.image_token_index)

@@ -1,0 +1,58 @@
+"""The script that trains the zoo: every stage runs, and goes on from its checkpoints."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tvp.trainer import families
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "samples" / "zoo"))
+import build
+import models
+
+
+@pytest.fixture
+def short(monkeypatch, tmp_path):
+    """Two steps of small batches a stage, in a folder of their own."""
+    monkeypatch.setattr(build, "ZOO", tmp_path / "zoo")
+    monkeypatch.setattr(build, "WORK", tmp_path / "work")
+    monkeypatch.setattr(build, "EYE_STEPS", dict.fromkeys(models.EYES, (2, 1, 1, 1)))
+    monkeypatch.setattr(build, "STAGES", {stage: (3, 2 * bool(n)) for stage, (_, n) in build.STAGES.items()})
+    monkeypatch.setattr(build, "LANGUAGE", dict.fromkeys(models.MAKERS, (2, 3, 2, 3)))
+    (tmp_path / "work").mkdir()
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, (20, 32, 32, 3), np.uint8), rng.integers(0, 10, 20)
+
+
+@pytest.mark.parametrize("name", models.MAKERS)
+def test_a_model_is_built_and_built_again_from_its_checkpoints(name, short, tmp_path):
+    build.build(name, short, 1.0, None)
+    file = tmp_path / "zoo" / name / "model.safetensors"
+    first = load_file(file)
+    family = families.load(file.parent)
+    assert family.see(torch.rand(1, 3, 64, 64), ["What?"]).isfinite().all()
+    file.unlink()
+    build.build(name, short, 1.0, None)
+    again = load_file(file)
+    assert all(torch.equal(first[key], again[key]) for key in first)
+
+
+def test_a_model_goes_on_from_an_earlier_one(short, tmp_path):
+    build.build("blip2", short, 1.0, None)
+    earlier = tmp_path / "earlier"
+    (tmp_path / "zoo").rename(earlier)
+    (tmp_path / "work" / "blip2-language.pt").unlink()
+    build.build("blip2", short, 0.0, earlier)  # no step: what was taken over is what is saved
+    old, new = (load_file(folder / "blip2" / "model.safetensors") for folder in (earlier, tmp_path / "zoo"))
+    assert all(torch.equal(old[key], new[key]) for key in old)
+
+
+def test_without_photos_scenes_are_learnt_alone(short, tmp_path):
+    build.build("blip2", None, 1.0, None)
+    assert (tmp_path / "zoo" / "blip2" / "config.json").exists()
