@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -33,3 +34,35 @@ def one_bundle(tmp_path_factory) -> Path:
     from tests.bundles import make_bundle
 
     return make_bundle("llava", tmp_path_factory.mktemp("one"))
+
+
+MATRIX = re.compile(r"trainer/test_families\.py::test_(\w+)\[([\w.-]+)\]$")
+_outcomes: dict[tuple[str, str], str] = {}  # (family, check) -> ok or FAILED
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Note what each check of tests/trainer/test_families.py said of each family."""
+    match = MATRIX.search(report.nodeid)
+    if match is None or report.skipped:
+        return
+    cell = match[2], match[1]
+    if report.failed or _outcomes.get(cell) == "FAILED":
+        _outcomes[cell] = "FAILED"
+    elif report.when == "call":
+        _outcomes[cell] = "ok"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the table of families and checks, if they ran."""
+    if not _outcomes:
+        return
+    rows, columns = (list(dict.fromkeys(cell[i] for cell in _outcomes)) for i in (0, 1))
+    width = max(map(len, rows)) + 2
+    terminalreporter.section("families x checks")
+    terminalreporter.line(" " * width + "".join(f"{column:>10}" for column in columns))
+    for row in rows:
+        cells = (_outcomes.get((row, column), "-") for column in columns)
+        terminalreporter.line(f"{row:<{width}}" + "".join(f"{cell:>10}" for cell in cells))
+    failed = [f"{row} {column}" for (row, column), outcome in _outcomes.items() if outcome == "FAILED"]
+    said = f"FAILED: {', '.join(failed)}" if failed else "all checks passed"
+    terminalreporter.line(f"{len(rows)} families, {said}")

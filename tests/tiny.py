@@ -1,7 +1,7 @@
 """Tiny random models of every family, saved the way published checkpoints are.
 
 The zoo's architectures come from the zoo's own makers; the others are made here: an eye of 64 px, two
-layers of width 32, and the processor that their published kin are saved with.
+layers of width 32, and the processor that their published kin are saved with; the words are in tokens.py.
 """
 
 from __future__ import annotations
@@ -14,39 +14,20 @@ from typing import Any
 
 import torch
 import transformers as hf
-from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
-from tokenizers import models as token_models
-from torch import nn
+from tokenizers import processors
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "samples" / "zoo"))
 import guide
 import models
 import words
 from save import save
+from tests.tokens import IMAGE, TEMPLATES, bytelevel, ids, marks, sentencepiece
 
 CANVAS, PATCH, WIDTH, N_QUERIES = 64, 16, 32, 8
 SQUARE = {"height": CANVAS, "width": CANVAS}
-IMAGE = "<image>"
 STEP = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_hidden_layers": 2, "num_attention_heads": 2}
 EYE = {**STEP, "image_size": CANVAS, "patch_size": PATCH}
 PINPOINTS = [[CANVAS, 2 * CANVAS], [2 * CANVAS, CANVAS], [2 * CANVAS, 2 * CANVAS]]
-CHATML = (
-    "{% for m in messages %}{{'<|im_start|>' + m['role'] + '\n'}}{% for c in m['content'] %}"
-    "{% if c['type'] == 'image' %}{{ 'IMAGE' }}{% else %}{{ c['text'] }}{% endif %}{% endfor %}"
-    "{{'<|im_end|>\n'}}{% endfor %}{% if add_generation_prompt %}{{'<|im_start|>assistant\n'}}{% endif %}"
-)
-# Each from its checkpoint on the hub, for what a user says.
-TEMPLATES = {
-    "llava_onevision": CHATML.replace("IMAGE", IMAGE).replace("c['text']", "'\\n' + c['text']"),
-    "qwen2_5_vl": CHATML.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>"),
-    "internvl": CHATML.replace("IMAGE", "<IMG_CONTEXT>\n"),
-    "idefics3": (
-        "<s>{% for m in messages %}{{m['role'] | capitalize}}{% if m['content'][0]['type'] == 'image' %}{{':'}}"
-        "{% else %}{{': '}}{% endif %}{% for c in m['content'] %}{% if c['type'] == 'image' %}{{ '<image>' }}"
-        "{% else %}{{ c['text'] }}{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}"
-        "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
-    ),
-}
 
 
 def save_tiny(name: str, folder: Path) -> Path:
@@ -58,9 +39,11 @@ def save_tiny(name: str, folder: Path) -> Path:
     tokenizer = words.make_tokenizer(name)
     model = models.MAKERS[name](tokenizer)
     with torch.no_grad():
-        for parameter in model.parameters():
+        for weight, parameter in model.named_parameters():
             if parameter.ndim > 1:
                 parameter.normal_(std=0.15)  # small starts give the same answer to everything
+            if weight.endswith("Attention.q.weight"):  # T5 leaves it to its weights to divide by a head's root
+                parameter *= 32**-0.5
     save(name, model, tokenizer, folder)
     return folder
 
@@ -79,64 +62,20 @@ def amend(folder: Path, **fields: Any) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | fields))
 
 
-def sentencepiece(*special: str) -> hf.PreTrainedTokenizerFast:
-    """A tokenizer like Llama's: spaces belong to the words behind them, and a text starts with one; bytes for the rest."""
-    trained = Tokenizer(token_models.BPE())
-    trained.pre_tokenizer = pre_tokenizers.Metaspace()
-    letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,:?#<>/"
-    corpus = ["How many objects are there? yes no a purple triangle and more", "USER: </Img> ASSISTANT: ###", letters]
-    trained.train_from_iterator(corpus * 4, trainers.BpeTrainer(vocab_size=200, show_progress=False))
-    state = json.loads(trained.to_str())["model"]
-    pieces = [words.UNK, words.BOS, words.EOS, *(f"<0x{i:02X}>" for i in range(256)), *state["vocab"]]
-    vocab = {piece: i for i, piece in enumerate(pieces)}
-    merges = [tuple(pair) for pair in state["merges"]]
-    tokenizer = Tokenizer(token_models.BPE(vocab, merges, unk_token=words.UNK, fuse_unk=True, byte_fallback=True))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    return hf.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=words.BOS,
-        eos_token=words.EOS,
-        unk_token=words.UNK,
-        pad_token=words.UNK,
-        additional_special_tokens=[IMAGE, *special],
-        padding_side="left",
-        model_input_names=["input_ids", "attention_mask"],
-    )
-
-
-def bytelevel(kind: str, *special: str, end: str | None = None) -> hf.PreTrainedTokenizerFast:
-    """The zoo's tokenizer of a kind, with further special tokens."""
-    tokenizer = words.make_tokenizer(kind)
-    tokenizer.add_special_tokens({"additional_special_tokens": list(special)}, replace_additional_special_tokens=False)
-    tokenizer.eos_token = end or tokenizer.eos_token
-    return tokenizer
-
-
-def finish(model: nn.Module, folder: Path, *parts: Any, **fields: Any) -> None:
-    """Shake a model's weights, and save it with its processors and tokenizers."""
+def finish(model: Any, folder: Path, *parts: Any, words_scale: float = 1.0, **fields: Any) -> None:
+    """Shake a model's weights, and save it with its processors and tokenizers; fields go into config.json."""
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.normal_(std=0.15)
             elif parameter.ndim == 1:
                 parameter += 0.1 * torch.randn_like(parameter)
+        if words_scale != 1:
+            model.get_input_embeddings().weight *= words_scale
     model.save_pretrained(folder)
     for part in parts:
         part.save_pretrained(folder)
     amend(folder, **fields)
-
-
-def marks(tokenizer: hf.PreTrainedTokenizerBase) -> dict[str, int]:
-    return {
-        "vocab_size": len(tokenizer),
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
 
 
 def llama(tokenizer: hf.PreTrainedTokenizerBase, kind: type = hf.LlamaConfig, **more: Any) -> Any:
@@ -156,10 +95,6 @@ def t5(tokenizer: hf.PreTrainedTokenizerBase) -> hf.T5Config:
         decoder_start_token_id=tokenizer.pad_token_id,
         **marks(tokenizer),
     )
-
-
-def ids(tokenizer: hf.PreTrainedTokenizerBase, **names: str) -> dict[str, int]:
-    return {field: tokenizer.convert_tokens_to_ids(token) for field, token in names.items()}
 
 
 def blip_parts(tokenizer: hf.PreTrainedTokenizerBase, text: Any) -> dict[str, Any]:
@@ -238,7 +173,9 @@ def make_llava_clip(folder: Path) -> None:
     images = hf.CLIPImageProcessor(size={"shortest_edge": CANVAS}, crop_size=SQUARE)
     more = {"patch_size": PATCH, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
     finish(
-        hf.LlavaForConditionalGeneration(config), folder, hf.LlavaProcessor(images, tokenizer, image_token=IMAGE, **more)
+        hf.LlavaForConditionalGeneration(config),
+        folder,
+        hf.LlavaProcessor(images, tokenizer, image_token=IMAGE, **more),
     )
 
 
@@ -330,7 +267,7 @@ def make_qwen2_5_vl(folder: Path) -> None:
             "num_key_value_heads": 1,
             "max_position_embeddings": 256,
             "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},  # of the 8 pairs of a head
-            **{**marks(tokenizer), "vocab_size": 600, "bos_token_id": None},
+            **marks(tokenizer),
         },
         **ids(tokenizer, image_token_id="<|image_pad|>", video_token_id="<|video_pad|>"),
         **ids(tokenizer, vision_start_token_id="<|vision_start|>", vision_end_token_id="<|vision_end|>"),
@@ -345,7 +282,7 @@ def make_qwen2_5_vl(folder: Path) -> None:
     finish(hf.Qwen2_5_VLForConditionalGeneration(config), folder, processor, tvp_canvas=CANVAS)
 
 
-def make_paligemma(folder: Path) -> None:
+def make_paligemma(folder: Path, gemma: type = hf.GemmaConfig, **more: Any) -> None:
     inner = words.make_tokenizer("llava")
     tokenizer = hf.GemmaTokenizerFast(
         tokenizer_object=inner.backend_tokenizer,
@@ -360,11 +297,16 @@ def make_paligemma(folder: Path) -> None:
     processor = hf.PaliGemmaProcessor(images, tokenizer)  # adds <image>, <locNNNN> and <segNNN> to its tokenizer
     config = hf.PaliGemmaConfig(
         vision_config=hf.SiglipVisionConfig(**EYE, projection_dim=WIDTH, vision_use_head=False).to_dict(),
-        text_config=llama(tokenizer, hf.GemmaConfig, head_dim=16).to_dict(),
+        text_config=llama(tokenizer, gemma, head_dim=16, **more).to_dict(),
         projection_dim=WIDTH,
         **ids(tokenizer, image_token_index=IMAGE),
     )
-    finish(hf.PaliGemmaForConditionalGeneration(config), folder, processor)
+    # Gemma's words are large and also its head: at full size a word only repeats itself.
+    finish(hf.PaliGemmaForConditionalGeneration(config), folder, processor, words_scale=0.1)
+
+
+def make_paligemma2(folder: Path) -> None:
+    make_paligemma(folder, hf.Gemma2Config, query_pre_attn_scalar=16)
 
 
 def make_internvl(folder: Path) -> None:
@@ -374,6 +316,7 @@ def make_internvl(folder: Path) -> None:
         eos_token=inner.eos_token,
         pad_token=inner.pad_token,
         padding_side="left",
+        model_input_names=["input_ids", "attention_mask"],
         extra_special_tokens={
             "start_image_token": "<img>",
             "end_image_token": "</img>",
@@ -406,7 +349,9 @@ def make_clip(folder: Path) -> None:
     tokenizer.padding_side = "right"
     text = {**STEP, **marks(tokenizer), "max_position_embeddings": 40}
     config = hf.CLIPConfig(text_config=text, vision_config=EYE, projection_dim=24)
-    finish(hf.CLIPModel(config), folder, tokenizer, hf.CLIPImageProcessor(size={"shortest_edge": CANVAS}, crop_size=SQUARE))
+    finish(
+        hf.CLIPModel(config), folder, tokenizer, hf.CLIPImageProcessor(size={"shortest_edge": CANVAS}, crop_size=SQUARE)
+    )
 
 
 def make_siglip(folder: Path) -> None:
@@ -432,6 +377,7 @@ MAKERS: dict[str, Callable[[Path], Any]] = {
     "idefics3": make_idefics3,
     "qwen2_5_vl": make_qwen2_5_vl,
     "paligemma": make_paligemma,
+    "paligemma2": make_paligemma2,
     "internvl": make_internvl,
     "clip": make_clip,
     "siglip": make_siglip,

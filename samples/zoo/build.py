@@ -30,7 +30,7 @@ ZOO = Path(__file__).parent
 WORK = ZOO / "_work"
 # Scenes alone come first: on a mixture from the start the eye takes far longer to tell kinds apart.
 STAGES = {"shapes": (64, 0), "eye": (24, 80), "bind": (36, 70), "photos": (16, 100)}  # scenes and photos a batch
-EYE_STEPS = {"blip": (1300, 2000, 500, 700), "siglip": (800, 1800, 400, 400), "qwen": (800, 1800, 400, 400)}
+EYE_STEPS = {"blip": (1300, 2000, 500, 700), "siglip": (800, 1800, 400, 400), "qwen": (800, 1800, 400, 900)}
 # steps, pictures of scenes and of photos a batch, questions a picture
 LANGUAGE = {
     "blip2": (1500, 26, 10, 8),

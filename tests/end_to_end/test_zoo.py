@@ -22,7 +22,7 @@ from tvp.trainer.train import TrainConfig, place, train
 
 ZOO = families.ZOO
 NAMES = ["blip2", "blip2-t5", "instructblip", "smolvlm", "llava", "qwen2vl"]
-EXPORTED = ["blip2", "smolvlm", "llava"]
+EXPORTED = ["blip2", "llava"]
 SHARED = [("blip2", "blip2-t5"), ("blip2", "instructblip"), ("smolvlm", "llava")]
 FULL = Geometry(64, 64)
 

@@ -15,7 +15,7 @@ from tvp.export import bundle as bundle_module
 from tvp.export import graphs
 from tvp.export.attention import group_query_attention
 from tvp.export.bundle import export
-from tvp.sdk.errors import BundleError, CheckError, RequestError
+from tvp.sdk.errors import BundleError, CheckError, ModelError, RequestError
 from tvp.trainer import families, tasks
 
 
@@ -143,3 +143,19 @@ def test_a_plain_model_is_exported_without_a_frame(tmp_path):
     assert not (tmp_path / "out" / "prompt.safetensors").exists()
     with sdk.load(tmp_path / "out") as task:
         assert task.check()["cases"] == 4
+
+
+@pytest.mark.parametrize("name", ["llava_next", "llava_onevision", "minigpt4"])
+def test_kin_of_the_two_families_export_too(name, tmp_path):
+    """A line-break embedding after the patches, grouped key/value heads, marks around the picture."""
+    model = save_tiny(name, tmp_path / "model")
+    report = export(model, tasks.get("scenes"), tmp_path / "task", n_cases=4)
+    assert report.tokens_equal == report.n_cases == 4
+
+
+@pytest.mark.parametrize("name", ["blip2-t5", "instructblip", "smolvlm", "qwen2vl", "paligemma", "internvl", "clip"])
+def test_what_cannot_be_exported_yet_is_said_before_anything_is_written(name, tmp_path):
+    model = save_tiny(name, tmp_path / "model")
+    with pytest.raises(ModelError, match="cannot be exported yet"):
+        export(model, tasks.get("scenes"), tmp_path / "task")
+    assert not (tmp_path / "task").exists()

@@ -48,7 +48,9 @@ def test_task_semantics_is_clips_own_logit(tmp_path):
     tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
     canvas = torch.rand(2, 3, 64, 64)
     captions = ["a red star", "a cat"]
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
+    mean, std = (
+        torch.tensor(v).view(1, 3, 1, 1) for v in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
+    )
     with torch.no_grad():
         image, text, scale = model((canvas - mean) / std, tokenizer([f"this is a photo of {c}" for c in captions]))
     expected = (scale * F.cosine_similarity(image, text)).mean()

@@ -46,13 +46,14 @@ def group_query_attention(
     present_key, present_value = past_key.clone(), past_value.clone()
     present_key[:, :, start:total], present_value[:, :, start:total] = split[1], split[2]
     rows, columns = torch.arange(start, total)[:, None], torch.arange(total)[None, :]
+    # Repeated here, and not by enable_gqa, which Optimum's patch of this function drops while it traces.
+    n_repeats = num_heads // kv_num_heads
     attended = F.scaled_dot_product_attention(
         split[0],
-        present_key[:, :, :total],
-        present_value[:, :, :total],
+        present_key[:, :, :total].repeat_interleave(n_repeats, 1),
+        present_value[:, :, :total].repeat_interleave(n_repeats, 1),
         attn_mask=columns <= rows,
         scale=scale,
-        enable_gqa=num_heads != kv_num_heads,
     )
     return attended.transpose(1, 2).reshape(n, n_new, -1), present_key, present_value
 

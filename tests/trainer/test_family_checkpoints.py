@@ -1,0 +1,136 @@
+"""Which family a checkpoint gets, how it wants to be asked, and what is said of one that cannot be loaded."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from transformers import LlavaOnevisionProcessor
+
+from tests.tiny import amend, save_tiny
+from tests.tokens import TEMPLATES
+from tvp.sdk.errors import ModelError, RequestError
+from tvp.trainer import families
+
+USUAL = "USER: {image}\n{question} ASSISTANT:"
+PARTS = "{% for m in messages %}{% for c in m['content'] %}{% if c['type'] == 'image' %}<image>{% else %}"
+PLAIN = (
+    "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + ' ' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """LLaVA-OneVision, which comes with a ChatML template."""
+    return save_tiny("llava_onevision", tmp_path / "model")
+
+
+def set_template(folder, template):
+    processor = LlavaOnevisionProcessor.from_pretrained(folder)
+    processor.chat_template = template
+    processor.save_pretrained(folder)
+
+
+def test_the_chat_template_of_a_checkpoint_is_used(folder):
+    family = families.load(folder)
+    prompt = "<|im_start|>user\n{image}\n{question}<|im_end|>\n<|im_start|>assistant\n"
+    assert (family.layout.prompt, family.layout.answer) == (prompt, "{answer}")
+    before, after = family.prompt_ids("What?")
+    assert family.tokenizer.decode(before) == "<|im_start|>user\n"
+    assert family.tokenizer.decode(after) == "\nWhat?<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_a_template_beside_the_tokenizer_only_is_used_too(folder):
+    (folder / "chat_template.jinja").unlink()
+    assert families.load(folder).layout.prompt == USUAL
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"chat_template": TEMPLATES["llava_onevision"]}))
+    assert families.load(folder).layout.prompt.startswith("<|im_start|>user\n{image}")
+
+
+def test_a_template_of_plain_text_is_given_plain_text(folder):
+    set_template(folder, PLAIN)
+    layout = families.load(folder).layout
+    assert (layout.prompt, layout.answer) == ("user: {image}\n{question} assistant:", " {answer}")
+
+
+def test_tvp_prompt_goes_before_a_template(folder):
+    amend(folder, tvp_prompt="Look: {image} {question} =")
+    family = families.load(folder)
+    assert family.layout.prompt == "Look: {image} {question} ="
+    assert family.tokenizer.decode(family.prompt_ids("What?")[1]) == " What? ="
+
+
+def test_the_begin_token_is_written_once(tmp_path):
+    """Idefics3's template writes one, and so does its tokenizer."""
+    family = families.load(save_tiny("idefics3", tmp_path))
+    before, after = family.prompt_ids("What?")
+    assert before[0] == family.tokenizer.bos_token_id
+    assert [*before, *after].count(family.tokenizer.bos_token_id) == 1
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}{{ m['role'] }}: {question}{% endfor %}",
+        PARTS + "{{ c['text'] }}{% endif %}{% endfor %}<image>{% endfor %}",
+        PARTS + "something{% endif %}{% endfor %}{% endfor %}",
+        "{{ raise_exception('no user may speak') }}",
+        "{% for",
+    ],
+)
+def test_a_template_without_one_picture_and_one_question_is_refused(folder, template):
+    set_template(folder, template)
+    with pytest.raises(ModelError, match=r"does not show a picture and a question\. Set tvp_prompt"):
+        families.load(folder)
+    amend(folder, tvp_prompt="{image}{question}")
+    assert families.load(folder).layout.prompt == "{image}{question}"
+
+
+@pytest.mark.parametrize("prompt", ["What is this? {image}", "{image} {image} {question}"])
+def test_a_prompt_without_a_question_or_with_two_pictures_is_refused(folder, prompt):
+    amend(folder, tvp_prompt=prompt)
+    with pytest.raises(ModelError, match=r"must hold \{question\} and at most one \{image\}"):
+        families.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("ends_with", "kind", "text"), [("\n", "minigpt4", "yes"), ("###", "vpgtrans", "yes"), ("</s>", "bliva", "yes")]
+)
+def test_an_answer_ends_as_its_release_ends_it(tmp_path, ends_with, kind, text):
+    family = families.load(save_tiny(kind, tmp_path))
+    tokens = family.tokenizer(f"a yes{ends_with}", add_special_tokens=False).input_ids[1:]
+    answer = family.answer_ids("yes")
+    assert answer == tokens[: len(answer)]
+    assert answer[-1] in family.layout.end
+    assert family.text(answer) == text
+
+
+def test_an_unsupported_architecture_is_named_with_the_nearest_supported(tmp_path):
+    for kind, near in (("llava_next_video", "llava_next"), ("llawa", "llava"), ("qwen2_5_v", "qwen2_5_vl")):
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+        with pytest.raises(ModelError, match=rf"architecture '{kind}'.*supported are.*Did you mean {near}\b"):
+            families.load(tmp_path)
+
+
+def test_a_configuration_that_says_nothing_is_refused(tmp_path):
+    for text in ("", "[]", "{}"):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(ModelError, match=r"readable config\.json"):
+            families.load(tmp_path)
+
+
+def test_damaged_checkpoints_and_bad_devices_are_named(folder):
+    for name in ("model.safetensors", "tokenizer.json"):
+        whole = (folder / name).read_bytes()
+        for part in (whole[: len(whole) // 2], b""):
+            (folder / name).write_bytes(part)
+            with pytest.raises(ModelError, match="incomplete or damaged"):
+                families.load(folder)
+        (folder / name).write_bytes(whole)
+    with pytest.raises(RequestError, match="device 'abacus'"):
+        families.load(folder, "abacus")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="incomplete"):
+        families.load(folder)
