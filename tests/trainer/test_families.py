@@ -204,3 +204,26 @@ def test_refusals(row):
             family.see(family.to_pixels(row.canvas[:1]), ["word " * 600])
         with pytest.raises(RequestError, match="reads the question"):
             family.see(family.to_pixels(row.canvas[:1]))
+
+
+@wordy
+def test_prefix(row):
+    """Scoring makes one run over picture and question, and one over all candidates; T5: one of the encoder, one of the decoder."""
+    family = row.family
+    encoder_decoder = family.name.endswith("t5")
+    stacks = [family.language_model.encoder, family.language_model.decoder] if encoder_decoder else [family.decoder] * 2
+    runs = []
+
+    def note(module, _, given):
+        words = given.get("inputs_embeds")
+        runs.append((module, (given["input_ids"] if words is None else words).shape))
+
+    hooks = [stack.register_forward_pre_hook(note, with_kwargs=True) for stack in dict.fromkeys(stacks)]
+    family.answer_scores(row.embeddings, QUESTIONS, CANDIDATES)
+    for hook in hooks:
+        hook.remove()
+    assert [module for module, _ in runs] == stacks
+    n_prefix, n_answers = runs[0][1][1], runs[1][1][1]
+    assert (runs[0][1][0], runs[1][1][0]) == (len(QUESTIONS), len(QUESTIONS) * len(CANDIDATES))
+    assert n_prefix > row.embeddings.shape[1]
+    assert n_answers < max(len(family.answer_ids(c)) for c in CANDIDATES) + encoder_decoder
