@@ -40,6 +40,8 @@ LANGUAGE = {
     "llava": (2300, 26, 10, 8),
     "qwen2vl": (1300, 26, 10, 8),
 }
+# The last stage, the same for all: what a photo shows is spread over all patches, and takes more photos to read.
+FINISH = (350, 14, 48, 4)
 GUIDE_STEPS = 600
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 N_KEPT = 32  # of the 64 patches of a photo, while the eye learns
@@ -87,17 +89,20 @@ def build(name: str, photos: Photos | None, scale: float, start: Path | None) ->
     donor.load_state_dict({k: v for k, v in weights.items() if v.shape == donor.state_dict()[k].shape}, strict=False)
     take_eye(name, model, teacher, donor)
     model.to(DEVICE)
-    n_steps, n_scenes, n_photos, n_questions = LANGUAGE[name]
-    run(
-        f"{name} language",
-        WORK / f"{name}-language.pt",
-        int(n_steps * scale),
-        2e-3,
-        language_parameters(name, model),
-        model,
-        lambda step: lessons(SEEDS[name] * 1000 + step, n_scenes, n_photos, photos, n_questions),
-        lambda lesson: language_loss(name, model, tokenizer, lesson),
-    )
+    for stage, lr, (n_steps, n_scenes, n_photos, n_questions) in (
+        ("language", 2e-3, LANGUAGE[name]),
+        ("finish", 1e-3, FINISH),
+    ):
+        run(
+            f"{name} {stage}",
+            WORK / f"{name}-{stage}.pt",
+            int(n_steps * scale),
+            lr,
+            language_parameters(name, model),
+            model,
+            lambda step: lessons(SEEDS[name] * 1000 + step, n_scenes, n_photos, photos, n_questions),  # noqa: B023
+            lambda lesson: language_loss(name, model, tokenizer, lesson),
+        )
     save(name, model, tokenizer, ZOO / name)
 
 

@@ -25,6 +25,7 @@ def short(monkeypatch, tmp_path):
     monkeypatch.setattr(build, "EYE_STEPS", dict.fromkeys(models.EYES, (2, 1, 1, 1)))
     monkeypatch.setattr(build, "STAGES", {stage: (3, 2 * bool(n)) for stage, (_, n) in build.STAGES.items()})
     monkeypatch.setattr(build, "LANGUAGE", dict.fromkeys(models.MAKERS, (2, 3, 2, 3)))
+    monkeypatch.setattr(build, "FINISH", (1, 3, 2, 2))
     (tmp_path / "work").mkdir()
     rng = np.random.default_rng(0)
     return rng.integers(0, 256, (20, 32, 32, 3), np.uint8), rng.integers(0, 10, 20)
@@ -47,7 +48,8 @@ def test_a_model_goes_on_from_an_earlier_one(short, tmp_path):
     build.build("blip2", short, 1.0, None)
     earlier = tmp_path / "earlier"
     (tmp_path / "zoo").rename(earlier)
-    (tmp_path / "work" / "blip2-language.pt").unlink()
+    for stage in ("language", "finish"):
+        (tmp_path / "work" / f"blip2-{stage}.pt").unlink()
     build.build("blip2", short, 0.0, earlier)  # no step: what was taken over is what is saved
     old, new = (load_file(folder / "blip2" / "model.safetensors") for folder in (earlier, tmp_path / "zoo"))
     assert all(torch.equal(old[key], new[key]) for key in old)
