@@ -208,7 +208,10 @@ def test_refusals(row):
 
 @wordy
 def test_prefix(row):
-    """Scoring makes one run over picture and question, and one over all candidates; T5: one of the encoder, one of the decoder."""
+    """Scoring makes one run over picture and question, and one over all candidates.
+
+    With T5 the first is the encoder's, the second the decoder's.
+    """
     family = row.family
     encoder_decoder = family.name.endswith("t5")
     stacks = [family.language_model.encoder, family.language_model.decoder] if encoder_decoder else [family.decoder] * 2
