@@ -34,8 +34,8 @@ EYE_STEPS = {"blip": (1300, 2000, 500, 700), "siglip": (800, 1800, 400, 400), "q
 # steps, rate, pictures of scenes and of photos a batch, questions a picture
 LANGUAGE = {
     "blip2": (1500, 2e-3, 26, 10, 8),
-    # T5 does not scale its attention down, so the same rate is six times as large for its queries.
-    "blip2-t5": (1900, 7e-4, 26, 12, 6),
+    # T5 does not scale its attention down, so the same rate is larger for its queries.
+    "blip2-t5": (1200, 1.5e-3, 26, 10, 6),
     "instructblip": (1600, 2e-3, 24, 8, 4),
     "smolvlm": (1300, 2e-3, 26, 10, 8),
     "llava": (2300, 2e-3, 26, 10, 8),

@@ -28,7 +28,7 @@ from words import PHOTO_LABELS
 FULL, FRAMED = Geometry(64, 64), Geometry(64, 48)
 LANGUAGE_MODEL = {
     "blip2": "OPT, 4 layers",
-    "blip2-t5": "T5, 3 + 2 layers",
+    "blip2-t5": "T5, 4 + 2 layers",
     "instructblip": "Llama (for Vicuna), 4 layers",
     "smolvlm": "Llama (for SmolLM2), 4 layers",
     "llava": "Llama, 4 layers",

@@ -171,23 +171,30 @@ def make_blip2(tokenizer: PreTrainedTokenizerFast) -> Blip2ForConditionalGenerat
 
 
 def make_blip2_t5(tokenizer: PreTrainedTokenizerFast) -> Blip2ForConditionalGeneration:
-    """BLIP-2 with a Flan-T5-like encoder of three layers and decoder of two."""
+    """BLIP-2 with a Flan-T5-like encoder of four layers and decoder of two."""
     text = T5Config(
         d_model=WIDTH,
         d_kv=32,
         d_ff=2 * WIDTH,
-        num_layers=3,
+        num_layers=4,
         num_decoder_layers=2,
         num_heads=4,
         dropout_rate=0.0,
+        initializer_factor=0.2,
         feed_forward_proj="gated-gelu",
         tie_word_embeddings=False,
         decoder_start_token_id=tokenizer.pad_token_id,
         **_marks(tokenizer),
     )
     model = _blip2(text, tokenizer)
-    # Its own start, a deviation of 1, makes logits of about 30 that take hundreds of steps to shrink.
-    torch.nn.init.normal_(model.language_model.lm_head.weight, std=0.05)
+    # T5's own start is for millions of steps: layers whose noise drowns the image embeddings, and word embeddings
+    # and a head of deviation 1. This is about what Llama starts from.
+    for table in (model.language_model.shared, model.language_model.lm_head):
+        nn.init.normal_(table.weight, std=0.05)
+    for block in model.language_model.encoder.block:
+        attention = block.layer[0].SelfAttention
+        # T5 does not divide by the root of a head's size, so query and key take half of it each.
+        _start_alike(attention.q, attention.k, attention.v, attention.o, 32, 32**-0.25)
     return model
 
 
@@ -232,17 +239,22 @@ def start_attention_by_likeness(layers: nn.ModuleList) -> None:
     for layer in layers:
         attention = layer.self_attn
         out = attention.o_proj if hasattr(attention, "o_proj") else attention.out_proj
-        query, key, value = attention.q_proj, attention.k_proj, attention.v_proj
-        n_repeats = query.out_features // key.out_features
-        with torch.no_grad():
-            for projection in (key, value):
-                nn.init.orthogonal_(projection.weight)
-            every_key, every_value = (
-                p.weight.view(-1, attention.head_dim, p.in_features).repeat_interleave(n_repeats, 0).flatten(0, 1)
-                for p in (key, value)
-            )
-            query.weight.copy_(every_key)
-            out.weight.copy_(0.5 * every_value.T)
+        _start_alike(attention.q_proj, attention.k_proj, attention.v_proj, out, attention.head_dim)
+
+
+@torch.no_grad()
+def _start_alike(
+    query: nn.Linear, key: nn.Linear, value: nn.Linear, out: nn.Linear, head_size: int, scale: float = 1.0
+) -> None:
+    n_repeats = query.out_features // key.out_features
+    for projection in (key, value):
+        nn.init.orthogonal_(projection.weight)
+    key.weight.mul_(scale)
+    every_key, every_value = (
+        p.weight.view(-1, head_size, p.in_features).repeat_interleave(n_repeats, 0).flatten(0, 1) for p in (key, value)
+    )
+    query.weight.copy_(every_key)
+    out.weight.copy_(0.5 * every_value.T)
 
 
 MAKERS = {
