@@ -35,7 +35,7 @@ EYE_STEPS = {"blip": (1300, 2000, 500, 700), "siglip": (800, 1800, 400, 400), "q
 LANGUAGE = {
     "blip2": (1500, 2e-3, 26, 10, 8),
     # T5 does not scale its attention down, so the same rate is larger for its queries.
-    "blip2-t5": (1200, 1.5e-3, 26, 10, 6),
+    "blip2-t5": (1500, 1.5e-3, 26, 10, 6),
     "instructblip": (1600, 2e-3, 24, 8, 4),
     "smolvlm": (1300, 2e-3, 26, 10, 8),
     "llava": (2300, 2e-3, 26, 10, 8),

@@ -152,6 +152,7 @@ def language_loss(
 ) -> tuple[Tensor, dict[str, float]]:
     """Cross-entropy of the answers on a frozen eye, and how near image embeddings are to their words."""
     before, after, space = LAYOUTS[name]
+    early = torch.zeros(())
     asked = [[_ids(tokenizer, after.format(question=q)) for q, _ in questions] for questions in lesson.questions]
     answered = [[_ids(tokenizer, space + a) for _, a in questions] for questions in lesson.questions]
     end = tokenizer.eos_token_id
@@ -163,7 +164,7 @@ def language_loss(
             features = _read(name, model, lesson.pixels)
         if name == "blip2-t5":
             image = project(name, model, features).repeat_interleave(n_questions, 0)
-            logits, wanted = _translate(model, tokenizer, image, [[*ids, end] for ids in flat], replies)
+            logits, wanted, early = _translate(model, tokenizer, image, [[*ids, end] for ids in flat], replies)
         else:
             read = _pad([[tokenizer.bos_token_id, *ids] for ids in flat], tokenizer.pad_token_id)
             features = ask_queries(name, model, features.repeat_interleave(n_questions, 0), read)
@@ -185,7 +186,7 @@ def language_loss(
     aligned = ALIGN_WEIGHT * alignment_loss(name, model, tokenizer, lesson, image)
     loss = F.cross_entropy(logits, wanted)
     right = (logits.argmax(-1) == wanted)[wanted != end].float()
-    return loss + aligned, {"answer": loss.item(), "right": right.mean().item(), "align": aligned.item()}
+    return loss + early + aligned, {"answer": loss.item(), "right": right.mean().item(), "align": aligned.item()}
 
 
 def _read(name: str, model: nn.Module, pixels: Tensor) -> Tensor:
@@ -210,16 +211,23 @@ def _translate(
     image: Tensor,
     asked: list[list[int]],
     replies: list[list[int]],
-) -> tuple[Tensor, Tensor]:
-    """Logits of an encoder-decoder and the tokens that they should name."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits of an encoder-decoder, the tokens that they should name, and a loss of the encoder alone.
+
+    That loss is the answer's first token read off the encoder's state at </s>: an encoder that learns
+    only through the decoder's attention takes several times as long to look anything up.
+    """
     t5, pad = model.language_model, tokenizer.pad_token_id
     ids, wanted = _pad(asked, pad), _pad(replies, IGNORE)
     inputs = torch.cat([image, t5.get_input_embeddings()(ids)], 1)
     mask = F.pad((ids != pad).long(), [image.shape[1], 0], value=1)
     shifted = F.pad(wanted.masked_fill(wanted == IGNORE, pad)[:, :-1], [1, 0], value=pad)
-    logits = t5(inputs_embeds=inputs, attention_mask=mask, decoder_input_ids=shifted, use_cache=False).logits
+    states = t5.encoder(inputs_embeds=inputs, attention_mask=mask).last_hidden_state
+    last = torch.tensor([image.shape[1] + len(row) - 1 for row in asked])
+    early = F.cross_entropy(t5.lm_head(states[torch.arange(len(states)), last]), wanted[:, 0])
+    logits = t5(encoder_outputs=(states,), attention_mask=mask, decoder_input_ids=shifted, use_cache=False).logits
     chosen = wanted != IGNORE
-    return logits[chosen], wanted[chosen]
+    return logits[chosen], wanted[chosen], early
 
 
 def _continue(

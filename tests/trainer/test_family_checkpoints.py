@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from transformers import LlavaOnevisionProcessor
 
 from tests.tiny import amend, save_tiny
@@ -88,7 +89,7 @@ def test_a_template_without_one_picture_and_one_question_is_refused(folder, temp
     assert families.load(folder).layout.prompt == "{image}{question}"
 
 
-@pytest.mark.parametrize("prompt", ["What is this? {image}", "{image} {image} {question}"])
+@pytest.mark.parametrize("prompt", ["What is this? {image}", "{image} {image} {question}", "{question} {image}"])
 def test_a_prompt_without_a_question_or_with_two_pictures_is_refused(folder, prompt):
     amend(folder, tvp_prompt=prompt)
     with pytest.raises(ModelError, match=r"must hold \{question\} and at most one \{image\}"):
@@ -134,3 +135,67 @@ def test_damaged_checkpoints_and_bad_devices_are_named(folder):
     (folder / "model.safetensors").unlink()
     with pytest.raises(ModelError, match="incomplete"):
         families.load(folder)
+
+
+def set_json(file, **fields):
+    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+
+
+def test_a_prompt_that_ends_in_a_space_keeps_the_answers_first_word(folder):
+    """The space belongs to the answer's first token, and so would take it along."""
+    set_json(folder / "config.json", tvp_prompt="USER: {image}\n{question} ASSISTANT: ")
+    family = families.load(folder)
+    answers = [family.answer_ids(answer) for answer in ("yes", "no", "3")]
+    assert [family.text(ids) for ids in answers] == ["yes", "no", "3"]
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("config.json", {"tvp_prompt": 3}),
+        ("config.json", {"vision_feature_layer": "last"}),
+        ("config.json", {"text_config": {"num_attention_heads": 0}}),
+        ("config.json", {"vision_config": {"model_type": "pixtral"}}),
+        ("preprocessor_config.json", {"image_mean": 0.5}),
+        ("preprocessor_config.json", {"image_mean": None}),
+        ("preprocessor_config.json", {"resample": 0}),
+        ("processor_config.json", None),
+        ("preprocessor_config.json", None),
+    ],
+)
+def test_a_checkpoint_with_a_broken_part_is_a_model_error(folder, file, change):
+    if change is None:
+        (folder / file).write_text("{ this is no JSON")
+    else:
+        set_json(folder / file, **change)
+    with pytest.raises(ModelError):
+        families.load(folder)
+
+
+def test_an_image_processor_that_is_not_there_is_not_guessed(folder):
+    (folder / "preprocessor_config.json").unlink()
+    with pytest.raises(ModelError):
+        families.load(folder)
+
+
+def test_of_several_end_tokens_the_one_of_chats_is_taught(folder):
+    set_json(folder / "generation_config.json", eos_token_id=[7, families.load(folder).tokenizer.eos_token_id, 9])
+    family = families.load(folder)
+    assert family.layout.end[0] == family.tokenizer.eos_token_id
+    assert set(family.layout.end) == {7, family.tokenizer.eos_token_id, 9}
+
+
+def test_answers_beyond_the_context_are_refused_in_scoring_too(tmp_path):
+    family = families.load(save_tiny("blip2", tmp_path / "model"))
+    seen = family.see(family.to_pixels(torch.rand(1, 3, 64, 64)))
+    n_left = family.n_positions - seen.shape[1] - len(family.prompt_ids("x")[1])
+    question, answer = "x" + " What" * (n_left - 1), "yes yes yes"
+    for call in (
+        lambda: family.answer_loss(seen, [question], [answer]),
+        lambda: family.answer_scores(seen, [question], [answer]),
+        lambda: family.generate(seen, [question], 8),
+    ):
+        with pytest.raises(RequestError, match="at most"):
+            call()
+    with pytest.raises(RequestError, match="max_new_tokens"):
+        family.generate(seen, ["x"], 0)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-import torch
 
 from . import families, tasks
 from .evaluate import accuracy
@@ -79,6 +78,7 @@ def train(models: tuple[str, ...], output: Path, device: str, restart: bool, **o
 @click.option("--inner", default=164, show_default=True, help="Side of the picture in a black frame, px.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the scenes.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1 …")
+@click.option("--batch", default=256, show_default=True, type=click.IntRange(1), help="Rows read at once.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the table as JSON.")
 def evaluate(
     models: tuple[str, ...],
@@ -90,11 +90,14 @@ def evaluate(
     inner: int,
     seed: int,
     device: str,
+    batch: int,
     output: Path | None,
 ) -> None:
     """Measure models on test data: the full picture, a black frame, and each prompt."""
     from .data import Subset
 
+    if output and not output.parent.is_dir():
+        raise click.UsageError(f"There is no folder {output.parent} to write {output.name} to.")
     task = tasks.get(task_name)
     loaded = {str(path): Prompt.load(path) for path in prompts}
     test = tasks.open_data(data, task, "test", n, seed)
@@ -107,13 +110,14 @@ def evaluate(
         shown[f"full picture, {geometry.canvas} px"] = Geometry(geometry.canvas, geometry.canvas, geometry.fit), None
         shown[f"black frame, {geometry.inner} in {geometry.canvas} px"] = geometry, None
     for name, prompt in loaded.items():
-        prompt.frame = prompt.frame.to(device)
         shown[name] = prompt.geometry, prompt
     rows = []
     for model in models:
-        family = families.load(model, torch.device(device))
+        family = families.load(model, device)
         for name, (place, chosen) in shown.items():
-            result = accuracy(family, test, place, chosen, task, quiet=not sys.stderr.isatty())
+            if chosen is not None:
+                chosen.frame = chosen.frame.to(family.device)
+            result = accuracy(family, test, place, chosen, task, batch, quiet=not sys.stderr.isatty())
             rows.append(
                 {
                     "model": model,

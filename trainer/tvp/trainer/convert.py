@@ -11,9 +11,9 @@ from __future__ import annotations
 import copy
 import json
 import math
-import pickle
 import re
 import shutil
+import tempfile
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -22,7 +22,6 @@ from pathlib import Path
 import torch
 from huggingface_hub import save_torch_state_dict
 from PIL import Image
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import (
@@ -115,9 +114,8 @@ def convert(
     )
     reader = _tokenizer(qformer_tokenizer) if qformer_tokenizer is not None else None
 
-    temporary = output.with_name(output.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".tmp", dir=output.parent))
     try:
         save_torch_state_dict(_apart(weights), temporary, metadata={"format": "pt"})
         config.save_pretrained(temporary)
@@ -125,6 +123,7 @@ def convert(
         processor.save_pretrained(temporary)
         if reader is not None:
             reader.save_pretrained(temporary / "qformer_tokenizer")
+        temporary.chmod(0o755)  # mkdtemp makes folders that only their owner reads
         temporary.rename(output)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -140,9 +139,9 @@ def _read(file: Path) -> dict[str, Tensor]:
         found = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except FileNotFoundError as error:
         raise ModelError(f"There is no checkpoint {file}.") from error
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
+    except Exception as error:  # the unpickler raises whatever damage leads to
         raise ModelError(
-            f"The checkpoint {file} cannot be read: {str(error).splitlines()[0]} Download it again; files that "
+            f"The checkpoint {file} cannot be read: {_first_line(error)} Download it again; files that "
             "hold more than tensors are not opened, because opening one can run code."
         ) from error
     for wrapper in ("model", "module", "state_dict"):
@@ -152,6 +151,10 @@ def _read(file: Path) -> dict[str, Tensor]:
     if not tensors:
         raise ModelError(f"The checkpoint {file} holds no named tensors.")
     return tensors
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _read_folder(folder: Path) -> dict[str, Tensor]:
@@ -183,7 +186,8 @@ def _text_config(plan: Kind, folder: Path) -> PretrainedConfig:
         about = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError) as error:
         raise ModelError(f"The language model {folder} has no readable config.json: {error}") from error
-    if about.get("model_type") != plan.text_type:
+    if not isinstance(about, dict) or about.get("model_type") != plan.text_type:
+        about = about if isinstance(about, dict) else {}
         raise ModelError(
             f"The language model {folder} is of the architecture {about.get('model_type')!r}; this needs "
             f"{plan.text_type!r}."
@@ -191,7 +195,10 @@ def _text_config(plan: Kind, folder: Path) -> PretrainedConfig:
     if plan.text is ChatGLMConfig:  # VisualGLM's own config.json also describes its eye
         about = {k: v for k, v in about.items() if k not in ("eva_config", "qformer_config", "auto_map")}
     # The parts are of different types, so the result claims none.
-    return plan.text.from_dict({k: v for k, v in about.items() if k not in ("torch_dtype", "dtype")})
+    try:
+        return plan.text.from_dict({k: v for k, v in about.items() if k not in ("torch_dtype", "dtype")})
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise ModelError(f"The config.json of {folder} makes no model: {error}") from error
 
 
 def _tokenizer(source: str | Path | PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
@@ -201,7 +208,7 @@ def _tokenizer(source: str | Path | PreTrainedTokenizerBase) -> PreTrainedTokeni
         return AutoTokenizer.from_pretrained(source)
     except Exception as error:  # sentencepiece, tokenizers and transformers each raise their own
         raise ModelError(
-            f"There is no tokenizer in {source} that transformers reads by itself: {str(error).splitlines()[0]} "
+            f"There is no tokenizer in {source} that transformers reads by itself: {_first_line(error)} "
             "Name a folder that has a tokenizer.json."
         ) from error
 

@@ -43,11 +43,13 @@ def accuracy(
     geometry: Geometry,
     prompt: Prompt | None = None,
     task: Task | None = None,
-    batch: int = 64,
+    batch: int = 256,
     quiet: bool = True,
 ) -> Accuracy:
     """Ask everything in `data` and compare with the answers.
 
+    batch: how many rows (questions, each with its labels) the language model reads at once; lower it where
+        memory is short.
     geometry: `inner == canvas` shows the full picture; a smaller inner size without a prompt shows it
         in a black frame.
     A question with labels is answered by the one that scores best, unless the task is `free` and the model
@@ -55,8 +57,9 @@ def accuracy(
     """
     right: list[bool] = []
     free = task is None or task.free
-    for start in tqdm(range(0, len(data), batch), disable=quiet, desc="evaluating"):
-        samples = [data[i] for i in range(start, min(start + batch, len(data)))]
+    n_pictures = max(1, batch // 4)  # most have a few questions
+    for start in tqdm(range(0, len(data), n_pictures), disable=quiet, desc="evaluating"):
+        samples = [data[i] for i in range(start, min(start + n_pictures, len(data)))]
         shrunk = np.stack([geometry.shrink(sample.picture) for sample in samples])
         canvas = geometry.place(torch.from_numpy(shrunk).to(family.device))
         if prompt is not None:
@@ -68,7 +71,7 @@ def accuracy(
             embeddings = family.connect(features[rows], [question.text for question in asked])
         else:
             embeddings = family.connect(features)[rows]
-        answers = _answers(family, embeddings, asked, free and family.generates)
+        answers = _answers(family, embeddings, asked, free and family.generates, batch)
         right += [answer == question.answer for answer, question in zip(answers, asked, strict=True)]
     return summarise(np.array(right, bool))
 
@@ -82,12 +85,18 @@ def summarise(right: NDArray[np.bool_], n_resamples: int = 2000) -> Accuracy:
     return Accuracy(mean, float(low), float(high), len(right), right)
 
 
-def _answers(family: Family, embeddings: Any, asked: Sequence[Question], free: bool) -> list[str]:
+def _answers(family: Family, embeddings: Any, asked: Sequence[Question], free: bool, batch: int) -> list[str]:
     answers = [""] * len(asked)
     groups: dict[tuple[str, ...], list[int]] = {}
     for i, question in enumerate(asked):
         groups.setdefault(() if free else question.labels, []).append(i)
-    for labels, rows in groups.items():
+    runs = [
+        (labels, rows[start : start + size])
+        for labels, rows in groups.items()
+        for size in [max(1, batch // max(1, len(labels)))]
+        for start in range(0, len(rows), size)
+    ]
+    for labels, rows in runs:
         texts = [asked[i].text for i in rows]
         if labels:
             best = family.answer_scores(embeddings[rows], texts, labels).argmax(-1).tolist()

@@ -190,7 +190,7 @@ def train(
     checkpoint = folder / "checkpoint.pt"
     if not resume:
         checkpoint.unlink(missing_ok=True)
-    identity = _identity(config, data, guide)
+    identity = _identity(config, sources, data, guide)
     if checkpoint.exists():
         start = _restore(checkpoint, identity, result, update)
         log.info("resumed at step %d of %d", start, n_steps)
@@ -207,6 +207,8 @@ def train(
         result.steps.append({"step": step + 1, "seconds": time.perf_counter() - began, **facts})
         bar.set_postfix({name: f"{value:.3f}" for name, value in facts.items()}, refresh=False)
         last = step + 1 == n_steps
+        if last:  # before the validation, so that nothing that happens there loses the run
+            _save_checkpoint(checkpoint, identity, result, update, step + 1)
         if last or (config.validate_every and (step + 1) % config.validate_every == 0):
             scores = [accuracy(source, validation, geometry, prompt, task).accuracy for source in sources]
             result.validations.append({"step": step + 1, "accuracy": float(np.mean(scores))})
@@ -283,7 +285,7 @@ def _gradient(
     return facts, gradient
 
 
-def _identity(config: TrainConfig, data: Data, guide: Guide | None) -> dict[str, Any]:
+def _identity(config: TrainConfig, sources: Sequence[Family], data: Data, guide: Guide | None) -> dict[str, Any]:
     """What a run is made of, by content: a name alone may stand for other weights or rows tomorrow."""
     total = hashlib.sha256()
     for i in range(0, len(data), max(1, len(data) // 16)):  # some samples, so that nothing large is read twice
@@ -293,6 +295,10 @@ def _identity(config: TrainConfig, data: Data, guide: Guide | None) -> dict[str,
     return {
         "config": asdict(config),
         "sources": {name: families.digest(name) for name in config.models},
+        "asked": {
+            name: repr((getattr(source, "layout", ""), source.pixel_format))
+            for name, source in zip(config.models, sources, strict=True)
+        },
         "guide": {config.guide: families.digest(config.guide)} if guide else {},
         "data": {"n": len(data), "fingerprint": total.hexdigest()},
     }

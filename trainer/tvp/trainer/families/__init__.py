@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from tvp.sdk.errors import ModelError, RequestError, near
+from tvp.sdk.errors import ModelError, RequestError, TvpError, near
 
 from ._checkpoint import Checkpoint
 from ._family import Family, WordFamily
@@ -60,10 +60,15 @@ def load(name: str | Path, device: str | torch.device = "cpu") -> Family:
                 f"The model {str(name)!r} is of the architecture {checkpoint.kind!r}, which no family covers; "
                 f"supported are {', '.join(FAMILIES)}.{near(checkpoint.kind, FAMILIES)}"
             )
-        family = import_module(f".{FAMILIES[checkpoint.kind]}", __package__).make(checkpoint)
+        try:
+            family = import_module(f".{FAMILIES[checkpoint.kind]}", __package__).make(checkpoint)
+        except TvpError:
+            raise
+        except Exception as error:  # a configuration with values that make no model
+            raise ModelError(f"The checkpoint of {str(name)!r} is damaged: {type(error).__name__}: {error}") from error
     try:
         family.model = family.model.to(device)
-    except (RuntimeError, AssertionError) as error:  # torch's, for an unknown device and for no CUDA
+    except (RuntimeError, AssertionError, ValueError) as error:  # torch's, for an unknown device and for no CUDA
         raise RequestError(f"The device {str(device)!r} cannot be used: {error}") from error
     return family
 
@@ -83,7 +88,7 @@ def digest(name: str | Path) -> str:
     """A sha256 that names a local checkpoint by its weights; '' for a model that is not a local folder."""
     folder = Path(locate(name))
     total = hashlib.sha256()
-    files = sorted(folder.glob("*.safetensors"))
+    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
     for file in files:
         with open(file, "rb") as stream:
             total.update(hashlib.file_digest(stream, "sha256").digest())

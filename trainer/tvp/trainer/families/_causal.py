@@ -16,13 +16,7 @@ from ._family import Answers, WordFamily
 
 
 class CausalFamily(WordFamily):
-    """A subclass gives `decoder`; and where its decoder differs, `positions`, `attention` or `advance`.
-
-    advance: what a further token adds to the positions of the one before.
-    """
-
-    exports = True
-    advance: Tensor | int = 1
+    """A subclass gives `decoder`; and where its decoder differs, `positions`, `attention` or `advance`."""
 
     @property
     def decoder(self) -> nn.Module:
@@ -41,6 +35,10 @@ class CausalFamily(WordFamily):
         Returns (n, length), or (axes, n, length) for a model with several positions a token.
         """
         return (real.cumsum(1) - 1).clamp(min=0)
+
+    def advance(self, position: Tensor, n: Tensor | int) -> Tensor:
+        """Positions of the n-th further tokens after one at `position`."""
+        return position + n
 
     def attention(self, real: Tensor, n_context: Tensor | None, n_new: int) -> Tensor:
         """What the decoder gets as its mask when the last n_new of the columns of `real` are new.
@@ -106,9 +104,9 @@ class CausalFamily(WordFamily):
         """Mean log-probabilities. Picture and question run once; the candidates continue copies of their cache."""
         if not candidates:
             raise RequestError("There are no candidates to score; give at least one answer text.")
-        cache, positions, mask, logits = self._prefill(embeddings, questions)
-        n, n_candidates = len(questions), len(candidates)
         answered = [self.answer_ids(candidate) for candidate in candidates]
+        cache, positions, mask, logits = self._prefill(embeddings, questions, max(map(len, answered)) - 1)
+        n, n_candidates = len(questions), len(candidates)
         text, real = self._pad([ids[:-1] for ids in answered], left=False)
         total = logits.log_softmax(-1)[:, [ids[0] for ids in answered]]  # (n, n_candidates)
         length = text.shape[1]
@@ -116,7 +114,7 @@ class CausalFamily(WordFamily):
             cache.batch_repeat_interleave(n_candidates)
             steps = torch.arange(length, device=self.device)
             every = torch.cat([mask.repeat_interleave(n_candidates, 0), real.repeat(n, 1)], 1)
-            further = positions[..., -1:] + self.advance * (1 + steps)
+            further = self.advance(positions[..., -1:], 1 + steps)
             hidden = self.decode(
                 self.embed_tokens(text.repeat(n, 1)), every, further.repeat_interleave(n_candidates, -2), cache=cache
             )
@@ -132,30 +130,36 @@ class CausalFamily(WordFamily):
         self, embeddings: Float[Tensor, "n n_image n_text"], questions: Sequence[str], max_new_tokens: int = 16
     ) -> tuple[list[list[int]], list[Float[Tensor, "n_new n_vocab"]]]:
         """Answer greedily; returns each row's token ids (end token included) and their logits."""
-        cache, positions, real, logits = self._prefill(embeddings, questions)
+        cache, positions, real, logits = self._prefill(embeddings, questions, max_new_tokens - 1)
         answers = Answers(len(questions), self.layout.end, max_new_tokens)
         position = positions[..., -1:]
         while (chosen := answers.add(logits)) is not None:
-            position = position + self.advance
+            position = self.advance(position, 1)
             real = F.pad(real, [0, 1], value=1)
             hidden = self.decode(self.embed_tokens(chosen[:, None]), real, position, cache=cache)
             logits = self.head(hidden[:, -1])
         return answers.tokens, answers.logits
 
-    def _join(self, before: list[int], embeddings: Tensor, text: Tensor) -> Float[Tensor, "n n_all n_text"]:
-        self._refuse_too_long(len(before) + embeddings.shape[1] + text.shape[1])
+    def _join(
+        self, before: list[int], embeddings: Tensor, text: Tensor, n_more: int = 0
+    ) -> Float[Tensor, "n n_all n_text"]:
+        self._refuse_too_long(len(before) + embeddings.shape[1] + text.shape[1] + n_more)
         prefix = self.embed_tokens(torch.tensor(before, device=text.device).long())
         return torch.cat([prefix.expand(len(text), -1, -1), embeddings, self.embed_tokens(text)], 1)
 
-    def _prefill(self, embeddings: Tensor, questions: Sequence[str]) -> tuple[DynamicCache, Tensor, Tensor, Tensor]:
+    def _prefill(
+        self, embeddings: Tensor, questions: Sequence[str], n_more: int
+    ) -> tuple[DynamicCache, Tensor, Tensor, Tensor]:
         """Run picture and question; returns the cache, positions, mask and the last logits.
+
+        n_more: tokens that will follow, for which there must be room.
 
         Rows are aligned on their last token by padding between picture and start, so the padding
         sits on the left of everything and positions start behind it.
         """
         prompts = [self.prompt_ids(question) for question in questions]
         text, real = self._pad([after for _, after in prompts], left=True)
-        inputs = self._join(prompts[0][0], embeddings, text)
+        inputs = self._join(prompts[0][0], embeddings, text, n_more)
         length = inputs.shape[1]
         n_before = length - text.shape[1]
         n_missing = (real == 0).sum(1)

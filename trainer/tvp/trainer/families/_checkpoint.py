@@ -9,6 +9,7 @@ import torch
 from transformers import (
     AutoImageProcessor,
     AutoTokenizer,
+    ImageProcessingMixin,
     PretrainedConfig,
     PreTrainedTokenizerBase,
     ProcessorMixin,
@@ -33,9 +34,12 @@ class Checkpoint:
         self.name, self.place = name, place
         try:
             self.config, _ = PretrainedConfig.get_config_dict(place)
-            self.kind = str(self.config.get("tvp_family") or self.config["model_type"])
         except Exception as error:  # the hub, json and transformers each raise their own
             raise ModelError(f"There is no model {name!r} with a readable config.json: {error}") from error
+        kind = self.config.get("tvp_family") or self.config.get("model_type")
+        if not isinstance(kind, str):
+            raise ModelError(f"The model {name!r} has no readable config.json: it names no model_type.")
+        self.kind = kind
 
     def weights(self, architecture: Any) -> Any:
         """Load the weights in float32 into a class with `from_pretrained`."""
@@ -55,27 +59,33 @@ class Checkpoint:
 
     def pixel_format(self, size: int) -> PixelFormat:
         """Read mean and standard deviation of the image processor, and its filter."""
+        # Without the file transformers would take its class's defaults, and so another model's, without a word.
+        said, _ = self._read(lambda: ImageProcessingMixin.get_image_processor_dict(self.place))
         processor = self._read(lambda: AutoImageProcessor.from_pretrained(self.place, use_fast=False))
-        mean, std = processor.image_mean, processor.image_std
-        if len(mean) != 3 or len(std) != 3:
-            raise ModelError(f"The image processor has {len(mean)} channels; TVP prompts have three (RGB).")
-        resample = int(getattr(processor, "resample", None) or 3)
+        mean, std = (said.get(name) for name in ("image_mean", "image_std"))
+        if any(not isinstance(v, list | tuple) or len(v) != 3 for v in (mean, std)):
+            raise ModelError(
+                f"The image processor of {self.name!r} has mean {mean} and deviation {std}; TVP needs three of each."
+            )
+        resample = getattr(processor, "resample", None)
+        resample = 3 if resample is None else int(resample)
         if resample not in PILLOW:
             raise ModelError(
                 f"The image processor resizes with Pillow's filter {resample}; TVP knows {', '.join(PILLOW.values())}."
             )
-        return PixelFormat(size, tuple(mean), tuple(std), PILLOW[resample])
+        return PixelFormat(size, tuple(mean or ()), tuple(std or ()), PILLOW[resample])
 
     def chat_template(self, tokenizer: PreTrainedTokenizerBase) -> str | None:
         """The checkpoint's own chat template, which processors keep beside the tokenizer's."""
-        try:
-            settings, _ = ProcessorMixin.get_processor_dict(self.place)
-        except OSError:  # no processor settings at all
-            settings = {}
-        return settings.get("chat_template") or getattr(tokenizer, "chat_template", None)
+        # Without its settings a processor gives none; a file that is there must be readable.
+        settings, _ = self._read(lambda: ProcessorMixin.get_processor_dict(self.place))
+        found = settings.get("chat_template") or getattr(tokenizer, "chat_template", None)
+        return found.get("default") if isinstance(found, dict) else found
 
     def _read(self, load: Callable[[], T]) -> T:
         try:
             return load()
+        except ImportError as error:
+            raise ModelError(f"{self.name!r} needs a package that is not installed: {error}") from error
         except Exception as error:  # safetensors, tokenizers and the hub each raise their own
             raise ModelError(f"The checkpoint of {self.name!r} is incomplete or damaged: {error}") from error

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from tvp.sdk._layout import Layout, Words
-from tvp.sdk.errors import RequestError
+from tvp.sdk.errors import ModelError, RequestError
 
 from ._pixels import PixelFormat, to_pixels
 
@@ -132,7 +132,11 @@ class WordFamily(Family):
         ends = self.model.generation_config.eos_token_id
         if ends is None:
             ends = self.tokenizer.eos_token_id
-        return tuple(ends) if isinstance(ends, list) else (ends,)
+        ends = [end for end in (ends if isinstance(ends, list) else [ends]) if end is not None]
+        if not ends:
+            raise ModelError("Neither generation_config.json nor the tokenizer says which token ends an answer.")
+        # The first is the one that training teaches: of several, what ends a turn in the model's chats.
+        return tuple(sorted(ends, key=lambda end: end != self.tokenizer.eos_token_id))
 
     @property
     def text_config(self) -> Any:
@@ -143,9 +147,10 @@ class WordFamily(Family):
         """How many tokens the language model reads; None where nothing bounds it."""
         return getattr(self.text_config, "max_position_embeddings", None)
 
-    def image_token(self, token_id: int) -> str:
+    def image_token(self, token_id: int | None) -> str:
         """The text of the token that stands for the image while a prompt is tokenised."""
-        return self.tokenizer.convert_ids_to_tokens(token_id)  # type: ignore[no-any-return]
+        token = None if token_id is None else self.tokenizer.convert_ids_to_tokens(token_id)
+        return token or ""
 
     def generate_tokens(
         self, embeddings: Float[Tensor, "n n_image n_text"], questions: Sequence[str], max_new_tokens: int = 16
@@ -197,6 +202,8 @@ class Answers:
     """The tokens that rows of a batch have been answered with so far, each up to its end token."""
 
     def __init__(self, n: int, ends: Sequence[int], max_new_tokens: int) -> None:
+        if max_new_tokens < 1:
+            raise RequestError(f"max_new_tokens is {max_new_tokens}; it must be at least 1.")
         self._ends, self._left = set(ends), max_new_tokens
         self.tokens: list[list[int]] = [[] for _ in range(n)]
         self._logits: list[list[Tensor]] = [[] for _ in range(n)]

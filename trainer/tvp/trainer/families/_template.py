@@ -28,10 +28,11 @@ def layout_of(
     prompt = getattr(family.model.config, "tvp_prompt", None)
     if prompt is None and family.template:
         prompt = _render(family, family.template, image_token).replace(image_token, image)
-    prompt = prompt or default
-    if QUESTION not in prompt or prompt.count("{image}") > 1:
+    # A space at the end would merge with the answer's first token; it is written before the answer instead.
+    prompt = str(prompt or default).rstrip(" ")
+    if QUESTION not in prompt or prompt.count("{image}") > 1 or "{image}" in prompt.partition(QUESTION)[2]:
         raise ModelError(
-            f"The prompt of this checkpoint ({prompt!r}) must hold {QUESTION} and at most one {{image}}. "
+            f"The prompt of this checkpoint ({prompt!r}) must hold {QUESTION} and at most one {{image}}, before it. "
             "Set tvp_prompt in its config.json."
         )
     answer = "{answer}" if apart or prompt[-1].isspace() else " {answer}"

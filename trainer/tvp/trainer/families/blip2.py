@@ -45,6 +45,7 @@ class Blip2(Eye, CausalFamily):
     """`Blip2ForConditionalGeneration` of transformers with a decoder-only language model."""
 
     name = "blip-2"
+    exports = True
 
     def make_layout(self) -> Layout:
         # No {image}: Blip2Processor puts the image tokens first, before the begin token.
@@ -75,7 +76,7 @@ class MiniGpt4(Blip2):
 
     @property
     def end_tokens(self) -> tuple[int, ...]:
-        """The first token of what ends an answer, behind a word and by itself; then the checkpoint's."""
+        """The first token of what ends an answer behind a word, the last of it alone; then the checkpoint's."""
         texts = ("a", f"a{self.ends_with}", self.ends_with)
         word, answered, alone = (self.tokenizer(text, add_special_tokens=False).input_ids for text in texts)
         return tuple(dict.fromkeys([*answered[len(word) :][:1], *alone[-1:], *super().end_tokens]))

@@ -31,7 +31,6 @@ class _Eye(WordFamily):
     """ViT, and a Q-Former that reads the prompt with its own tokenizer."""
 
     reads_question = True
-    exports = False
 
     def __init__(
         self,

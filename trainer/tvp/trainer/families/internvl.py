@@ -22,7 +22,6 @@ class InternVl(CausalFamily):
     """`InternVLForConditionalGeneration` of transformers."""
 
     name = "internvl"
-    exports = False  # the exporter cannot trace its pixel shuffle so far
 
     def make_layout(self) -> Layout:
         image = "<img>{image}</img>"

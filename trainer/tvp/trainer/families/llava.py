@@ -18,11 +18,13 @@ from transformers import (
 )
 
 from tvp.sdk._layout import Layout
+from tvp.sdk.errors import ModelError
 
 from ._causal import CausalFamily
 from ._checkpoint import Checkpoint
 from ._template import layout_of
 
+EYES = ("clip_vision_model", "siglip_vision_model")  # Pixtral's, for one, joins a batch into one picture
 CLASSES = {
     "llava": LlavaForConditionalGeneration,
     "llava_next": LlavaNextForConditionalGeneration,
@@ -34,6 +36,7 @@ class Llava(CausalFamily):
     """`LlavaForConditionalGeneration` of transformers and its two successors."""
 
     name = "llava"
+    exports = True
 
     def make_layout(self) -> Layout:
         token = self.image_token(self.model.config.image_token_index)
@@ -66,6 +69,9 @@ class Llava(CausalFamily):
 
 
 def make(checkpoint: Checkpoint) -> Llava:
+    eye = checkpoint.config.get("vision_config", {}).get("model_type", "clip_vision_model")
+    if eye not in EYES:
+        raise ModelError(f"This LLaVA sees with {eye!r}; supported eyes are {', '.join(EYES)}.")
     model = checkpoint.weights(CLASSES[checkpoint.kind])
     tokenizer = checkpoint.tokenizer()
     pixel_format = checkpoint.pixel_format(model.config.vision_config.image_size)

@@ -23,7 +23,6 @@ class PaliGemma(CausalFamily):
     """`PaliGemmaForConditionalGeneration` of transformers."""
 
     name = "paligemma"
-    exports = False  # the exporter writes causal attention so far
 
     def make_layout(self) -> Layout:
         # No {image}: PaliGemmaProcessor puts the image tokens first, before the begin token.

@@ -33,7 +33,6 @@ class Qwen2Vl(CausalFamily):
     """`Qwen2VLForConditionalGeneration` and `Qwen2_5_VLForConditionalGeneration` of transformers."""
 
     name = "qwen2-vl"
-    exports = False  # the exporter writes one position a token so far
 
     def __init__(
         self, model: Any, tokenizer: PreTrainedTokenizerBase, pixel_format: PixelFormat, template: str | None = None

@@ -1,7 +1,8 @@
 """SmolVLM and Idefics3: a SigLIP eye, pixel shuffle, a Llama; a picture is one tile.
 
 Sources: Idefics3 (arXiv 2408.12637), SmolVLM (arXiv 2504.05299). Their processors can cut a picture
-into tiles; a prompted canvas is shown whole, as `do_image_splitting=False` does.
+into tiles; a prompted canvas is shown whole, as `do_image_splitting=False` does, and resized once: a
+processor whose `size.longest_edge` is larger than a tile enlarges to that first, which blurs a little.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ class SmolVlm(CausalFamily):
     """`SmolVLMForConditionalGeneration` and `Idefics3ForConditionalGeneration` of transformers."""
 
     name = "smolvlm"
-    exports = False  # the exporter cannot trace its position embeddings so far
 
     def make_layout(self) -> Layout:
         image = f"{AROUND}{WHOLE}{{image}}{AROUND}"

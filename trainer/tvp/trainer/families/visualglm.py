@@ -23,8 +23,6 @@ class VisualGlm(Eye, CausalFamily):
     """A prompt is `<img>…</img>问：{question}\\n答：[gMASK]<sop>`, and sees all of itself but for <sop>."""
 
     name = "visualglm"
-    exports = False  # neither its positions nor its attention is written so far
-    advance = torch.tensor([0, 1]).view(2, 1, 1)  # a further token stands in the same place, one block on
 
     def make_layout(self) -> Layout:
         return layout_of(
@@ -48,6 +46,11 @@ class VisualGlm(Eye, CausalFamily):
         n_padding = (real.cumsum(1) == 0).sum(1)
         context = (n_context - n_padding - 1)[:, None]  # without <sop>
         return torch.stack([torch.minimum(order, context - 1), (order - context + 1).clamp(min=0)])
+
+    def advance(self, position: Tensor, n: Tensor | int) -> Tensor:
+        """A further token stands in the same place, one block on."""
+        place, block = position
+        return torch.stack([place.expand_as(block + n), block + n])
 
     def attention(self, real: Tensor, n_context: Tensor | None, n_new: int) -> Tensor:
         context = None if n_context is None else n_context - 1
