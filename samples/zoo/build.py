@@ -35,11 +35,11 @@ EYE_STEPS = {"blip": (1300, 2000, 500, 700), "siglip": (800, 1800, 400, 400), "q
 LANGUAGE = {
     "blip2": (1500, 2e-3, 26, 10, 8),
     # T5 does not scale its attention down, so the same rate is larger for its queries.
-    "blip2-t5": (1500, 1.5e-3, 26, 10, 6),
+    "blip2-t5": (4000, 1.5e-3, 26, 10, 6),
     "instructblip": (1600, 2e-3, 24, 8, 4),
     "smolvlm": (1300, 2e-3, 26, 10, 8),
     "llava": (2300, 2e-3, 26, 10, 8),
-    "qwen2vl": (1300, 2e-3, 26, 10, 8),
+    "qwen2vl": (2000, 2e-3, 26, 10, 8),
 }
 # The last stage, the same for all: what a photo shows is spread over all patches, and takes more photos to read.
 FINISH = (350, 1e-3, 14, 48, 4)

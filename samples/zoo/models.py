@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     Blip2Config,
     Blip2ForConditionalGeneration,
@@ -191,6 +191,7 @@ def make_blip2_t5(tokenizer: PreTrainedTokenizerFast) -> Blip2ForConditionalGene
     # and a head of deviation 1. This is about what Llama starts from.
     for table in (model.language_model.shared, model.language_model.lm_head):
         nn.init.normal_(table.weight, std=0.05)
+    _start_near(model.language_model.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight)
     for block in model.language_model.encoder.block:
         attention = block.layer[0].SelfAttention
         # T5 does not divide by the root of a head's size, so query and key take half of it each.
@@ -240,6 +241,19 @@ def start_attention_by_likeness(layers: nn.ModuleList) -> None:
         attention = layer.self_attn
         out = attention.o_proj if hasattr(attention, "o_proj") else attention.out_proj
         _start_alike(attention.q_proj, attention.k_proj, attention.v_proj, out, attention.head_dim)
+
+
+@torch.no_grad()
+def _start_near(biases: Tensor) -> None:
+    """Let three of T5's four heads prefer what is near, which its biases (32 distances, 4 heads) learn slowly.
+
+    One prefers the token before, two fade with the distance as ALiBi's do (arXiv 2108.12409).
+    """
+    distance = torch.tensor([*range(8), 8, 11, 16, 23, 32, 46, 64, 91.0])  # of each bucket, in either direction
+    biases.zero_()
+    biases[:, 1] = -0.5 * distance.repeat(2)
+    biases[:, 2] = -1.5 * distance.repeat(2)
+    biases[1, 3] = 6.0
 
 
 @torch.no_grad()
