@@ -12,12 +12,7 @@ from tvp.trainer import scenes
 PHOTO_LABELS = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 PHOTO_QUESTIONS = ("What is in the photo?", "This is a photo of a")
 BOS, PAD, EOS, UNK, IMAGE = "<s>", "<pad>", "</s>", "<unk>", "<image>"
-SMOL_END, SMOL_AROUND, SMOL_WHOLE, SMOL_IMAGE = (
-    "<end_of_utterance>",
-    "<fake_token_around_image>",
-    "<global-img>",
-    "<image>",
-)
+SMOL_END, SMOL_AROUND, SMOL_WHOLE = "<end_of_utterance>", "<fake_token_around_image>", "<global-img>"
 QWEN_START, QWEN_END, QWEN_IMAGE = "<|im_start|>", "<|im_end|>", "<|image_pad|>"
 # Special tokens beside the five that all have, in the spelling of the published models.
 EXTRA = {

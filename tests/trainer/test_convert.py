@@ -1,4 +1,8 @@
-"""Published layouts become folders that give the published models' outputs."""
+"""Published layouts become folders that give the published models' outputs.
+
+Over 400 lines because the published names of two layouts are written out here once more, apart from the code's
+own tables, so that they are an oracle.
+"""
 
 from __future__ import annotations
 
