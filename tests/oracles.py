@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from tests.glm import visualglm_image_embeds
 from tests.tiny import CANVAS, N_QUERIES
 from tests.tokens import IMAGE
 
@@ -196,7 +197,7 @@ class Published:
         """Logits at <sop> and behind: all before <sop> sees itself, and stands at block 0."""
         language, (before, after) = self.model.language_model, asked
         words = language.transformer.word_embeddings
-        seen = self.model.image_embeds(self.images(picture, return_tensors="pt").pixel_values)[0]
+        seen = visualglm_image_embeds(self.model, self.images(picture, return_tensors="pt").pixel_values)[0]
         inputs = torch.cat([words(torch.tensor(before)), seen, words(torch.tensor(after + answered))])[None]
         n_context, length = len(before) + len(seen) + len(after) - 1, inputs.shape[1]
         place = torch.arange(length)

@@ -9,13 +9,13 @@ import pytest
 import torch
 from transformers import DynamicCache
 
+from tests.glm import prefix_layout
 from tvp.sdk.errors import ModelError
 from tvp.trainer.families._chatglm import (
     ChatGLMConfig,
     ChatGLMForConditionalGeneration,
     _rotate,
     _rotations,
-    prefix_layout,
 )
 
 N_LAYERS, N_HEADS, HEAD, WIDTH, N_VOCAB = 3, 2, 8, 16, 40

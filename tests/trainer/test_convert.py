@@ -28,13 +28,14 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from tests.glm import prefix_layout, visualglm_image_embeds
 from tvp.sdk.errors import ModelError
 from tvp.trainer import convert as module
 from tvp.trainer import families
 from tvp.trainer.convert import convert
 from tvp.trainer.convert_cli import convert as command
 from tvp.trainer.families._bliva_model import BlivaForConditionalGeneration
-from tvp.trainer.families._chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration, prefix_layout
+from tvp.trainer.families._chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
 from tvp.trainer.families._visualglm_model import VisualGLMConfig, VisualGLMForConditionalGeneration
 
 EYE, QFORMER, TEXT, N_VOCAB, N_QUERIES, N_EYE_LAYERS, N_LAYERS = 88, 64, 32, 24, 4, 2, 3
@@ -431,7 +432,7 @@ def test_visualglm_sees_as_its_release(layout, pixels, tmp_path):
     assert not report["unexpected_keys"]
     assert model.generation_config.eos_token_id == 21
     with torch.no_grad():
-        torch.testing.assert_close(model.eval().image_embeds(pixels), sat_forward(tensors, pixels))
+        torch.testing.assert_close(visualglm_image_embeds(model.eval(), pixels), sat_forward(tensors, pixels))
         ids = torch.tensor([[3, 4, 19, 20, 5]])
         mask, positions = prefix_layout([3], 5)
         ours = model.language_model(ids, attention_mask=mask, position_ids=positions)
@@ -440,7 +441,7 @@ def test_visualglm_sees_as_its_release(layout, pixels, tmp_path):
     model.save_pretrained(tmp_path / "again")
     again = VisualGLMForConditionalGeneration.from_pretrained(tmp_path / "again")
     with torch.no_grad():
-        assert torch.equal(again.eval().image_embeds(pixels), model.image_embeds(pixels))
+        assert torch.equal(visualglm_image_embeds(again.eval(), pixels), visualglm_image_embeds(model, pixels))
     assert_the_family_answers(out, "visualglm", N_QUERIES)
 
 

@@ -64,13 +64,10 @@ def accuracy(
         canvas = geometry.place(torch.from_numpy(shrunk).to(family.device))
         if prompt is not None:
             canvas = prompt.on(canvas)
-        rows = [i for i, sample in enumerate(samples) for _ in sample.questions]
+        rows = torch.tensor([i for i, sample in enumerate(samples) for _ in sample.questions], device=canvas.device)
         asked = [question for sample in samples for question in sample.questions]
         features = family.encode(family.to_pixels(canvas))
-        if family.reads_question:
-            embeddings = family.connect(features[rows], [question.text for question in asked])
-        else:
-            embeddings = family.connect(features)[rows]
+        embeddings = family.connect_rows(features, rows, [question.text for question in asked])
         answers = _answers(family, embeddings, asked, free and family.generates, batch)
         right += [answer == question.answer for answer, question in zip(answers, asked, strict=True)]
     return summarise(np.array(right, bool))

@@ -256,21 +256,16 @@ def _gradient(
     asked = [q.text for _, q in picked]
     for source, remembered in zip(sources, clean, strict=True):
         features = source.encode(source.to_pixels(prompted))
-        # index_select, since the backward of features[rows] adds up in any order, and so other bits each time.
-        if source.reads_question:
-            embeddings = about = source.connect(features.index_select(0, rows), asked)
-        else:
-            embeddings = source.connect(features)
-            about = embeddings.index_select(0, rows)
+        embeddings = source.connect_rows(features, rows, asked)
         labels = [q.labels for _, q in picked]
-        answer = source.answer_loss(about, asked, [q.answer for _, q in picked], labels)
+        answer = source.answer_loss(embeddings, asked, [q.answer for _, q in picked], labels)
         total = total + answer / len(sources)
         facts["answer"] += answer.item() / len(sources)
         if config.fca:
             with torch.no_grad():
-                target = remembered(indices, canvas)
+                target = remembered(indices, canvas).index_select(0, rows)
                 if source.reads_question:
-                    target = source.connect(target.index_select(0, rows), asked)
+                    target = source.connect(target, asked)
             consistency = feature_consistency(embeddings, target)
             total = total + config.fca * consistency / len(sources)
             facts["fca"] = facts.get("fca", 0.0) + consistency.item() / len(sources)

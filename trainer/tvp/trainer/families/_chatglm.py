@@ -15,11 +15,10 @@ different from other decoders:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 from transformers import Cache, DynamicCache, PretrainedConfig, PreTrainedModel
@@ -83,37 +82,6 @@ class ChatGLMConfig(PretrainedConfig):  # type: ignore[misc]
         # The files hold lm_head.weight besides the word embeddings; both are read.
         more["tie_word_embeddings"] = False
         super().__init__(bos_token_id=bos_token_id, eos_token_id=eos_token_id, pad_token_id=pad_token_id, **more)
-
-
-def prefix_layout(
-    context_lengths: Sequence[int] | Tensor,
-    length: int,
-    *,
-    padding: Sequence[int] | Tensor | None = None,
-    start: int = 0,
-    device: torch.device | str | None = None,
-) -> tuple[Bool[Tensor, "n 1 n_query length"], Int[Tensor, "n 2 n_query"]]:
-    """Say who may look at whom, and where everyone stands.
-
-    context_lengths: (n,), each row's number of tokens before <sop>: image, text and, as the last of
-        them, [gMASK]; padding not counted.
-    length: the columns of a row: padding, context, <sop> and answer.
-    padding: (n,), how many columns on the left of each row hold nothing; default none.
-    start: leave out the rows of the first `start` tokens, whose keys are in a cache already.
-
-    Returns a mask, True where the query (row) may look at the key (column), and the two positions of
-    each query. Reproduces `get_masks` and `get_position_ids` of the release, whose context ends
-    before <sop> ("seq.index(bos_token_id)"); with padding, positions count from the first real token.
-    """
-    context = torch.as_tensor(context_lengths, device=device)[:, None]  # (n, 1)
-    empty = torch.zeros_like(context) if padding is None else torch.as_tensor(padding, device=device)[:, None]
-    columns = torch.arange(length, device=context.device)
-    place = columns - empty  # (n, length), negative where there is padding
-    sees = (columns <= columns[start:, None]) | (place < context)[:, None, :]  # (n, n_query, length)
-    sees = sees & (place >= 0)[:, None, :] & (place[:, start:] >= 0)[:, :, None]
-    absolute = torch.where(place < context, place, context - 1).clamp(min=0)
-    block = (place - context + 1).clamp(min=0)
-    return sees[:, None], torch.stack([absolute, block], 1)[:, :, start:]
 
 
 def _rotations(positions: Int[Tensor, "n 2 q"], size: int) -> tuple[Tensor, Tensor]:
@@ -226,7 +194,7 @@ class ChatGLMModel(nn.Module):
     ) -> BaseModelOutputWithPast:
         """Run embeddings through all layers.
 
-        position_ids: absolute place and place in the answer; `prefix_layout` makes both.
+        position_ids: absolute place and place in the answer; `VisualGlm.positions` makes both.
         attention_mask: (n, 1, q, k), bool with True where a query may look at a key, or float with 0
             there and a large negative number elsewhere; None where all may look at all.
         past_key_values: keys and values of what came before, grown in place; with `use_cache` and

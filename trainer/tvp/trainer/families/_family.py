@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -54,6 +54,18 @@ class Family:
         questions: one for each row of features; only a family that `reads_question` needs them.
         """
         raise NotImplementedError
+
+    def connect_rows(
+        self, features: Float[Tensor, "n_pictures ... n_features"], rows: Int[Tensor, " n"], questions: Sequence[str]
+    ) -> Float[Tensor, "n n_image n_text"]:
+        """Return the image embeddings for each question, of which rows[i] says the picture.
+
+        The eye ran once a picture; so does the connector where it does not read the question.
+        """
+        # index_select, since the backward of features[rows] adds up in any order, and so other bits each time.
+        if self.reads_question:
+            return self.connect(features.index_select(0, rows), questions)
+        return self.connect(features).index_select(0, rows)
 
     # What a language model gives.
 

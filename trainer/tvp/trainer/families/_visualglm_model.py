@@ -10,8 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
     Blip2QFormerConfig,
     Blip2QFormerModel,
@@ -88,13 +87,6 @@ class VisualGLMForConditionalGeneration(PreTrainedModel):  # type: ignore[misc]
 
     def get_output_embeddings(self) -> nn.Module:
         return self.language_model.get_output_embeddings()
-
-    def image_embeds(self, pixels: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n n_image n_text"]:
-        """What the language model reads of a picture; the question is not read."""
-        seen = self.vision_model(pixels).last_hidden_state
-        queries = self.query_tokens.expand(len(pixels), -1, -1)
-        read = self.qformer(query_embeds=queries, encoder_hidden_states=seen).last_hidden_state
-        return self.language_projection(read)  # type: ignore[no-any-return]
 
 
 # For `tvp.trainer.convert`: where each tensor is in SAT's layout (see `Kind` there for the notation), read

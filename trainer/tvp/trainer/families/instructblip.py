@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import InstructBlipForConditionalGeneration, PreTrainedTokenizerBase
 
 from tvp.sdk._layout import Layout
@@ -25,6 +25,7 @@ from ._family import WordFamily
 from ._pixels import PixelFormat
 from ._seq2seq import SeqToSeqFamily
 from ._template import layout_of
+from .blip2 import Blip2
 
 
 class _Eye(WordFamily):
@@ -89,11 +90,7 @@ class InstructBlip(_Eye, CausalFamily):
         # No {image}: InstructBlipProcessor puts the image tokens first, before the begin token.
         return layout_of(self, self.image_token(self.model.config.image_token_index), "{question}")
 
-    @property
-    def decoder(self) -> nn.Module:
-        inner = self.model.language_model.model
-        stack: nn.Module = getattr(inner, "decoder", inner)
-        return stack
+    decoder = Blip2.decoder
 
 
 class InstructBlipT5(_Eye, SeqToSeqFamily):
