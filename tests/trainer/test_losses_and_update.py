@@ -77,31 +77,35 @@ def test_unknown_damaged_and_untrained_guides_are_model_errors(tmp_path):
 
 
 def test_a_normalized_step_is_as_long_as_the_rate():
-    mask = torch.zeros(1, 8, 8)
-    mask[:, :2] = 1
-    frame, gradient = torch.zeros(3, 8, 8), torch.randn(3, 8, 8)
-    update = Update("normalized", lr=0.5, n_steps=10)
-    after = update.apply(frame, gradient, mask, step=0)
-    assert after.norm().item() == pytest.approx(0.5, rel=1e-5)  # over the frame, whatever lies inside
-    assert torch.equal(after * (1 - mask), torch.zeros_like(after))
-    assert F.cosine_similarity((after * mask).flatten(), -(gradient * mask).flatten(), dim=0) > 0.999999
+    gradients = [torch.randn(3, 8, 8), torch.randn(5)]
+    before = [torch.zeros(3, 8, 8), torch.ones(5)]
+    after = Update("normalized", lr=0.5, n_steps=10).apply(before, gradients, step=0)
+    moved = torch.cat([(a - b).flatten() for a, b in zip(after, before, strict=True)])
+    assert moved.norm().item() == pytest.approx(0.5, rel=1e-5)  # over all that is learned together
+    against = torch.cat([-g.flatten() for g in gradients])
+    assert F.cosine_similarity(moved, against, dim=0) > 0.999999
 
 
-def test_a_zero_gradient_changes_nothing():
-    update = Update("normalized", lr=0.5, n_steps=10)
+@pytest.mark.parametrize("rule", ["normalized", "sign", "adam"])
+def test_a_zero_gradient_changes_nothing(rule):
     frame = torch.ones(3, 4, 4)
-    assert torch.equal(update.apply(frame, torch.zeros(3, 4, 4), torch.ones(1, 4, 4), 0), frame)
+    (after,) = Update(rule, lr=0.5, n_steps=10).apply([frame], [torch.zeros(3, 4, 4)], 0)
+    assert torch.equal(after, frame)
+
+
+def test_a_sign_step_moves_every_value_by_the_rate():
+    (after,) = Update("sign", lr=0.25, n_steps=10).apply([torch.zeros(3)], [torch.tensor([5.0, -0.01, 0.0])], 0)
+    assert after.tolist() == [-0.25, 0.25, 0.0]
 
 
 def test_adam_is_torchs_adam():
-    mask = torch.ones(1, 4, 4)
-    mine = theirs = torch.zeros(3, 4, 4)
+    mine = torch.zeros(3, 4, 4)
     update = Update("adam", lr=0.1, n_steps=20)
-    parameter = theirs.clone().requires_grad_(True)
+    parameter = mine.clone().requires_grad_(True)
     optimizer = torch.optim.Adam([parameter], lr=0.1, betas=(0.9, 0.99))
     for step in range(20):
         gradient = torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(step))
-        mine = update.apply(mine, gradient, mask, step)
+        (mine,) = update.apply([mine], [gradient], step)
         optimizer.param_groups[0]["lr"] = update.rate(step)
         parameter.grad = gradient
         optimizer.step()

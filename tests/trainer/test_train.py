@@ -19,10 +19,15 @@ from PIL import Image
 from tests.tiny import save_tiny, save_tiny_guide
 from tvp.sdk.errors import DataError, ModelError, RequestError
 from tvp.trainer import families, tasks
+from tvp.trainer import step as step_module
 from tvp.trainer import train as train_module
 from tvp.trainer.evaluate import accuracy, summarise
+from tvp.trainer.frame import Frame
+from tvp.trainer.losses import Guide
 from tvp.trainer.prompt import Geometry, Prompt
-from tvp.trainer.train import CleanFeatures, TrainConfig, train
+from tvp.trainer.step import CleanFeatures, Objective, load_batch
+from tvp.trainer.team import Team
+from tvp.trainer.train import TrainConfig, train
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +55,14 @@ def config(zoo):
     )
 
 
+def some_frame(rank=0):
+    frame = Frame(Geometry(64, 48), "free", rank, 0)
+    generator = torch.Generator().manual_seed(1)
+    frame.values = [torch.rand(v.shape, generator=generator) for v in frame.values]
+    frame.settle()
+    return frame
+
+
 def test_the_loss_falls_and_only_the_frame_changes(config, zoo, tmp_path):
     source = families.load(zoo[0])
     before = {name: value.clone() for name, value in source.model.state_dict().items()}
@@ -70,12 +83,12 @@ def test_the_gradient_is_that_of_the_formula(config, zoo, name, tmp_path):
     """
     config = replace(config, fca=0.3, tse=0.02)
     source = families.load(zoo[0] if name == "llava" else save_tiny(name, tmp_path / name))
-    guide = train_module.Guide(zoo[1])
+    guide = Guide(zoo[1])
     data = tasks.open_data("scenes", tasks.get("bad-camera"), "train", 4, 0)
-    prompt = Prompt.start(Geometry(64, 48), "free")
-    prompt.frame = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(1)) * prompt.geometry.mask()
-    clean = CleanFeatures(source, data, prompt.geometry, 4, 2**30)
-    _, gradient = train_module._gradient(config, [0, 1, 2, 3], data, [source], [clean], guide, prompt)
+    learned = some_frame()
+    prompt = Prompt(learned.values[0], learned.geometry)
+    objective = Objective(config, data, [source], guide, prompt.geometry)
+    _, (gradient,) = objective(load_batch(data, [0, 1, 2, 3], prompt.geometry, 2), learned, Team())
 
     frame = prompt.frame.clone().requires_grad_(True)
     total = torch.zeros(())
@@ -123,7 +136,7 @@ def test_beyond_its_budget_clean_features_are_computed_by_batch(zoo):
     geometry = Geometry(64, 48)
     kept = CleanFeatures(source, data, geometry, 4, 2**30)
     forgetful = CleanFeatures(source, data, geometry, 4, 10)
-    canvas = train_module.place([data[i].picture for i in (1, 6)], geometry, torch.device("cpu"))
+    canvas = step_module.place([data[i].picture for i in (1, 6)], geometry, torch.device("cpu"))
     assert torch.allclose(kept([1, 6], canvas), forgetful([1, 6], canvas), atol=1e-5)
     assert all(group is None for group in forgetful._kept)
 
@@ -131,7 +144,7 @@ def test_beyond_its_budget_clean_features_are_computed_by_batch(zoo):
 def test_a_resumed_run_ends_with_the_same_bits(config, zoo, tmp_path, monkeypatch):
     whole = train(config, tmp_path / "whole", quiet=True).prompt.frame
     calls = 0
-    real = train_module._gradient
+    real = Objective.__call__
 
     def dies_in_step_five(*arguments):
         nonlocal calls
@@ -140,11 +153,11 @@ def test_a_resumed_run_ends_with_the_same_bits(config, zoo, tmp_path, monkeypatc
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(train_module, "_gradient", dies_in_step_five)
+    monkeypatch.setattr(Objective, "__call__", dies_in_step_five)
     with pytest.raises(KeyboardInterrupt):
         train(config, tmp_path / "cut", quiet=True)
     assert not (tmp_path / "cut" / "prompt.safetensors").exists()
-    monkeypatch.setattr(train_module, "_gradient", real)
+    monkeypatch.setattr(Objective, "__call__", real)
     resumed = train(config, tmp_path / "cut", quiet=True)
     assert torch.equal(resumed.prompt.frame, whole)
     assert [step["step"] for step in resumed.steps] == [1, 2, 3, 4, 5, 6]

@@ -52,7 +52,8 @@ def preprocess_graph(geometry: Geometry, pixel_format: PixelFormat, prompt: Prom
     Without a prompt the frame is black (and with `inner == canvas` there is none).
     """
     g = _Graph()
-    side, edge = geometry.inner, geometry.edge
+    side = geometry.side
+    edge = (geometry.canvas - side) // 2
     shape = g.op("Shape", "image")
     two_sides = g.op("Slice", shape, g.constant([0]), g.constant([2]))  # (height, width)
     reference = g.op("ReduceMin" if geometry.fit == "crop" else "ReduceMax", two_sides, keepdims=1)
@@ -76,17 +77,20 @@ def preprocess_graph(geometry: Geometry, pixel_format: PixelFormat, prompt: Prom
     canvas = g.op("Div", g.op("Cast", picture, to=TensorProto.FLOAT), g.constant(255, np.float32))
     none = g.constant([0, 0])
     canvas = g.op("Pad", canvas, g.op("Concat", none, before, none, after, axis=0))
-    low, high = 0.0, 1.0
     if prompt is not None:
+        mask = geometry.mask().numpy()[None]
+        if prompt.replaces:
+            canvas = g.op("Mul", canvas, g.constant(1 - mask, np.float32))
         frame = prompt.on(prompt.frame.new_zeros(1, 3, geometry.canvas, geometry.canvas)).detach().cpu().numpy()
         canvas = g.op("Add", canvas, g.constant(frame, np.float32))
-        low, high = min(low, float(frame.min())), max(high, float(frame.max()))
     size = pixel_format.size
     if size != geometry.canvas:
-        bounds = g.constant(low, np.float32), g.constant(high, np.float32)
+        # `to_pixels`: what the filter overshoots is clipped at black and white, or the canvas's own extremes.
+        low = g.op("Min", g.op("ReduceMin", canvas, keepdims=0), g.constant(0, np.float32))
+        high = g.op("Max", g.op("ReduceMax", canvas, keepdims=0), g.constant(1, np.float32))
         weights = resize_matrix(geometry.canvas, size, pixel_format.filter).numpy()
-        canvas = g.op("Clip", g.op("MatMul", canvas, g.constant(weights.T, np.float32)), *bounds)
-        canvas = g.op("Clip", g.op("MatMul", g.constant(weights, np.float32), canvas), *bounds)
+        canvas = g.op("Clip", g.op("MatMul", canvas, g.constant(weights.T, np.float32)), low, high)
+        canvas = g.op("Clip", g.op("MatMul", g.constant(weights, np.float32), canvas), low, high)
     mean, std = (g.constant(np.reshape(v, (1, 3, 1, 1)), np.float32) for v in (pixel_format.mean, pixel_format.std))
     g.op("Div", g.op("Sub", canvas, mean), std, output="pixel_values")
     graph = helper.make_graph(

@@ -15,7 +15,7 @@ from .errors import TvpError
 # name -> (module, attribute, what the help says, the extra that it needs)
 COMMANDS: dict[str, tuple[str, str, str, str]] = {
     "train": ("tvp.trainer.cli", "train", "Learn a prompt on frozen models.", "train"),
-    "eval": ("tvp.trainer.cli", "evaluate", "Measure models with and without prompts.", "train"),
+    "eval": ("tvp.trainer.eval_cli", "evaluate", "Measure models with and without prompts.", "train"),
     "convert": (
         "tvp.trainer.convert_cli",
         "convert",
@@ -65,6 +65,11 @@ def cli() -> None:
 def main() -> None:
     """Entry point of `tvp`: 0 if all of it succeeded, 1 for a failure, 2 for wrong usage."""
     _run(cli, sys.argv[1:])
+
+
+def train_main() -> None:
+    """Entry point of `python -m tvp.trainer`, the same as `tvp train`."""
+    _run(cli, ["train", *sys.argv[1:]])
 
 
 def export_main() -> None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -55,6 +56,20 @@ class Guide:
         """Unit image features of canvases in [0, 1]; differentiable."""
         return self._clip.see(self._clip.to_pixels(canvas))[:, 0]
 
-    def task_semantics(self, canvas: Float[Tensor, "n 3 height width"], captions: Sequence[str]) -> Float[Tensor, ""]:
-        """S_TSE: mean over the batch of scale · cos(picture, caption); larger is better."""
-        return self.scale * (self.image_features(canvas) * self.text_features(captions)).sum(-1).mean()
+    def task_semantics(
+        self,
+        canvas: Float[Tensor, "n 3 height width"],
+        captions: Sequence[str],
+        among: Sequence[str] | None = None,
+    ) -> Float[Tensor, ""]:
+        """S_TSE: mean over the batch of scale · cos(picture, caption); larger is better.
+
+        among: texts that each picture's caption competes with (and is one of); S_TSE is then the mean
+            log-probability of the caption among them, which the diagonal alone leaves out.
+        """
+        seen = self.image_features(canvas)
+        if among is None:
+            return self.scale * (seen * self.text_features(captions)).sum(-1).mean()
+        logits = self.scale * seen @ self.text_features(among).T
+        right = torch.tensor([among.index(caption) for caption in captions], device=logits.device)
+        return -F.cross_entropy(logits, right)

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from tvp.sdk.errors import DataError, RequestError
 
-FORMAT = 1
+FORMAT = 2  # 2 knows frames that lie over the picture
 Fit = Literal["crop", "pad"]
+Layout = Literal["around", "over"]
 PixelRange = Literal["free", "image"]
 
 
@@ -31,14 +32,17 @@ class Geometry:
     """Where the picture sits on the canvas.
 
     canvas: side of the square that the model is shown, px. Default 224, as in the paper.
-    inner: side of the shrunk picture in its middle, px; `inner == canvas` leaves no frame.
+    inner: side of the square inside the frame, px; `inner == canvas` leaves no frame.
     fit: what happens to a picture that is not square: `crop` keeps the middle square,
         `pad` keeps everything between black bars.
+    layout: the frame lies `around` a picture that is shrunk to the inner size, or `over` the edges of one
+        that fills the canvas.
     """
 
     canvas: int = 224
     inner: int = 164
     fit: Fit = "crop"
+    layout: Layout = "around"
 
     def __post_init__(self) -> None:
         if not 0 < self.inner <= self.canvas or (self.canvas - self.inner) % 2:
@@ -48,31 +52,38 @@ class Geometry:
             )
         if self.fit not in ("crop", "pad"):
             raise RequestError(f"The fit {self.fit!r} is unknown; it is 'crop' or 'pad'.")
+        if self.layout not in ("around", "over"):
+            raise RequestError(f"The layout {self.layout!r} is unknown; it is 'around' or 'over'.")
 
     @property
     def edge(self) -> int:
         """Width of the frame, px."""
         return (self.canvas - self.inner) // 2
 
+    @property
+    def side(self) -> int:
+        """Side of the picture on the canvas, px."""
+        return self.canvas if self.layout == "over" else self.inner
+
     def mask(self) -> Float[Tensor, "1 canvas canvas"]:
         """1 on the frame, 0 where the picture is."""
         return F.pad(torch.zeros(1, self.inner, self.inner), [self.edge] * 4, value=1.0)
 
     def shrink(self, picture: Image.Image | NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Fit a picture into the inner square: uint8 (inner, inner, 3), Pillow's bicubic."""
+        """Fit a picture into its square on the canvas: uint8 (side, side, 3), Pillow's bicubic."""
         image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
         image = image.convert("RGB")
-        width, height = fitted_size(image.width, image.height, self.inner, self.fit)
+        width, height = fitted_size(image.width, image.height, self.side, self.fit)
         if (width, height) != image.size:
             image = image.resize((width, height), Image.Resampling.BICUBIC)
-        left, top = (width - self.inner) // 2, (height - self.inner) // 2
+        left, top = (width - self.side) // 2, (height - self.side) // 2
         # Outside of the image, crop() fills with black: that is the padding.
-        return np.asarray(image.crop((left, top, left + self.inner, top + self.inner)))
+        return np.asarray(image.crop((left, top, left + self.side, top + self.side)))
 
-    def place(self, inner: UInt8[Tensor, "n inner inner 3"]) -> Float[Tensor, "n 3 canvas canvas"]:
-        """Put shrunk pictures on a black canvas, in [0, 1]."""
-        pictures = inner.permute(0, 3, 1, 2).float() / 255  # (n, h, w, 3) -> (n, 3, h, w)
-        return F.pad(pictures, [self.edge] * 4)
+    def place(self, pictures: UInt8[Tensor, "n side side 3"]) -> Float[Tensor, "n 3 canvas canvas"]:
+        """Put fitted pictures on a black canvas, in [0, 1]."""
+        canvas = pictures.permute(0, 3, 1, 2).float() / 255  # (n, h, w, 3) -> (n, 3, h, w)
+        return F.pad(canvas, [(self.canvas - self.side) // 2] * 4)
 
 
 def fitted_size(width: int, height: int, side: int, fit: Fit) -> tuple[int, int]:
@@ -105,12 +116,24 @@ class Prompt:
         return Prompt(frame.clone(), geometry, pixel_range)
 
     def on(self, canvas: Float[Tensor, "n 3 canvas canvas"]) -> Float[Tensor, "n 3 canvas canvas"]:
-        """Add the frame to canvases with a black frame; differentiable in `frame`."""
-        frame = self.frame * self.geometry.mask().to(self.frame)
+        """Show the frame on canvases from `Geometry.place`; differentiable in `frame`.
+
+        It is added to them, as in the papers; but in the `image` range a frame over the picture replaces
+        what is below it, as a picture that is pasted does.
+        """
+        mask = self.geometry.mask().to(self.frame)
+        frame = self.frame * mask
         if self.pixel_range == "image":
             # What is seen is what an 8-bit picture holds; the gradient passes straight through.
             frame = frame + ((frame * 255).round() / 255 - frame).detach()
+            if self.replaces:
+                canvas = canvas * (1 - mask)
         return canvas + frame
+
+    @property
+    def replaces(self) -> bool:
+        """Whether the picture below the frame is hidden, as it is below a picture that is pasted over it."""
+        return self.pixel_range == "image" and self.geometry.layout == "over"
 
     def picture(self) -> Image.Image:
         """The frame as an 8-bit picture; in the `image` range nothing is lost."""

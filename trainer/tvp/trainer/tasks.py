@@ -36,6 +36,7 @@ class Task:
     fit: Fit = "crop"
     camera: scenes.Camera | None = None
     topics: tuple[str, ...] = scenes.TOPICS
+    augment: tuple[str, ...] = ("flip",)
 
 
 TASKS = {

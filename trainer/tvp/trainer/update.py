@@ -1,29 +1,29 @@
-"""How a frame is changed by its gradient."""
+"""How what is learned is changed by its gradient."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-UpdateRule = Literal["normalized", "adam"]
+UpdateRule = Literal["normalized", "adam", "sign"]
 
 
 class Update:
-    """Steps of a frame against its gradient, with a cosine rate after a warm-up.
+    """Steps of tensors against their gradients, with a cosine rate after a warm-up.
 
     rule: `normalized` is p - lr · g / |g|, the norm taken over the frame (the paper's update; its
         release takes it over the whole canvas, which makes every step shorter than lr). `adam` is
-        Adam, whose lr is per pixel.
+        Adam and `sign` is p - lr · sign(g); their lr is per value.
     lr: the length of a step at its largest, in [0, 1] units of brightness.
     """
 
     def __init__(self, rule: UpdateRule, lr: float, n_steps: int, n_warm_up: int = 0) -> None:
         self.rule, self.lr, self.n_steps, self.n_warm_up = rule, lr, n_steps, n_warm_up
-        self._moments: list[Tensor] | None = None
+        self._moments: list[tuple[Tensor, Tensor]] = []
 
     def rate(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
@@ -32,31 +32,30 @@ class Update:
         done = (step - self.n_warm_up) / max(1, self.n_steps - self.n_warm_up)
         return self.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
-    def apply(
-        self,
-        frame: Float[Tensor, "3 canvas canvas"],
-        gradient: Float[Tensor, "3 canvas canvas"],
-        mask: Float[Tensor, "1 canvas canvas"],
-        step: int,
-    ) -> Float[Tensor, "3 canvas canvas"]:
-        """Return the frame after one step; pixels outside of the mask stay zero."""
-        gradient = gradient * mask
+    def apply(self, values: Sequence[Tensor], gradients: Sequence[Tensor], step: int) -> list[Tensor]:
+        """Return the values after one step; both lists hold tensors of the same shapes."""
+        rate = self.rate(step)
+        return [v - rate * d for v, d in zip(values, self._directions(gradients, step), strict=True)]
+
+    def _directions(self, gradients: Sequence[Tensor], step: int) -> list[Tensor]:
+        if self.rule == "sign":
+            return [g.sign() for g in gradients]
         if self.rule == "normalized":
-            length = gradient.norm()
-            direction = gradient / length if length > 0 else gradient
-        else:
-            if self._moments is None:
-                self._moments = [torch.zeros_like(frame), torch.zeros_like(frame)]
-            first, second = self._moments
+            length = torch.stack([g.norm() for g in gradients]).norm()
+            return [g / length if length > 0 else g for g in gradients]
+        if not self._moments:
+            self._moments = [(torch.zeros_like(g), torch.zeros_like(g)) for g in gradients]
+        directions = []
+        n_seen = step + 1
+        for gradient, (first, second) in zip(gradients, self._moments, strict=True):
             first.lerp_(gradient, 0.1)
             second.lerp_(gradient.square(), 0.01)
-            n_seen = step + 1
-            direction = (first / (1 - 0.9**n_seen)) / ((second / (1 - 0.99**n_seen)).sqrt() + 1e-8)
-        return (frame - self.rate(step) * direction) * mask
+            directions.append((first / (1 - 0.9**n_seen)) / ((second / (1 - 0.99**n_seen)).sqrt() + 1e-8))
+        return directions
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint needs to go on exactly."""
         return {"moments": self._moments}
 
     def restore(self, state: dict[str, Any]) -> None:
-        self._moments = state["moments"]
+        self._moments = [(first, second) for first, second in state["moments"]]

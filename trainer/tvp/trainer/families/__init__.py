@@ -40,11 +40,14 @@ OPEN_CLIP = "open_clip:"
 ZOO = Path(__file__).resolve().parents[4] / "samples" / "zoo"
 
 
-def load(name: str | Path, device: str | torch.device = "cpu") -> Family:
-    """Load a frozen model in float32 with everything around it.
+def load(name: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Family:
+    """Load a frozen model with everything around it.
 
     name: a folder in the layout of `from_pretrained`, a hub id, `zoo:NAME` for one of the
         repository's tiny models, or for CLIP also `open_clip:NAME@TAG` and open_clip's folders.
+    device: where to; `auto` spreads a model that is too large for one device over all of them
+        (transformers' device map).
+    dtype: of the weights.
     Raises ModelError for an architecture without a family and for an incomplete checkpoint.
     """
     place = locate(name)
@@ -53,8 +56,9 @@ def load(name: str | Path, device: str | torch.device = "cpu") -> Family:
         from .clip import make_open_clip
 
         family = make_open_clip(place)
+        family.model = family.model.to(dtype)
     else:
-        checkpoint = Checkpoint(str(name), place)
+        checkpoint = Checkpoint(str(name), place, dtype, "auto" if str(device) == "auto" else None)
         if checkpoint.kind not in FAMILIES:
             raise ModelError(
                 f"The model {str(name)!r} is of the architecture {checkpoint.kind!r}, which no family covers; "
@@ -66,6 +70,8 @@ def load(name: str | Path, device: str | torch.device = "cpu") -> Family:
             raise
         except Exception as error:  # a configuration with values that make no model
             raise ModelError(f"The checkpoint of {str(name)!r} is damaged: {type(error).__name__}: {error}") from error
+    if str(device) == "auto":
+        return family
     try:
         family.model = family.model.to(device)
     except (RuntimeError, AssertionError, ValueError) as error:  # torch's, for an unknown device and for no CUDA

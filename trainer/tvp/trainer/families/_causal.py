@@ -95,7 +95,7 @@ class CausalFamily(WordFamily):
             position += range(start, start + len(answer))
             wanted += answer
         logits = self.head(hidden[row, position])
-        return F.cross_entropy(logits, torch.tensor(wanted, device=logits.device))
+        return F.cross_entropy(logits.float(), torch.tensor(wanted, device=logits.device))
 
     @torch.no_grad()
     def answer_scores(
@@ -108,7 +108,7 @@ class CausalFamily(WordFamily):
         cache, positions, mask, logits = self._prefill(embeddings, questions, max(map(len, answered)) - 1)
         n, n_candidates = len(questions), len(candidates)
         text, real = self._pad([ids[:-1] for ids in answered], left=False)
-        total = logits.log_softmax(-1)[:, [ids[0] for ids in answered]]  # (n, n_candidates)
+        total = logits.float().log_softmax(-1)[:, [ids[0] for ids in answered]]  # (n, n_candidates)
         length = text.shape[1]
         if length:
             cache.batch_repeat_interleave(n_candidates)
@@ -119,7 +119,7 @@ class CausalFamily(WordFamily):
                 self.embed_tokens(text.repeat(n, 1)), every, further.repeat_interleave(n_candidates, -2), cache=cache
             )
             wanted, _ = self._pad([ids[1:] for ids in answered], left=False)
-            rest = self.head(hidden).log_softmax(-1)
+            rest = self.head(hidden).float().log_softmax(-1)
             rest = rest.gather(-1, wanted.repeat(n, 1)[:, :, None])[:, :, 0] * real.repeat(n, 1)
             total = total + rest.sum(-1).view(n, n_candidates)
         counts = torch.tensor([len(ids) for ids in answered], device=self.device)

@@ -28,10 +28,13 @@ class Checkpoint:
     name: as the user gave it, for messages; place: the folder or hub id.
     kind: what chooses the family: `tvp_family` of config.json, where `tvp convert` wrote it, else
         `model_type`.
+    dtype: of the weights. device_map: transformers' own, for a model that is spread over devices.
     """
 
-    def __init__(self, name: str, place: str) -> None:
-        self.name, self.place = name, place
+    def __init__(
+        self, name: str, place: str, dtype: torch.dtype = torch.float32, device_map: str | None = None
+    ) -> None:
+        self.name, self.place, self._dtype, self._device_map = name, place, dtype, device_map
         try:
             self.config, _ = PretrainedConfig.get_config_dict(place)
         except Exception as error:  # the hub, json and transformers each raise their own
@@ -42,9 +45,11 @@ class Checkpoint:
         self.kind = kind
 
     def weights(self, architecture: Any) -> Any:
-        """Load the weights in float32 into a class with `from_pretrained`."""
+        """Load the weights into a class with `from_pretrained`."""
         model, report = self._read(
-            lambda: architecture.from_pretrained(self.place, dtype=torch.float32, output_loading_info=True)
+            lambda: architecture.from_pretrained(
+                self.place, dtype=self._dtype, device_map=self._device_map, output_loading_info=True
+            )
         )
         if report["missing_keys"]:
             raise ModelError(

@@ -95,15 +95,23 @@ class Family:
         """Answer greedily; returns the texts, stripped of spaces and special tokens."""
         raise NotImplementedError
 
+    def n_answer_tokens(self, answers: Sequence[str]) -> int:
+        """How many terms the mean of `answer_loss` has: tokens, or answers where they are not read by token."""
+        return len(answers)
+
     # What all share.
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype  # type: ignore[no-any-return]
 
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device  # type: ignore[no-any-return]
 
     def to_pixels(self, canvas: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n 3 size size"]:
-        """Map canvases in [0, 1] to what the vision encoder takes; differentiable."""
-        return to_pixels(canvas, self.pixel_format)
+        """Map canvases in [0, 1] to what the vision encoder takes, in the weights' type; differentiable."""
+        return to_pixels(canvas, self.pixel_format).to(self.dtype)
 
     def see(
         self, pixels: Float[Tensor, "n 3 size size"], questions: Sequence[str] | None = None
@@ -191,6 +199,9 @@ class WordFamily(Family):
     def answer_ids(self, answer: str) -> list[int]:
         """Token ids of an answer with its separator and its end token: the same in loss and scores."""
         return self._words.answer_ids(answer)
+
+    def n_answer_tokens(self, answers: Sequence[str]) -> int:
+        return sum(len(self.answer_ids(answer)) for answer in answers)
 
     def _refuse_too_long(self, n_tokens: int) -> None:
         if self.n_positions is not None and n_tokens > self.n_positions:

@@ -75,12 +75,12 @@ def to_pixels(canvas: Float[Tensor, "n 3 height width"], format: PixelFormat) ->
 
     Pillow filters along the width, then the height, and clips the overshoot of its filter at
     black and white after each; so does this, except that a prompt in the `free` range may lie outside
-    of [0, 1], and then its own extremes are the bounds.
+    of [0, 1], and then the canvas's own extremes are the bounds.
     """
     height, width = canvas.shape[-2:]
     if (height, width) != (format.size, format.size):
-        low = canvas.detach().amin().clamp(max=0.0)
-        high = canvas.detach().amax().clamp(min=1.0)
+        low = canvas.detach().amin((1, 2, 3), keepdim=True).clamp(max=0.0)
+        high = canvas.detach().amax((1, 2, 3), keepdim=True).clamp(min=1.0)
         across, down = (resize_matrix(n, format.size, format.filter).to(canvas) for n in (width, height))
         canvas = torch.minimum(torch.maximum(canvas @ across.T, low), high)
         canvas = torch.minimum(torch.maximum(down @ canvas, low), high)

@@ -33,7 +33,7 @@ class SeqToSeqFamily(WordFamily):
         """Mean cross-entropy over the answers' tokens; rows are padded on the right and masked."""
         states, mask = self._read(embeddings, questions)
         wanted, real = self._pad([self.answer_ids(answer) for answer in answers], left=False)
-        logits = self._decode(states, mask, wanted)
+        logits = self._decode(states, mask, wanted).float()
         return F.cross_entropy(logits[real.bool()], wanted[real.bool()])
 
     @torch.no_grad()
@@ -47,7 +47,7 @@ class SeqToSeqFamily(WordFamily):
         n, n_candidates = len(questions), len(candidates)
         wanted, real = (t.repeat(n, 1) for t in self._pad([self.answer_ids(c) for c in candidates], left=False))
         states, mask = (t.repeat_interleave(n_candidates, 0) for t in (states, mask))
-        log_probabilities = self._decode(states, mask, wanted).log_softmax(-1)
+        log_probabilities = self._decode(states, mask, wanted).float().log_softmax(-1)
         scores = log_probabilities.gather(-1, wanted[:, :, None])[:, :, 0] * real
         return (scores.sum(-1) / real.sum(-1)).view(n, n_candidates)
 

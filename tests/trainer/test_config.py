@@ -1,0 +1,97 @@
+"""Configurations: what overrides what, what is refused, and that every shipped file is one."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+
+import pytest
+from click.testing import CliRunner
+
+from tvp.sdk.errors import DataError, RequestError
+from tvp.trainer import tasks
+from tvp.trainer.cli import train as command
+from tvp.trainer.config import CHOICES, SHIPPED, TrainConfig, make_config, to_toml
+
+MODELS = ("zoo:blip2",)
+
+
+def test_flags_override_the_own_file_which_overrides_the_task_which_overrides_the_method(tmp_path):
+    own = tmp_path / "own.toml"
+    own.write_text('models = ["zoo:blip2"]\nfca = 0.25\nlr = 3\ncanvas = 80\n')
+    config = make_config({"method": "evp", "task": "scenes", "lr": 7.0}, own)
+    assert config.lr == 7.0  # flag
+    assert config.fca == 0.25  # own file, where the method says 0
+    assert (config.canvas, config.inner) == (80, 48)  # own file; task
+    assert config.tse == 0  # method
+    assert config.batch == 32  # task
+    assert config.n_train == TrainConfig(MODELS).n_train  # the field's default
+
+
+@pytest.mark.parametrize("method", CHOICES["method"])
+@pytest.mark.parametrize("task", tasks.TASKS)
+def test_every_task_and_method_has_a_shipped_file(task, method):
+    assert (SHIPPED / "tasks" / f"{task}.toml").is_file()
+    config = make_config({"models": MODELS, "task": task, "method": method})
+    assert (config.task, config.method) == (task, method)
+    assert (config.layout == "over") == (method == "vp")
+    assert bool(config.fca) == bool(config.tse) == (method == "tvp")
+    assert set(config.augment) <= set(tasks.get(task).augment)
+
+
+def test_no_shipped_file_is_of_a_task_that_is_not():
+    assert {file.name for file in (SHIPPED / "tasks").iterdir()} == {f"{task}.toml" for task in tasks.TASKS}
+
+
+def test_a_saved_configuration_is_the_same_when_it_is_read(tmp_path):
+    config = replace(TrainConfig(MODELS, augment=("flip",), lr=1e-7, task="scenes"), data='a "quoted" näme\n')
+    (tmp_path / "config.toml").write_text(to_toml(config), encoding="utf-8")
+    assert make_config({}, tmp_path / "config.toml") == config
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("lr = ", "is not a TOML file"),
+        ("learning_rate = 3", "no field of a configuration"),
+        ("steeps = 3", "Did you mean steps"),
+        ('lr = "3"', "it takes a number"),
+        ("steps = 2.5", "it takes a whole number"),
+        ("steps = true", "it takes a whole number"),
+        ("contrast = 1", "it takes a true or false"),
+        ('models = "zoo:blip2"', "it takes a list of texts"),
+        ("augment = [3]", "it takes a list of texts"),
+        ("[lr]\na = 1", "it takes a number"),
+    ],
+)
+def test_a_bad_file_is_named_with_its_field(tmp_path, text, said):
+    own = tmp_path / "mine.toml"
+    own.write_text(text)
+    with pytest.raises(DataError, match=rf"mine\.toml.*{said}"):
+        make_config({"models": MODELS}, own)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"models": ()}, "at least one source model"),
+        ({"method": "tpv"}, "one of vp, evp, tvp"),
+        ({"layout": "under"}, "one of around, over"),
+        ({"precision": "int8"}, "one of auto, fp32, bf16, fp16"),
+        ({"accumulate": 17}, "has no 17 parts"),
+        ({"patience": 2}, "set validate_every"),
+        ({"rank": -1}, "must not be negative"),
+        ({"augment": ("rotate",)}, "There is no augmentation 'rotate'"),
+        ({"augment": ("crop",), "task": "count"}, "may change the answers of the task 'count'"),
+    ],
+)
+def test_what_cannot_be_is_refused(change, said):
+    with pytest.raises(RequestError, match=said):
+        replace(TrainConfig(MODELS), **change)
+
+
+def test_the_command_line_knows_every_field():
+    options = {option.name for option in command.params}
+    assert set(asdict(TrainConfig(MODELS))) <= options
+    result = CliRunner().invoke(command, ["-o", "x", "--method", "tpv"])
+    assert result.exit_code == 2
+    assert "'vp', 'evp', 'tvp'" in result.output

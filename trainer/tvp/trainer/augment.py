@@ -1,0 +1,35 @@
+"""Variations of training pictures. Which of them leave the answer as it is, a task says (`Task.augment`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageEnhance
+
+SMALLEST_SHARE = 0.6  # of a picture's area that a crop keeps
+COLOUR = 0.3  # brightness, contrast and saturation are each scaled by 1 ± this at most
+
+AUGMENTATIONS = ("crop", "flip", "colour")
+
+
+def augment(picture: NDArray[np.uint8], names: Sequence[str], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Vary a picture, uint8 (height, width, 3); returns another of the same size.
+
+    crop: a part of 60 to 100 % of its area in its own aspect, enlarged to its size; flip: left and right
+    change places, half the time; colour: brightness, contrast and saturation, each by up to 30 %.
+    """
+    image = Image.fromarray(picture)
+    if "crop" in names:
+        share = float(rng.uniform(SMALLEST_SHARE, 1)) ** 0.5
+        width, height = (max(1, round(side * share)) for side in image.size)
+        left, top = int(rng.integers(0, image.width - width + 1)), int(rng.integers(0, image.height - height + 1))
+        box = (left, top, left + width, top + height)
+        image = image.resize(image.size, Image.Resampling.BICUBIC, box=box)
+    if "flip" in names and rng.random() < 0.5:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if "colour" in names:
+        for change in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+            image = change(image).enhance(float(rng.uniform(1 - COLOUR, 1 + COLOUR)))
+    return np.asarray(image)

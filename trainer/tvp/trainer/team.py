@@ -1,0 +1,52 @@
+"""Several processes that train one prompt together, or one that trains alone."""
+
+from __future__ import annotations
+
+import os
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+class Team:
+    """The processes that `accelerate launch` or `torchrun` started; without them, this process alone.
+
+    rank, size: this process's number, and how many there are.
+    device: the accelerator that this process was given; None where it is alone, and may choose.
+    """
+
+    def __init__(self) -> None:
+        self.rank, self.size = 0, 1
+        self.device: torch.device | None = None
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            from accelerate import PartialState
+
+            state = PartialState()
+            self.rank, self.size, self.device = state.process_index, state.num_processes, state.device
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that writes files and talks."""
+        return self.rank == 0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all processes, the same bits in each."""
+        if self.size > 1:
+            torch.distributed.all_reduce(tensor)
+        return tensor
+
+    def gather(self, items: list[T]) -> list[T]:
+        """All processes' items, in the order of their ranks."""
+        if self.size == 1:
+            return items
+        lists: list[list[T]] = [[] for _ in range(self.size)]
+        torch.distributed.all_gather_object(lists, items)
+        return [item for one in lists for item in one]
+
+    def wait(self) -> None:
+        """Wait until every process is here."""
+        if self.size > 1:
+            torch.distributed.barrier()
