@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
-from tvp.sdk.errors import DataError, RequestError, near
+from tvp.sdk.errors import RequestError, near
 
 from . import scenes
-from .data import Data, Jsonl, Parquet, Scenes
+from .data import IMAGENETTE, open_data
+from .metrics import METRICS
 from .prompt import Fit
+
+__all__ = ["AUGMENTATIONS", "BAD_CAMERA", "CIFAR10", "TASKS", "Task", "get", "open_data"]
 
 # Dims to a third, tints towards orange and adds noise: the demo's task.
 BAD_CAMERA = scenes.Camera(dim=0.32, cast=(1.0, 0.62, 0.38), noise=0.04)
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+DIGITS = tuple("0123456789")
+CLEVR_COUNTS = tuple(str(count) for count in range(3, 11))
+AUGMENTATIONS = ("crop", "flip", "colour")
+# Scenes ask of number, kind and colour, never of left and right; a crop would cut shapes off.
+FLIP = ("flip",)
 
 
 @dataclass(frozen=True)
@@ -25,7 +32,12 @@ class Task:
     source: the data that the task is about where none is named; '' for a task that needs --data.
     free: answer in free text, which must match exactly, even where a question has labels.
     fit: `crop` or `pad`, for pictures that are not square.
-    camera: for scenes, the camera that they are seen through.
+    camera: for scenes, the camera that they are seen through; topics: what is asked about them.
+    published: the data set that the task is about, which is published in a layout of its own (a name of
+        data.sources.LAYOUTS); '' for none.
+    caption: what the guide reads after "this is a photo of", for data with class names ({label}).
+    metric: what is reported besides accuracy, one of metrics.METRICS.
+    augment: the augmentations, of AUGMENTATIONS, that leave every answer as it is.
     """
 
     name: str
@@ -36,19 +48,82 @@ class Task:
     fit: Fit = "crop"
     camera: scenes.Camera | None = None
     topics: tuple[str, ...] = scenes.TOPICS
-    augment: tuple[str, ...] = ("flip",)
+    published: str = ""
+    caption: str = "a {label}"
+    metric: str = "accuracy"
+    augment: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.metric not in METRICS:
+            raise RequestError(
+                f"The task {self.name!r} has the metric {self.metric!r}; there are {', '.join(METRICS)}."
+            )
+        if unknown := [name for name in self.augment if name not in AUGMENTATIONS]:
+            raise RequestError(
+                f"The task {self.name!r} has the augmentation {unknown[0]!r}; there are {', '.join(AUGMENTATIONS)}."
+            )
 
 
 TASKS = {
     task.name: task
     for task in (
-        Task("scenes", source="scenes", free=True),
-        Task("bad-camera", source="scenes", free=True, camera=BAD_CAMERA),
-        Task("recognition", source="scenes", topics=scenes.TASKS["recognition"]),
-        Task("count", "How many objects are there?", scenes.COUNTS, source="scenes", topics=scenes.TASKS["counting"]),
-        Task("existence", labels=scenes.YES_NO, source="scenes", topics=scenes.TASKS["existence"]),
-        Task("reasoning", labels=scenes.TRUE_FALSE, source="scenes", topics=scenes.TASKS["reasoning"]),
-        Task("cifar10", "This is a photo of a", CIFAR10),
+        Task("scenes", source="scenes", free=True, augment=FLIP),
+        Task("bad-camera", source="scenes", free=True, camera=BAD_CAMERA, augment=FLIP),
+        Task("recognition", source="scenes", topics=scenes.TASKS["recognition"], augment=FLIP),
+        Task(
+            "count",
+            "How many objects are there?",
+            scenes.COUNTS,
+            source="scenes",
+            topics=scenes.TASKS["counting"],
+            augment=FLIP,
+        ),
+        Task("existence", labels=scenes.YES_NO, source="scenes", topics=scenes.TASKS["existence"], augment=FLIP),
+        Task("reasoning", labels=scenes.TRUE_FALSE, source="scenes", topics=scenes.TASKS["reasoning"], augment=FLIP),
+        Task("cifar10", "This is a photo of a", CIFAR10, published="cifar10", augment=AUGMENTATIONS),
+        Task(
+            "svhn",
+            "This is a photo of the digit",
+            DIGITS,
+            published="svhn",
+            caption="the digit {label}",
+            augment=("crop", "colour"),  # a flipped 2 is none
+        ),
+        Task(
+            "imagenette",
+            "This is a photo of a",
+            tuple(IMAGENETTE.values()),
+            published="imagenette",
+            augment=AUGMENTATIONS,
+        ),
+        Task(
+            "clevr-count",
+            "How many objects are there in this image? Answer with a single number.",
+            CLEVR_COUNTS,
+            fit="pad",  # a crop would cut objects off
+            published="clevr",
+            caption="{label} objects",
+            augment=("flip", "colour"),
+        ),
+        Task(
+            "hateful-memes",
+            labels=("no", "yes"),
+            fit="pad",
+            published="hateful-memes",
+            metric="auc",
+            augment=("colour",),  # the text is part of the picture
+        ),
+        *(
+            Task(
+                f"pope-{kind}",
+                labels=scenes.YES_NO,
+                fit="pad",
+                published=f"pope-{kind}",
+                metric="pope",
+                augment=("flip", "colour"),
+            )
+            for kind in ("random", "popular", "adversarial")
+        ),
         Task("custom"),
     )
 }
@@ -59,30 +134,3 @@ def get(name: str) -> Task:
     if name not in TASKS:
         raise RequestError(f"There is no task {name!r}; there are {', '.join(TASKS)}.{near(name, TASKS)}")
     return TASKS[name]
-
-
-def open_data(source: str, task: Task, split: str, n: int, seed: int, size: int = 64) -> Data:
-    """Open a data source for a task.
-
-    source: '' for the task's own, `scenes`, a folder with train*.parquet and test*.parquet, or a
-        .jsonl file. For a JSONL file the split is the file's own: name one file for training and another for the test.
-    split: `train` or `test`.
-    n: how many scenes to draw; other sources give all that they have.
-    seed: for scenes; train and test scenes differ at any seed.
-    """
-    source = source or task.source
-    if not source:
-        raise RequestError(f"The task {task.name!r} has no data of its own; name some with --data.")
-    if source == "scenes":
-        if task.source != "scenes":
-            raise RequestError(f"The task {task.name!r} is not about scenes; name its data with --data.")
-        return Scenes(n, seed * 2 + (split == "test"), size, camera=task.camera, topics=task.topics)
-    path = Path(source)
-    if path.is_dir():
-        return Parquet(path, split, task.question or "What is in the photo?")
-    if path.is_file():
-        return Jsonl(path)
-    raise DataError(
-        f"There is no data source {source!r}; give 'scenes', a folder with train.parquet and test.parquet, "
-        "or a .jsonl file."
-    )

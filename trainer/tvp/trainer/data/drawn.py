@@ -1,0 +1,46 @@
+"""Scenes: pictures that are drawn on demand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from .. import scenes
+from .sample import Question, Sample
+
+
+class Scenes:
+    """Scenes drawn on demand from a seed, through a camera.
+
+    n_questions: questions about each picture, of the topics in turn.
+    """
+
+    def __init__(
+        self,
+        n: int,
+        seed: int,
+        size: int = 64,
+        n_questions: int = 4,
+        camera: scenes.Camera | None = None,
+        topics: Sequence[str] = scenes.TOPICS,
+    ) -> None:
+        self._n, self._seed, self._size = n, seed, size
+        self._n_questions, self._camera, self._topics = n_questions, camera, tuple(topics)
+
+    def __len__(self) -> int:
+        return self._n
+
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < self._n:
+            raise IndexError(index)
+        rng = np.random.default_rng([self._seed, index])
+        scene = scenes.make_scene(rng)
+        picture = scenes.draw(scene, self._size)
+        if self._camera:
+            picture = self._camera.shoot(picture, rng)
+        asked = []
+        for k in range(self._n_questions):
+            question = scenes.ask(scene, rng, self._topics[(index * self._n_questions + k) % len(self._topics)])
+            asked.append(Question(question.text, question.answer, question.labels))
+        return Sample(picture, tuple(asked), scene.caption)

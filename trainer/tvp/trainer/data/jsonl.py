@@ -1,0 +1,47 @@
+"""JSONL of your own: pictures, questions and answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tvp.sdk.errors import DataError
+
+from .rows import Rows, find_picture
+from .sample import Question
+
+KEYS = ("image", "question", "answer", "label", "labels", "caption")
+
+
+class Jsonl(Rows):
+    """A file with one JSON object a line: image (a path, from the file's folder), question, answer (or label,
+    which means the same), and if wanted labels (list) and caption. Every line is checked when the file is opened.
+
+    skip_bad: bad lines are left out and their messages appended to it.
+    """
+
+    def __init__(self, file: Path, skip_bad: list[str] | None = None) -> None:
+        super().__init__(file, "image, question, answer", skip_bad)
+
+    def _parse(self, where: str, row: dict[str, Any]) -> tuple[Path, Question, str]:
+        if "answer" in row and "label" in row:
+            raise DataError(f"{where} has both 'answer' and 'label'; they mean the same, give one of them.")
+        image = self._text(where, row, "image")
+        question = self._text(where, row, "question")
+        answer = self._text(where, row, "label" if "label" in row else "answer")
+        unknown = sorted(set(row) - set(KEYS))
+        if unknown:
+            raise DataError(
+                f"{where} has the unknown key {unknown[0]!r}; allowed besides image, question and answer: "
+                "label (for answer), labels, caption."
+            )
+        labels = row.get("labels", [])
+        if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+            raise DataError(f"{where}: labels must be a list of texts.")
+        labels = [label.strip() for label in labels]
+        if len(set(labels)) < len(labels):
+            raise DataError(f"{where} has a label twice in {labels}; each may be there once.")
+        if labels and answer not in labels:
+            raise DataError(f"{where}: the answer {answer!r} is none of its labels {labels}.")
+        caption = self._text(where, row, "caption") if row.get("caption") else f"a {answer}"
+        return find_picture(where, image, self._file.parent), Question(question, answer, tuple(labels)), caption

@@ -1,0 +1,41 @@
+"""Hateful Memes (arXiv 2005.04790), as it is published: JSON lines and a folder of pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tvp.sdk.errors import DataError
+
+from .rows import Rows, find_picture
+from .sample import Question
+
+LABELS = ("no", "yes")  # by the number that the set gives
+CAPTIONS = ("a harmless meme", "a hateful meme")
+# The first file that a folder holds is a split's: the labels of the `seen` test were published late.
+FILES = {"train": ("train.jsonl",), "test": ("test_seen.jsonl", "dev_seen.jsonl")}
+
+
+class HatefulMemes(Rows):
+    """A file of the set, such as train.jsonl: one JSON object a line with img (a path, from the file's folder),
+    label (0 or 1) and the text that is written on the meme. Its other keys, such as id, are not read.
+
+    skip_bad: bad lines are left out and their messages appended to it.
+    """
+
+    def __init__(self, file: Path, skip_bad: list[str] | None = None) -> None:
+        super().__init__(file, "img, label (0 or 1), text", skip_bad)
+
+    def _parse(self, where: str, row: dict[str, Any]) -> tuple[Path, Question, str]:
+        image = self._text(where, row, "img")
+        text = self._text(where, row, "text")
+        if "label" not in row:
+            raise DataError(
+                f"{where} has no label. The first release kept those of its test secret; "
+                "use a file that has them, such as test_seen.jsonl or dev_seen.jsonl."
+            )
+        label = row["label"]
+        if type(label) is not int or label not in (0, 1):
+            raise DataError(f"{where} has the label {label!r}; it must be 0 (not hateful) or 1 (hateful).")
+        question = f'This is an image with: "{text}" written on it. Is it hateful?'
+        return find_picture(where, image, self._file.parent), Question(question, LABELS[label], LABELS), CAPTIONS[label]

@@ -1,0 +1,45 @@
+"""POPE (arXiv 2305.10355), as it is published: JSON lines, and pictures of COCO's val2014."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from tvp.sdk.errors import DataError
+
+from .rows import Rows, find_picture
+from .sample import Question
+
+LABELS = ("yes", "no")
+_OBJECT = re.compile(r"is there (an? .+?)(?: in the \w+)?\s*\?", re.IGNORECASE)  # POPE has 'imange' for image, too
+
+
+class Pope(Rows):
+    """A file of the set, such as coco_pope_random.json: one JSON object a line with question_id (not read), image
+    (the name of a COCO picture), text (the question) and label (yes or no).
+
+    The pictures are looked for in the folders val2014 and images beside the file, and beside the file itself.
+    skip_bad: bad lines are left out and their messages appended to it.
+    """
+
+    def __init__(self, file: Path, skip_bad: list[str] | None = None) -> None:
+        super().__init__(file, "image, text, label (yes or no)", skip_bad)
+
+    def _parse(self, where: str, row: dict[str, Any]) -> tuple[Path, Question, str]:
+        name = self._text(where, row, "image")
+        text = self._text(where, row, "text")
+        answer = self._text(where, row, "label")
+        if answer not in LABELS:
+            raise DataError(f"{where} has the label {answer!r}; it must be yes or no.")
+        folder = self._file.parent
+        image = find_picture(where, name, folder / "val2014", folder / "images", folder)
+        return image, Question(text, answer, LABELS), _caption(text, answer)
+
+
+def _caption(text: str, answer: str) -> str:
+    """'a snowboard' or 'a scene without a snowboard', for 'Is there a snowboard in the image?'."""
+    asked = _OBJECT.fullmatch(text)
+    if asked is None:
+        return "a scene"
+    return asked[1] if answer == "yes" else f"a scene without {asked[1]}"

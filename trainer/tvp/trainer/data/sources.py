@@ -1,0 +1,197 @@
+"""Which kind of source a name or folder is."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tvp.sdk import read_image
+from tvp.sdk.errors import DataError, RequestError
+
+from . import memes
+from .drawn import Scenes
+from .folders import ClassFolder, is_class_folder
+from .jsonl import Jsonl
+from .memes import HatefulMemes
+from .parquet import Parquet, parquet_files
+from .pope import Pope
+from .sample import SPLITS, Data, readable
+from .vision import IMAGENETTE, Vision
+
+if TYPE_CHECKING:
+    from ..tasks import Task  # which imports this module
+
+log = logging.getLogger("tvp.trainer")
+
+QUESTION = "What is in the photo?"  # of class folders and parquet, where the task has none
+IMAGENETTE_SIZES = {"imagenette2": "full", "imagenette2-320": "320px", "imagenette2-160": "160px"}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A folder layout that a set is published in.
+
+    marks: paths below the folder, of which one at least is there.
+    open: opens a split of the set in such a folder; takes the folder, task, split, download and skip_bad.
+    downloads: whether torchvision can fetch the set.
+    """
+
+    marks: tuple[str, ...]
+    open: Callable[[Path, Task, str, bool, list[str] | None], Data]
+    downloads: bool = False
+
+    def is_in(self, folder: Path) -> bool:
+        return any((folder / mark).exists() for mark in self.marks)
+
+
+def open_data(
+    source: str,
+    task: Task,
+    split: str,
+    n: int,
+    seed: int,
+    size: int = 64,
+    *,
+    skip_bad: list[str] | None = None,
+    download: bool = False,
+) -> Data:
+    """Open a data source for a task.
+
+    source: '' for the task's own; `scenes`; a .jsonl file; or a folder, which is taken for the first of
+        1. the layout that the task's data set is published in (LAYOUTS, by the task's `published`),
+        2. parquet: train*.parquet and test*.parquet, in it or in its folder data,
+        3. class folders: train/<class>/ and test/<class>/, or <class>/.
+        For a JSONL file the split is the file's own: name one file for training and another for the test.
+    split: `train` or `test`. Sets without (published) answers for the test give their validation pictures for it.
+    n: how many scenes to draw; other sources give all that they have.
+    seed: for scenes; train and test scenes differ at any seed.
+    size: side of a scene, px.
+    skip_bad: leave bad rows and unreadable pictures out, and append what is wrong with each to this list. Every
+        picture is read once for that. Without a list, a bad row is a DataError: when the source is opened, or for
+        an unreadable picture when it is asked for.
+    download: let torchvision fetch the task's data set into the folder, where it is not there yet.
+    Raises RequestError for a task without data, DataError for data that is not there or not as it should be.
+    """
+    source = source or task.source
+    if not source:
+        raise RequestError(f"The task {task.name!r} has no data of its own; name some with --data.")
+    if split not in SPLITS:
+        raise RequestError(f"There is no split {split!r}; there are {' and '.join(SPLITS)}.")
+    layout = LAYOUTS.get(task.published)
+    if download and not (layout and layout.downloads):
+        able = ", ".join(name for name, other in LAYOUTS.items() if other.downloads)
+        raise RequestError(f"The data of the task {task.name!r} cannot be downloaded; torchvision fetches {able}.")
+    if source == "scenes":
+        if task.source != "scenes":
+            raise RequestError(f"The task {task.name!r} is not about scenes; name its data with --data.")
+        return Scenes(n, seed * 2 + (split == "test"), size, camera=task.camera, topics=task.topics)
+    path = Path(source)
+    if layout and (download or (path.is_dir() and layout.is_in(path))):
+        data = layout.open(path, task, split, download, skip_bad)
+    elif path.is_dir():
+        data = _open_folder(path, task, split, skip_bad)
+    elif path.is_file():
+        data = Jsonl(path, skip_bad)
+    else:
+        raise DataError(
+            f"There is no data source {source!r}; give 'scenes', a folder (of parquet files, of class folders, or "
+            "as the task's data set is published), or a .jsonl file."
+        )
+    return data if skip_bad is None else readable(data, skip_bad)
+
+
+def _open_folder(folder: Path, task: Task, split: str, skip_bad: list[str] | None) -> Data:
+    question = task.question or QUESTION
+    if any(parquet_files(folder, name) for name in SPLITS):
+        return Parquet(folder, split, question, task.caption, task.labels, skip_bad)
+    others = [name for name, layout in LAYOUTS.items() if layout.is_in(folder)]
+    files = sorted(file.name for file in folder.glob("*.jsonl"))
+    # The folders of another set's layout, or beside a JSONL file, hold pictures too, and are no classes.
+    if not others and not files and is_class_folder(folder):
+        return ClassFolder(folder, split, question, task.caption, task.labels, IMAGENETTE, skip_bad)
+    published = LAYOUTS.get(task.published)
+    looked = [f"{' or '.join(published.marks)} ({task.published})"] if published else []
+    looked += [
+        "train*.parquet or test*.parquet, in it or in its folder data",
+        "train/<class>/ and test/<class>/, or two or more folders <class>/, with pictures",
+    ]
+    hint = f" It looks like the data of published set {others[0]}." if others else ""
+    hint += f" To use one of its JSONL files, name the file: {', '.join(files)}." if files else ""
+    raise DataError(
+        f"{folder} is in no layout that the task {task.name!r} can read. Looked for: {'; '.join(looked)}.{hint}"
+    )
+
+
+def _vision(loader: str, splits: dict[str, dict[str, Any]], first: int = 0) -> Callable[..., Data]:
+    def open_set(root: Path, task: Task, split: str, download: bool, skip_bad: list[str] | None) -> Data:
+        from torchvision import datasets
+
+        chosen = dict(splits[split])
+        if loader == "Imagenette":
+            there = [size for name, size in IMAGENETTE_SIZES.items() if (root / name).is_dir()]
+            chosen["size"] = there[0] if there else "320px"  # the canvas is smaller than that
+        return Vision(
+            getattr(datasets, loader), root, chosen, task.labels, task.question, task.caption, first, download
+        )
+
+    return open_set
+
+
+def _open_memes(folder: Path, task: Task, split: str, download: bool, skip_bad: list[str] | None) -> Data:
+    names = memes.FILES[split]
+    name = next((name for name in names if (folder / name).is_file()), None)
+    if name is None:
+        raise DataError(f"{folder} has no {' or '.join(names)}; Hateful Memes has it beside the folder img.")
+    if name != names[0]:
+        log.warning("%s has no %s; the test is on %s", folder, names[0], name)
+    return HatefulMemes(folder / name, skip_bad)
+
+
+def _pope(kind: str) -> Layout:
+    name = f"coco_pope_{kind}.json"
+
+    def open_set(folder: Path, task: Task, split: str, download: bool, skip_bad: list[str] | None) -> Data:
+        if split == "train":
+            raise DataError(
+                f"POPE has questions for the test only; {folder} has nothing to train the task {task.name!r} on. "
+                "Train on a JSONL file of your own, about other pictures, and test on POPE."
+            )
+        return Pope(folder / name, skip_bad)
+
+    return Layout((name,), open_set)
+
+
+# The validation pictures of Imagenette and CLEVR are their test: the first has no others, the second keeps the
+# answers of its test secret. Pictures are read by read_image, so that an unreadable one is named.
+LAYOUTS = {
+    "cifar10": Layout(
+        ("cifar-10-batches-py",), _vision("CIFAR10", {"train": {"train": True}, "test": {"train": False}}), True
+    ),
+    "svhn": Layout(
+        ("train_32x32.mat", "test_32x32.mat"),
+        _vision("SVHN", {"train": {"split": "train"}, "test": {"split": "test"}}),
+        True,
+    ),
+    "imagenette": Layout(
+        tuple(IMAGENETTE_SIZES),
+        _vision(
+            "Imagenette",
+            {"train": {"split": "train", "loader": read_image}, "test": {"split": "val", "loader": read_image}},
+        ),
+        True,
+    ),
+    "clevr": Layout(
+        ("clevr/CLEVR_v1.0",),
+        _vision(
+            "CLEVRClassification",
+            {"train": {"split": "train", "loader": read_image}, "test": {"split": "val", "loader": read_image}},
+            first=3,
+        ),
+        True,
+    ),
+    "hateful-memes": Layout(("img",), _open_memes),
+    **{f"pope-{kind}": _pope(kind) for kind in ("random", "popular", "adversarial")},
+}

@@ -1,0 +1,80 @@
+"""What is reported of a task's answers: accuracy, and what Hateful Memes and POPE are measured by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tvp.sdk.errors import RequestError, near
+
+from .data import Question
+
+METRICS = ("accuracy", "auc", "pope")
+YES, NO = "yes", "no"
+_NAN = float("nan")
+
+
+def measure(
+    metric: str, questions: Sequence[Question], answers: Sequence[str], scores: NDArray[np.floating] | None = None
+) -> dict[str, float]:
+    """Measure answers.
+
+    metric: `accuracy` gives accuracy: the share of answers that are right (exact match).
+        `auc` gives accuracy and roc_auc: how often a question whose answer is yes is scored above one whose
+        answer is no.
+        `pope` gives accuracy, precision, recall, f1 and yes_rate, with yes as the positive class. Whatever is not
+        exactly `yes` counts as not answered yes.
+    answers: the texts given, one a question.
+    scores: of each question's labels in their order, (n, n_labels); log-probabilities or logits. For `auc`.
+    Returns shares in [0, 1] by name. A figure is NaN where the questions do not define it: every one of no
+        questions; roc_auc without scores, with a NaN among them, or where all answers are the same; recall and f1
+        where no answer is yes. Precision is 0 where nothing is answered with yes.
+    Raises RequestError for an unknown metric, and for `auc` of questions that have not yes and no as labels.
+    """
+    if metric not in METRICS:
+        raise RequestError(f"There is no metric {metric!r}; there are {', '.join(METRICS)}.{near(metric, METRICS)}")
+    if len(answers) != len(questions) or (scores is not None and len(scores) != len(questions)):
+        n_scores = "none" if scores is None else len(scores)
+        raise RequestError(f"{len(questions)} questions need as many answers and scores: {len(answers)}, {n_scores}.")
+    truth = np.array([question.answer == YES for question in questions], bool)
+    given = np.array([answer == YES for answer in answers], bool)
+    right = [answer == question.answer for answer, question in zip(answers, questions, strict=True)]
+    measured = {"accuracy": _share(sum(right), len(right))}
+    if metric == "auc":
+        measured["roc_auc"] = _roc_auc(truth, questions, scores)
+    if metric == "pope":
+        n_both, n_true, n_given = int((truth & given).sum()), int(truth.sum()), int(given.sum())
+        measured["precision"] = _share(n_both, n_given) if n_given or not len(given) else 0.0
+        measured["recall"] = _share(n_both, n_true)
+        measured["f1"] = _share(2 * n_both, n_true + n_given) if n_true else _NAN
+        measured["yes_rate"] = _share(n_given, len(given))
+    return measured
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else _NAN
+
+
+def _roc_auc(truth: NDArray[np.bool_], questions: Sequence[Question], scores: NDArray[np.floating] | None) -> float:
+    from sklearn.metrics import roc_auc_score
+
+    for question in questions:
+        if YES not in question.labels or NO not in question.labels:
+            raise RequestError(
+                f"The metric 'auc' needs questions with the labels yes and no; {question.text!r} has "
+                f"{', '.join(question.labels) or 'none'}."
+            )
+    if scores is None or truth.all() or not truth.any():
+        return _NAN
+    rows = np.arange(len(questions))
+    columns = [np.array([question.labels.index(label) for question in questions]) for label in (YES, NO)]
+    yes, no = (np.asarray(scores, np.float64)[rows, column] for column in columns)
+    # The probability of yes among the two is a rising function of the difference, which orders the same without
+    # the ties that rounding to 0 and 1 would make. A label that is impossible has -inf; scikit-learn wants numbers.
+    with np.errstate(invalid="ignore"):
+        difference = yes - no
+    if np.isnan(difference).any():
+        return _NAN
+    return float(roc_auc_score(truth, np.clip(difference, -1e300, 1e300)))
