@@ -81,7 +81,7 @@ def test_a_model_that_never_says_yes_has_no_precision_recall_or_f1():
 def test_what_cannot_be_measured_is_named():
     with pytest.raises(RequestError, match=r"no metric 'acuracy'.*Did you mean accuracy"):
         measure("acuracy", [], [])
-    with pytest.raises(RequestError, match="labels yes and no; 'Is there a cat.' has cat, dog"):
+    with pytest.raises(RequestError, match=r"labels yes and no; 'Is there a cat.' has cat, dog"):
         measure("auc", asked("cat", labels=("cat", "dog")), ["cat"], np.zeros((1, 2)))
     with pytest.raises(RequestError, match="2 questions need as many answers"):
         measure("pope", asked("yes", "no"), ["yes"])

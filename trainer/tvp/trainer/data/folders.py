@@ -49,11 +49,12 @@ class ClassFolder:
         folder = own.get(split, root)
         classes = _classes(folder, rename or {})
         # The classes that a model may answer with are the same in both splits, whichever pictures these hold.
-        train = _classes(own.get("train", folder), rename or {})
+        train_folder = own.get("train", folder)
+        train = _classes(train_folder, rename or {})
         if not classes:
             raise errors.DataError(f"{root} holds no class folders; it needs one for each class, with its pictures.")
-        for found in (classes, train):
-            check_names(str(folder), list(found.values()), labels)
+        check_names(str(folder), list(classes.values()), labels)
+        check_names(str(train_folder), list(train.values()), labels)
         self.names = tuple(labels or train.values())
         if unknown := [path for path, name in classes.items() if name not in self.names]:
             raise errors.DataError(f"There are no training pictures of {unknown[0]}, but of {', '.join(self.names)}.")

@@ -57,12 +57,12 @@ class Parquet:
             if names != self.names:
                 raise errors.DataError(f"{file} has the classes {names}, and {self._files[0]} has {self.names}.")
         self._images = pa.chunked_array([chunk for images, _, _ in opened for chunk in images.chunks])
-        self._labels = [label for _, file_labels, _ in opened for label in file_labels]
+        labelled = [label for _, file_labels, _ in opened for label in file_labels]
         self._ends = list(accumulate(len(file_labels) for _, file_labels, _ in opened))
-        self._rows = []
-        for row, label in enumerate(self._labels):
+        self._rows: list[tuple[int, str]] = []
+        for row, label in enumerate(labelled):
             if label is not None and 0 <= label < len(self.names):
-                self._rows.append(row)
+                self._rows.append((row, self.names[label]))
             else:
                 message = f"{self._where(row)}: the label {label} is none of the {len(self.names)} classes."
                 report(errors.DataError(message), skip_bad)
@@ -78,7 +78,7 @@ class Parquet:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Sample:
-        row = self._rows[index]
+        row, name = self._rows[index]
         image = self._images[row].as_py()
         if image is None or image["bytes"] is None:
             raise errors.DataError(f"{self._where(row)} holds no bytes of a picture; paths alone are not followed.")
@@ -86,7 +86,6 @@ class Parquet:
             picture = read_image(image["bytes"])
         except errors.ImageError as error:
             raise errors.DataError(f"{self._where(row)}: {error}") from error
-        name = self.names[self._labels[row]]
         return Sample(picture, (Question(self._question, name, self.names),), self._caption.format(label=name))
 
 

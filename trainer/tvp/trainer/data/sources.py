@@ -118,7 +118,7 @@ def _open_folder(folder: Path, task: Task, split: str, skip_bad: list[str] | Non
         "train*.parquet or test*.parquet, in it or in its folder data",
         "train/<class>/ and test/<class>/, or two or more folders <class>/, with pictures",
     ]
-    hint = f" It looks like the data of published set {others[0]}." if others else ""
+    hint = f" It looks like the published set {others[0]}, which has a task of its own." if others else ""
     hint += f" To use one of its JSONL files, name the file: {', '.join(files)}." if files else ""
     raise DataError(
         f"{folder} is in no layout that the task {task.name!r} can read. Looked for: {'; '.join(looked)}.{hint}"
