@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from tvp import sdk
 from tvp.export import parity
 from tvp.export.bundle import export
-from tvp.trainer import cli, families, scenes, tasks
+from tvp.trainer import cli, eval_cli, families, scenes, tasks
 from tvp.trainer.data import Parquet, Scenes, Subset
 from tvp.trainer.evaluate import accuracy
 from tvp.trainer.losses import Guide
@@ -112,7 +112,7 @@ def test_every_model_can_be_source_and_target(name, tmp_path):
     other = NAMES[(NAMES.index(name) + 1) % len(NAMES)]
     models = ["-m", str(ZOO / name), "-m", f"zoo:{other}"]
     prompt = str(tmp_path / "prompt.safetensors")
-    evaluated = run(cli.evaluate, [*models, "-p", prompt, "--n", "4"], catch_exceptions=False)
+    evaluated = run(eval_cli.evaluate, [*models, "-p", prompt, "--n", "4"], catch_exceptions=False)
     assert evaluated.exit_code == 0, evaluated.output
     assert len(evaluated.output.splitlines()) == 6  # two models; full picture, black frame, prompt
 

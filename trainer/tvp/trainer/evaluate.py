@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,9 @@ class Accuracy:
     """Top-1 accuracy (exact match) over `n` questions, with a 95 % bootstrap interval.
 
     right: one bool a question, in the data's order, so that two evaluations can be paired.
+    answers: what was answered, one text a question.
+    scores: (n, n_labels), the score of each label in the order of the question's labels; None where labels
+        differ between questions or an answer was free.
     """
 
     accuracy: float
@@ -31,6 +34,8 @@ class Accuracy:
     high: float
     n: int
     right: NDArray[np.bool_]
+    answers: list[str] = field(default_factory=list)
+    scores: NDArray[np.float32] | None = None
 
     def __str__(self) -> str:
         return f"{self.accuracy:.1%} [{self.low:.1%}, {self.high:.1%}] of {self.n}"
@@ -55,7 +60,9 @@ def accuracy(
     A question with labels is answered by the one that scores best, unless the task is `free` and the model
     can answer in free text; others by greedy generation, which must match the answer's text exactly.
     """
-    right: list[bool] = []
+    questions: list[Question] = []
+    answers: list[str] = []
+    scores: list[NDArray[np.float32] | None] = []
     free = task is None or task.free
     n_pictures = max(1, batch // 4)  # most have a few questions
     for start in tqdm(range(0, len(data), n_pictures), disable=quiet, desc="evaluating"):
@@ -68,9 +75,24 @@ def accuracy(
         asked = [question for sample in samples for question in sample.questions]
         features = family.encode(family.to_pixels(canvas))
         embeddings = family.connect_rows(features, rows, [question.text for question in asked])
-        answers = _answers(family, embeddings, asked, free and family.generates, batch)
-        right += [answer == question.answer for answer, question in zip(answers, asked, strict=True)]
-    return summarise(np.array(right, bool))
+        given, scored = _answers(family, embeddings, asked, free and family.generates, batch)
+        questions += asked
+        answers += given
+        scores += scored
+    return judge(questions, answers, scores)
+
+
+def judge(
+    questions: Sequence[Question], answers: Sequence[str], scores: Sequence[NDArray[np.float32] | None]
+) -> Accuracy:
+    """Compare answers with the right ones.
+
+    scores: for each question one score a label, in the order of its labels; None for a free answer.
+    """
+    right = np.array([answer == question.answer for answer, question in zip(answers, questions, strict=True)], bool)
+    closed = [row for row in scores if row is not None]
+    comparable = len(closed) == len(questions) and len({question.labels for question in questions}) == 1
+    return replace(summarise(right), answers=list(answers), scores=np.stack(closed) if comparable else None)
 
 
 def summarise(right: NDArray[np.bool_], n_resamples: int = 2000) -> Accuracy:
@@ -82,8 +104,12 @@ def summarise(right: NDArray[np.bool_], n_resamples: int = 2000) -> Accuracy:
     return Accuracy(mean, float(low), float(high), len(right), right)
 
 
-def _answers(family: Family, embeddings: Any, asked: Sequence[Question], free: bool, batch: int) -> list[str]:
+def _answers(
+    family: Family, embeddings: Any, asked: Sequence[Question], free: bool, batch: int
+) -> tuple[list[str], list[NDArray[np.float32] | None]]:
+    """Answers and, of questions answered by their labels' scores, those scores."""
     answers = [""] * len(asked)
+    scores: list[NDArray[np.float32] | None] = [None] * len(asked)
     groups: dict[tuple[str, ...], list[int]] = {}
     for i, question in enumerate(asked):
         groups.setdefault(() if free else question.labels, []).append(i)
@@ -96,10 +122,12 @@ def _answers(family: Family, embeddings: Any, asked: Sequence[Question], free: b
     for labels, rows in runs:
         texts = [asked[i].text for i in rows]
         if labels:
-            best = family.answer_scores(embeddings[rows], texts, labels).argmax(-1).tolist()
-            given = [labels[i] for i in best]
+            table = family.answer_scores(embeddings[rows], texts, labels)
+            given = [labels[i] for i in table.argmax(-1).tolist()]
+            for i, row in zip(rows, table.float().cpu().numpy(), strict=True):
+                scores[i] = row
         else:
             given = family.generate(embeddings[rows], texts, MAX_NEW_TOKENS)
         for i, answer in zip(rows, given, strict=True):
             answers[i] = answer
-    return answers
+    return answers, scores

@@ -1,0 +1,60 @@
+"""How often an exported bundle answers right, asked through the sdk as on a device."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from tvp import sdk
+from tvp.trainer.data import Data, Question
+from tvp.trainer.evaluate import Accuracy, judge
+from tvp.trainer.families import Family
+from tvp.trainer.prompt import Prompt
+from tvp.trainer.tasks import Task
+
+from .bundle import export
+
+
+@contextmanager
+def bundle_accuracy(
+    model: str, family: Family, prompt: Prompt, task: Task, data: Data, *, quiet: bool = True
+) -> Iterator[Callable[[Data], Accuracy]]:
+    """Export a model with a prompt to a temporary folder; gives what asks the bundle everything in a data set.
+
+    family: the same model, loaded.
+    data: pictures and questions for the parity gate.
+    Raises ModelError for a family that cannot be exported, CheckError for a bundle that does not answer as
+    PyTorch does.
+    """
+    on_cpu = family.device.type == "cpu"
+    with tempfile.TemporaryDirectory(prefix="tvp-eval-") as folder:
+        bundle = Path(folder) / "bundle"
+        # Exporting and the gate run on the CPU; a model that is elsewhere is loaded once more.
+        export(model, task, bundle, prompt=prompt, data=data, family=family if on_cpu else None)
+        with sdk.load(bundle, providers="cpu" if on_cpu else "auto") as loaded:
+            yield lambda asked: accuracy(loaded, asked, task, quiet)
+
+
+def accuracy(loaded: sdk.Task, data: Data, task: Task, quiet: bool = True) -> Accuracy:
+    """Ask a bundle everything in `data` and compare with the answers, as `tvp.trainer.evaluate.accuracy` does."""
+    questions: list[Question] = []
+    answers: list[str] = []
+    scores: list[NDArray[np.float32] | None] = []
+    for i in tqdm(range(len(data)), disable=quiet, desc="asking the bundle"):
+        sample = data[i]
+        view = loaded.see(sample.picture)  # encoded once, asked many times
+        for question in sample.questions:
+            row = None
+            if question.labels and not task.free:
+                ranked = {label.label: label.score for label in view.rank(question.text, labels=question.labels)}
+                row = np.array([ranked[label] for label in question.labels], np.float32)
+            questions.append(question)
+            answers.append(str(view.ask(question.text)) if row is None else question.labels[int(row.argmax())])
+            scores.append(row)
+    return judge(questions, answers, scores)

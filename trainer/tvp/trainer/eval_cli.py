@@ -1,0 +1,123 @@
+"""`tvp eval`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from functools import partial
+from pathlib import Path
+
+import click
+
+from tvp.sdk.errors import RequestError
+
+from . import corruptions, families, matrix, tasks
+from .data import Subset
+from .prompt import Geometry, Prompt, write_whole
+
+
+def _conditions(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> list[tuple[str, int]]:
+    """Names and severities of --corrupt, each once."""
+    try:
+        return list(dict.fromkeys(pair for value in values for pair in corruptions.parse(value)))
+    except RequestError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+@click.command(name="eval")
+@click.option("-m", "--model", "models", multiple=True, required=True, help="Folder, hub id or zoo:NAME.")
+@click.option("-p", "--prompt", "prompts", multiple=True, type=click.Path(path_type=Path), help="Prompt file.")
+@click.option("--task", "task_name", default="bad-camera", show_default=True, help="Name of the task.")
+@click.option("--data", default="", help="scenes, a parquet folder or a .jsonl file; default: the task's own.")
+@click.option("--n", default=1024, show_default=True, type=click.IntRange(1), help="Pictures to ask about, at most.")
+@click.option("--canvas", default=224, show_default=True, help="Side of the canvas without a prompt, px.")
+@click.option("--inner", default=164, show_default=True, help="Side of the picture in a black frame, px.")
+@click.option(
+    "--corrupt",
+    "corrupted",
+    multiple=True,
+    metavar="NAME[:SEVERITY]",
+    callback=_conditions,
+    help=f"Also ask about corrupted pictures: {', '.join(corruptions.CORRUPTIONS)} or all, at severity 1 to 5 "
+    "(default: at each). Give it once for each.",
+)
+@click.option("--exported", is_flag=True, help="Also ask with each prompt as its 8-bit PNG and as an ONNX bundle.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of scenes and corruptions.")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1 …")
+@click.option("--batch", default=256, show_default=True, type=click.IntRange(1), help="Rows read at once.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Folder for matrix.json, matrix.md and the heat map matrix.png; or a .json file for the JSON alone.",
+)
+def evaluate(
+    models: tuple[str, ...],
+    prompts: tuple[Path, ...],
+    task_name: str,
+    data: str,
+    n: int,
+    canvas: int,
+    inner: int,
+    corrupted: list[tuple[str, int]],
+    exported: bool,
+    seed: int,
+    device: str,
+    batch: int,
+    output: Path | None,
+) -> None:
+    """Measure models on test data: the full picture, a black frame, and each prompt."""
+    if exported and not prompts:
+        raise click.UsageError("--exported measures prompts; name at least one with --prompt.")
+    exporter = _exporter() if exported else None
+    if output:
+        _refuse_output(output)
+    task = tasks.get(task_name)
+    shown = matrix.columns({str(path): Prompt.load(path) for path in prompts}, Geometry(canvas, inner, task.fit))
+    for model in models:
+        families.locate(model)  # a misspelt name fails before the first model is measured
+    test = tasks.open_data(data, task, "test", n, seed)
+    rows = matrix.evaluate_matrix(
+        list(dict.fromkeys(models)),
+        partial(families.load, device=device),
+        shown,
+        Subset(test, range(min(n, len(test)))),
+        task,
+        corruptions=corrupted,
+        seed=seed,
+        batch=batch,
+        exporter=exporter,
+        quiet=not sys.stderr.isatty(),
+        report=lambda row: click.echo(str(row)),
+    )
+    if output and output.suffix == ".json":
+        write_whole(output, matrix.to_json(rows).encode())
+    elif output:
+        for path in matrix.write(output, rows, task.name):
+            click.echo(f"wrote {path}")
+    failed = [row for row in rows if row.note not in ("", matrix.NOT_EXPORTED)]
+    if failed:
+        raise click.ClickException(f"{len(failed)} of the bundles did not pass the parity gate: {failed[0].note}")
+
+
+def _exporter() -> matrix.Exporter:
+    """The exporter's side of the matrix, by name, since the trainer does not import the exporter."""
+    try:
+        exporter: matrix.Exporter = importlib.import_module("tvp.export.evaluate").bundle_accuracy
+    except ImportError as error:
+        raise click.ClickException(
+            f"--exported needs more than is installed ({error.name or error} is missing). "
+            "Install it with: pip install 'tvp[export,cpu]'"
+        ) from error
+    return exporter
+
+
+def _refuse_output(output: Path) -> None:
+    """Say before hours of work that what they give could not be written."""
+    if output.suffix == ".json":
+        if not output.parent.is_dir():
+            raise click.UsageError(f"There is no folder {output.parent} to write {output.name} to.")
+        if output.is_dir():
+            raise click.UsageError(f"{output} is a folder; a name that ends with .json is that of a file.")
+    elif output.exists() and not output.is_dir():
+        raise click.UsageError(f"{output} is a file; name a folder, or a file that ends with .json.")
