@@ -93,7 +93,7 @@ def blur(values: NDArray[np.float64], deviation: float, rng: np.random.Generator
 
 def contrast(values: NDArray[np.float64], share: float, rng: np.random.Generator) -> NDArray[np.float64]:
     """Draw each channel towards its mean."""
-    mean = values.mean((0, 1), keepdims=True)
+    mean: NDArray[np.float64] = values.mean((0, 1), keepdims=True)
     return (values - mean) * share + mean
 
 
@@ -139,7 +139,8 @@ def plasma(side: int, decay: float, rng: np.random.Generator) -> NDArray[np.floa
         step //= 2
         amplitude /= decay**2
     cloud -= cloud.min()
-    return cloud / cloud.max()
+    cloud /= cloud.max()
+    return cloud
 
 
 # name -> what it does to values in [0, 1], (height, width, 3); what leaves the range is cut off.

@@ -24,6 +24,7 @@ from .families import Family
 from .prompt import Geometry, Prompt, write_whole
 from .tasks import Task
 
+FULL = "full picture"  # how the names of what gains are measured from begin
 NOT_EXPORTED = "not exported"  # the note of a family that the exporter cannot write
 
 
@@ -87,7 +88,7 @@ def columns(prompts: Mapping[str, Prompt], without: Geometry) -> list[Shown]:
     for place in places:
         fit = f", {place.fit}" if several_fits else ""
         for name, geometry in (
-            (f"full picture, {place.canvas} px{fit}", replace(place, inner=place.canvas)),
+            (f"{FULL}, {place.canvas} px{fit}", replace(place, inner=place.canvas)),
             (f"black frame, {place.inner} in {place.canvas} px{fit}", place),
         ):
             shown[name] = Shown(name, geometry)
@@ -268,25 +269,24 @@ def heat_map(rows: Sequence[Row]) -> bytes:
     models, shown = _names(rows, "model"), _names(rows, "shown")
     panels = {"pictures as they are": [row for row in rows if not row.corruption]}
     for corruption, steps in _corruptions(rows).items():
-        severities = f"severity {steps[0]}" if len(steps) == 1 else f"mean of severities {', '.join(map(str, steps))}"
+        severities = f"severity {steps[0]}" if len(steps) == 1 else f"mean of {len(steps)} severities"
         panels[f"{corruption}, {severities}"] = [row for row in rows if row.corruption == corruption]
     grids = [_grid(panel, models, shown) for panel in panels.values()]
     # At least five points either way, so that noise is not painted as a finding.
-    limit = max(
-        [0.05, *(float(np.nanmax(np.abs(gains), initial=0.0)) for _, gains in grids if np.isfinite(gains).any())]
-    )
+    limit = max(0.05, *(float(np.nan_to_num(np.abs(gains)).max()) for _, gains in grids))
     width, height = 3.2 + 1.35 * len(shown), 0.5 + (1.0 + 0.55 * len(models)) * len(panels)
     figure = Figure(figsize=(width, height + 1.2), dpi=120, layout="constrained")
     axes = figure.subplots(len(panels), 1, squeeze=False, sharex=True)[:, 0]
-    image = None
+    images = []
     for axis, title, (accuracies, gains) in zip(axes, panels, grids, strict=True):
         axis.set_facecolor("#d9d9d9")  # where there is no gain to show
-        image = axis.imshow(np.ma.masked_invalid(gains), cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto")
+        seen = np.ma.masked_invalid(gains)
+        images.append(axis.imshow(seen, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto"))
         for (y, x), value in np.ndenumerate(accuracies):
             gain = gains[y, x]
             dark = np.isfinite(gain) and abs(gain) > 0.6 * limit
             text = f"{value:.1%}" if np.isfinite(value) else "not\nmeasured"
-            if np.isfinite(gain) and not shown[x].startswith("full picture"):
+            if np.isfinite(gain) and not shown[x].startswith(FULL):
                 text += f"\n({gain * 100:+.1f})"
             axis.text(x, y, text, ha="center", va="center", fontsize=8, color="white" if dark else "black")
         axis.set_title(title, fontsize=10, loc="left")
@@ -296,7 +296,7 @@ def heat_map(rows: Sequence[Row]) -> bytes:
         for spine in axis.spines.values():
             spine.set_visible(False)
     axes[-1].set_xticks(range(len(shown)), [_wrap(name) for name in shown], fontsize=8, parse_math=False)
-    bar = figure.colorbar(image, ax=list(axes), shrink=0.9, pad=0.02, format=lambda value, _: f"{value * 100:+.0f}")
+    bar = figure.colorbar(images[0], ax=list(axes), shrink=0.9, pad=0.02, format=lambda value, _: f"{value * 100:+.0f}")
     bar.set_label("gain over the full picture, points", fontsize=8)
     bar.ax.tick_params(labelsize=8)
     buffer = io.BytesIO()
@@ -342,7 +342,8 @@ def _interval(row: Row) -> str:
 def _cell(row: Row | None) -> str:
     if row is None or row.note:
         return row.note if row else ""
-    return _interval(row) + (f" {row.gain * 100:+.1f}" if row.gain is not None else "")
+    gain = f" {row.gain * 100:+.1f}" if row.gain is not None and not row.shown.startswith(FULL) else ""
+    return _interval(row) + gain
 
 
 def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -354,4 +355,4 @@ def _wrap(name: str) -> str:
     """A name in lines short enough for a tick; a path by its last two parts."""
     if len(name) > 32 and name.count("/") > 1:
         name = "…/" + "/".join(name.split("/")[-2:])
-    return textwrap.fill(name.replace("/", "/ "), 18).replace("/ ", "/")
+    return textwrap.fill(name.replace(" px", "\u00a0px"), 20)  # a number stays with its unit
