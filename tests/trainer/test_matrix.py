@@ -19,7 +19,7 @@ from tvp.sdk import load
 from tvp.sdk._cli import cli
 from tvp.sdk.errors import CheckError
 from tvp.trainer import families, matrix, tasks
-from tvp.trainer.corruptions import Corrupted
+from tvp.trainer.corruptions import CORRUPTIONS, Corrupted
 from tvp.trainer.data import Question, Sample
 from tvp.trainer.evaluate import accuracy, judge
 from tvp.trainer.matrix import Row, columns, evaluate_matrix
@@ -104,8 +104,7 @@ def test_every_model_has_every_row_and_one_is_in_memory_at_a_time():
 
 def test_gains_are_over_the_full_picture_under_the_same_corruption(monkeypatch):
     """A corruption that makes everything black: of the full picture three tenths are left."""
-    black = lambda values, strength, rng: values * 0  # noqa: E731
-    monkeypatch.setitem(matrix.Corrupted.__init__.__globals__["CORRUPTIONS"], "contrast", black)
+    monkeypatch.setitem(CORRUPTIONS, "contrast", lambda values, share, rng: values * 0)
     rows = run({"grey": framed(0.5), "white": framed(1.0)}, corruptions=[("contrast", 1), ("contrast", 4)])
     found = {(row.shown, row.severity): (row.accuracy, row.gain) for row in rows if row.corruption}
     assert found["full picture, 8 px", 1] == (0.3, 0.0)
