@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent))
-from build import EYE_STEPS, GUIDE_STEPS, LANGUAGE, SEEDS, STAGES, ZOO
+from build import COURSES, EYE_STEPS, GUIDE_STEPS, SEEDS, STAGES, ZOO
 from models import EYE_OF, MAKERS
 from tvp.trainer import families, scenes, tasks
 from tvp.trainer.data import Data, Parquet, Scenes, Subset
@@ -108,8 +108,6 @@ def write_card(scores: dict[str, Any]) -> None:
     for name, row in scores.items():
         size = sum(p.stat().st_size for p in (ZOO / name).glob("*.safetensors")) / 2**20
         eye = EYE[EYE_OF[name]] if name in EYE_OF else "its own: CLIP ViT of 3 layers (open_clip)"
-        if name == "llava":  # until it is replaced; see history.md
-            eye = "its own so far: CLIP ViT"
         words = LANGUAGE_MODEL.get(name, "text transformer, 2 layers")
         seed = f"{SEEDS[EYE_OF[name]]}, {SEEDS[name]}" if name in EYE_OF else SEEDS[name]
         lines.append(
@@ -154,15 +152,20 @@ def write_card(scores: dict[str, Any]) -> None:
         f"| --- |{' --- |' * len(STAGES)}",
         *(f"| `{eye}` | {' | '.join(str(n or '') for n in steps)} |" for eye, steps in EYE_STEPS.items()),
         "",
-        "Then the language part on the frozen eye: "
-        + ", ".join(f"`{name}` {steps[0]}" for name, steps in LANGUAGE.items())
-        + f" steps. The guide: {GUIDE_STEPS} steps of contrast between pictures and captions.",
+        "Then the language part on the frozen eye:",
+        "",
+        f"| model | {' | '.join(stage.name for stage in COURSES['blip2'])} |",
+        f"| --- |{' --- |' * len(COURSES['blip2'])}",
+        *(f"| `{name}` | {' | '.join(str(stage.steps) for stage in course)} |" for name, course in COURSES.items()),
+        "",
+        f"The guide: {GUIDE_STEPS} steps of contrast between pictures and captions.",
         "",
         "- **The eye first, densely.** Scenes are drawn, so the kind and colour at each patch are known; linear "
         "read-outs of every patch (and of every query of the Q-Former) teach them, and are thrown away. *bind* adds "
         'the mixture of both ("red star") as one class.',
-        "- **Then the language part, on the frozen eye.** Several questions a picture share a sequence, and each sees "
-        "the picture and itself only. InstructBLIP's Q-Former starts from BLIP-2's, as the published one did.",
+        "- **Then the language part, on the frozen eye,** and *look-ups* first: number, kind and colour, which the "
+        "rest builds on. Several questions a picture share a sequence, and each sees the picture and itself only. "
+        "InstructBLIP's Q-Former starts from BLIP-2's, as the published one did.",
         "- **Light and frames.** Lessons show pictures at random sizes in black or neutral frames under one mildly "
         "dim and tinted light. The bad camera of the demo is outside of that range.",
         "- CIFAR-10: 20,000 photos of its training split, of which half of the patches are shown while the eye learns.",

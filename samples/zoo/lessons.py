@@ -40,6 +40,8 @@ TURNS = (
     "existence",
     "reasoning",
 )
+# What has to be found in the picture by one word. The rest builds on it, and is noise before it is there.
+LOOK_UPS = ("number", "kind", "colour", "kind", "colour", "kind", "colour")
 EASY_SHARE = 0.5  # of the absent objects are of a colour that is not there, which is learnt sooner
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(1, 3, 1, 1)
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(1, 3, 1, 1)
@@ -81,17 +83,22 @@ def lessons(
     n_photos: int,
     photos: tuple[NDArray[np.uint8], NDArray[np.int64]] | None,
     n_questions: int = len(TURNS),
+    turns: tuple[str, ...] = TURNS,
 ) -> Iterator[Lesson]:
-    """Endless lessons; a photo and a scene in the same lesson share the frame's size only."""
+    """Endless lessons; a photo and a scene in the same lesson share the frame's size only.
+
+    n_questions: about a scene, of the topics in `turns`; about a photo one is asked, if any.
+    """
     rng = np.random.default_rng(seed)
     while True:
         side = CANVAS if rng.random() < FULL_SHARE else int(rng.integers(SMALLEST, CANVAS // 2 + 31)) // 2 * 2
         drawn = []
         for _ in range(n_scenes):
             scene = scenes.make_scene(rng)
-            topics = [TURNS[i] for i in rng.permutation(len(TURNS))[:n_questions]]
+            topics = [turns[i] for i in rng.permutation(len(turns))[:n_questions]]
             drawn.append((scenes.draw(scene, CANVAS), scene, [_ask(scene, rng, topic) for topic in topics]))
-        pictures = torch.from_numpy(np.stack([d[0] for d in drawn])).permute(0, 3, 1, 2).float()
+        pictures = torch.from_numpy(np.array([d[0] for d in drawn], np.uint8).reshape(-1, CANVAS, CANVAS, 3))
+        pictures = pictures.permute(0, 3, 1, 2).float()  # (n, h, w, 3) -> (n, 3, h, w)
         targets = [_targets(d[1], side) for d in drawn]
         questions = [[(q.text, q.answer) for q in d[2]] for d in drawn]
         captions = [d[1].caption for d in drawn]
@@ -103,7 +110,8 @@ def lessons(
             targets += [_targets(None, side)] * n_photos
             for label in photos[1][rows]:
                 name = PHOTO_LABELS[label]
-                questions.append([(PHOTO_QUESTIONS[i % 2], name) for i in range(n_questions)])
+                asked = PHOTO_QUESTIONS[rng.integers(len(PHOTO_QUESTIONS))]
+                questions.append([(asked, name)] * min(1, n_questions))
                 captions.append(f"a {name}")
         known = (torch.from_numpy(np.stack(t)) for t in zip(*targets, strict=True))
         yield Lesson(show(pictures / 255, side, rng), *known, torch.from_numpy(photo), questions, captions)

@@ -191,6 +191,10 @@ def make_blip2_t5(tokenizer: PreTrainedTokenizerFast) -> Blip2ForConditionalGene
     # and a head of deviation 1. This is about what Llama starts from.
     for table in (model.language_model.shared, model.language_model.lm_head):
         nn.init.normal_(table.weight, std=0.05)
+    _start_head(model.language_model, tokenizer)
+    for block in model.language_model.decoder.block:
+        for attention in (block.layer[0].SelfAttention, block.layer[1].EncDecAttention):
+            _start_handing_on(attention.v, attention.o)
     _start_near(model.language_model.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight)
     for block in model.language_model.encoder.block:
         attention = block.layer[0].SelfAttention
@@ -241,6 +245,27 @@ def start_attention_by_likeness(layers: nn.ModuleList) -> None:
         attention = layer.self_attn
         out = attention.o_proj if hasattr(attention, "o_proj") else attention.out_proj
         _start_alike(attention.q_proj, attention.k_proj, attention.v_proj, out, attention.head_dim)
+
+
+@torch.no_grad()
+def _start_head(t5: nn.Module, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Let T5's head, which has weights of its own, name what the word embeddings name, as a tied one does.
+
+    Its answers start without a space: those words share the embedding of the word in a sentence, to which image
+    embeddings are aligned (with SentencePiece both are one token). What attention finds then counts at once.
+    """
+    vocab, table = tokenizer.get_vocab(), t5.shared.weight
+    for token, row in vocab.items():
+        if f"Ġ{token}" in vocab:
+            table[row] = table[vocab[f"Ġ{token}"]]
+    t5.lm_head.weight.copy_(table)
+
+
+@torch.no_grad()
+def _start_handing_on(value: nn.Linear, out: nn.Linear) -> None:
+    """Let an attention add half of what it finds to the state, unturned."""
+    nn.init.orthogonal_(value.weight)
+    out.weight.copy_(0.5 * value.weight.T)
 
 
 @torch.no_grad()

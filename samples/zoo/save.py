@@ -23,6 +23,7 @@ from transformers import (
     SmolVLMVideoProcessor,
 )
 
+from lessons import MEAN, STD
 from models import CANVAS, MERGE, N_QUERIES, N_SIDE, PATCH
 from words import IMAGE, LAYOUTS, make_tokenizer
 
@@ -41,8 +42,10 @@ def make_processor(name: str, tokenizer: PreTrainedTokenizerFast) -> ProcessorMi
         )
     if name == "smolvlm":
         edge = {"longest_edge": CANVAS}
+        # Its own are 0.5; the zoo's eyes are all taught with CLIP's, which the other processors have.
+        colours = {"image_mean": MEAN.flatten().tolist(), "image_std": STD.flatten().tolist()}
         return SmolVLMProcessor(
-            SmolVLMImageProcessor(size=edge, max_image_size=edge, do_image_splitting=False),
+            SmolVLMImageProcessor(size=edge, max_image_size=edge, do_image_splitting=False, **colours),
             tokenizer,
             SmolVLMVideoProcessor(),
             image_seq_len=(N_SIDE // MERGE) ** 2,

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,10 @@ from words import LAYOUTS, PHOTO_LABELS
 CHECKPOINT_EVERY = 100
 IGNORE = -100
 ALIGN_WEIGHT = 0.3
+PHOTO_WEIGHT = 0.5
+# T5 does not divide its attention by the root of a head's size, so that queries and keys move too fast at the
+# others' rate; its position biases are added to scores of ten and more, and would need hundreds of steps to count.
+T5_RATES = {"relative_attention_bias": 20.0, "Attention.q.": 0.42, "Attention.k.": 0.42}
 
 
 def run(
@@ -32,13 +37,13 @@ def run(
     lr: float,
     parameters: list[nn.Parameter],
     modules: nn.Module,
-    lessons: Callable[[int], Iterator[Lesson]],
-    loss_of: Callable[[Lesson], tuple[Tensor, dict[str, float]]],
+    lessons: Callable[[int], Iterator[Any]],
+    loss_of: Callable[[Any], tuple[Tensor, dict[str, float]]],
 ) -> None:
     """Minimise a loss with AdamW and a one-cycle rate; continue from `checkpoint` where it exists."""
     if not n_steps:
         return
-    optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), weight_decay=0.05)
+    optimizer = torch.optim.AdamW(_groups(parameters, modules, lr), betas=(0.9, 0.98), weight_decay=0.05)
     warm_up = max(1, min(100, n_steps // 10))
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
@@ -57,7 +62,7 @@ def run(
     smooth: dict[str, float] = {}
     bar = tqdm(range(start, n_steps), initial=start, total=n_steps, desc=title, mininterval=10)
     for step in bar:
-        lesson = next(batches).to(device)  # drawn on the CPU
+        lesson = to_device(next(batches), device)  # drawn on the CPU
         with device:  # where the losses make their tensors
             loss, shown = loss_of(lesson)
         optimizer.zero_grad(set_to_none=True)
@@ -79,6 +84,22 @@ def run(
             temporary = checkpoint.with_suffix(".tmp")
             torch.save(state, temporary)
             os.replace(temporary, checkpoint)
+
+
+def to_device(lesson: Any, device: torch.device) -> Any:
+    """A lesson, or several of which some may be none."""
+    if isinstance(lesson, tuple):
+        return tuple(None if part is None else part.to(device) for part in lesson)
+    return lesson.to(device)
+
+
+def _groups(parameters: list[nn.Parameter], modules: nn.Module, lr: float) -> list[dict[str, Any]]:
+    names = {id(parameter): name for name, parameter in modules.named_parameters()}
+    groups: dict[float, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        factors = [factor for part, factor in T5_RATES.items() if part in names[id(parameter)]]
+        groups.setdefault(factors[0] if factors else 1.0, []).append(parameter)
+    return [{"params": members, "lr": lr * factor} for factor, members in groups.items()]
 
 
 class EyeHeads(nn.Module):
@@ -144,6 +165,22 @@ def eye_loss(
             logits = head(features.mean(1))
             loss = loss + F.cross_entropy(logits, lesson.photo[is_photo], label_smoothing=0.05)
         shown["photo"] = (logits.argmax(-1) == lesson.photo[is_photo]).float().mean().item()
+    return loss, shown
+
+
+def lesson_loss(
+    name: str, model: nn.Module, tokenizer: PreTrainedTokenizerFast, lesson: tuple[Lesson, Lesson | None]
+) -> tuple[Tensor, dict[str, float]]:
+    """The loss of a lesson about scenes, and of one about photos beside it.
+
+    They are apart because a photo is asked one question: one class is all that there is to say, and a step
+    then has room for many photos.
+    """
+    about_scenes, about_photos = lesson
+    loss, shown = language_loss(name, model, tokenizer, about_scenes)
+    if about_photos is not None:
+        photo_loss, photo = language_loss(name, model, tokenizer, about_photos)
+        loss, shown = loss + PHOTO_WEIGHT * photo_loss, {**shown, "photo": photo["right"]}
     return loss, shown
 
 
@@ -281,14 +318,19 @@ def alignment_loss(
     """Where a shape is, its image embedding should be near the word embeddings of its kind and colour.
 
     It does for a small model what the caption stage of LLaVA and BLIP-2 does for a large one: a word
-    in a question then finds what it names by likeness.
+    in a question then finds what it names by likeness. What a photo shows is spread over all of it, and the mean of
+    its embeddings should be near the word of its class.
     """
     scene = lesson.photo < 0
     words = model.get_input_embeddings().weight
     where = "cell" if EYE_OF[name] == "blip" else "owner" if name == "llava" else "token"
     pairs = ((f"{where}_kind", scenes.KINDS), (f"{where}_colour", tuple(scenes.COLOURS)))
     loss = image.new_zeros(())
-    for field, names in pairs:
+    if not scene.all():
+        ids = [_ids(tokenizer, f" {label}")[0] for label in PHOTO_LABELS]
+        likeness = 10 * F.normalize(image[~scene].mean(1), dim=-1) @ F.normalize(words[ids], dim=-1).T
+        loss = loss + F.cross_entropy(likeness, lesson.photo[~scene])
+    for field, names in pairs if scene.any() else ():
         (ids,) = zip(*(_ids(tokenizer, f" {word}") for word in names), strict=True)
         likeness = 10 * F.normalize(image[scene], dim=-1) @ F.normalize(words[list(ids)], dim=-1).T
         logits = F.pad(likeness, [0, 1], value=2.0)  # the last class: no shape here

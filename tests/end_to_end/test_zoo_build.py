@@ -15,6 +15,7 @@ from tvp.trainer import families
 sys.path.insert(0, str(Path(__file__).parents[2] / "samples" / "zoo"))
 import build
 import models
+from lessons import LOOK_UPS
 
 
 @pytest.fixture
@@ -24,8 +25,8 @@ def short(monkeypatch, tmp_path):
     monkeypatch.setattr(build, "WORK", tmp_path / "work")
     monkeypatch.setattr(build, "EYE_STEPS", dict.fromkeys(models.EYES, (2, 1, 1, 1)))
     monkeypatch.setattr(build, "STAGES", {stage: (3, 2 * bool(n)) for stage, (_, n) in build.STAGES.items()})
-    monkeypatch.setattr(build, "LANGUAGE", dict.fromkeys(models.MAKERS, (2, 1e-3, 3, 2, 3)))
-    monkeypatch.setattr(build, "FINISH", (1, 1e-3, 3, 2, 2))
+    course = (build.Stage("look-ups", 2, 1e-3, 3, 3, 2, LOOK_UPS), build.Stage("finish", 1, 1e-3, 3, 2, 2))
+    monkeypatch.setattr(build, "COURSES", dict.fromkeys(models.MAKERS, course))
     (tmp_path / "work").mkdir()
     rng = np.random.default_rng(0)
     return rng.integers(0, 256, (20, 32, 32, 3), np.uint8), rng.integers(0, 10, 20)
@@ -48,7 +49,7 @@ def test_a_model_goes_on_from_an_earlier_one(short, tmp_path):
     build.build("blip2", short, 1.0, None)
     earlier = tmp_path / "earlier"
     (tmp_path / "zoo").rename(earlier)
-    for stage in ("language", "finish"):
+    for stage in ("look-ups", "finish"):
         (tmp_path / "work" / f"blip2-{stage}.pt").unlink()
     build.build("blip2", short, 0.0, earlier)  # no step: what was taken over is what is saved
     old, new = (load_file(folder / "blip2" / "model.safetensors") for folder in (earlier, tmp_path / "zoo"))

@@ -193,11 +193,11 @@ def test_two_processes_train_the_prompt_that_one_does(config, tmp_path):
     )
     alone = train(config, tmp_path / "alone", quiet=True)
     (tmp_path / "worker.py").write_text(WORKER)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
+    paths = [str(p) for p in (tmp_path / "worker.py", tmp_path / "alone" / "config.toml", tmp_path / "together")]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     subprocess.run(
-        [*launch, "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", str(tmp_path / "worker.py")]
-        + [str(tmp_path / "alone" / "config.toml"), str(tmp_path / "together")],
+        [*launch, "--rdzv-endpoint", "127.0.0.1:0", *paths],
         env=environment,
         check=True,
         capture_output=True,

@@ -80,6 +80,8 @@ def _option(name: str, help: str) -> Callable[[F], F]:
 @click.option("--tensorboard", is_flag=True, help="Log for TensorBoard too, under OUTPUT/tensorboard.")
 @click.option("--compile", is_flag=True, help="Run the eyes through torch.compile.")
 @click.option("--offload", is_flag=True, help="Keep source models on the CPU but for the one whose turn it is.")
+@click.option("--skip-bad", is_flag=True, help="Leave bad rows out and list them, instead of refusing the data.")
+@click.option("--download", is_flag=True, help="Let torchvision fetch the task's data set into --data.")
 def train(
     models: tuple[str, ...],
     output: Path,
@@ -90,6 +92,8 @@ def train(
     tensorboard: bool,
     compile: bool,
     offload: bool,
+    skip_bad: bool,
+    download: bool,
     **options: Any,
 ) -> None:
     """Learn a prompt on frozen models. A run that was cut off goes on from its checkpoint.
@@ -109,6 +113,8 @@ def train(
         tensorboard=tensorboard,
         compile=compile,
         offload=offload,
+        skip_bad=skip_bad,
+        download=download,
     )
     if Team().leads:
         click.echo(f"validation accuracy {result.validations[-1]['accuracy']:.1%}")

@@ -136,7 +136,7 @@ def make_config(given: dict[str, Any], own: Path | None = None) -> TrainConfig:
     merged: dict[str, Any] = {}
     for layer in layers:
         merged |= _read(layer.name, layer.read_bytes())
-    if not {"models"} <= set(merged | mine):
+    if "models" not in mine:
         raise RequestError("Name at least one source model with --model.")
     return TrainConfig(**{**merged, **mine})
 
@@ -150,17 +150,23 @@ def _read(name: str, data: bytes) -> dict[str, Any]:
     for key, value in found.items():
         if key not in known:
             raise DataError(f"{name} sets {key!r}, which is no field of a configuration.{near(key, known)}")
-        wanted = list if key in ("models", "augment") else type(known[key].default)
+        wanted: type = list if key in ("models", "augment") else type(known[key].default)
         if wanted is float and type(value) is int:
             found[key] = float(value)
-        elif type(value) is not wanted or (wanted is list and not all(isinstance(v, str) for v in value)):
+        elif type(value) is not wanted or (isinstance(value, list) and not all(isinstance(v, str) for v in value)):
             raise DataError(f"{name} sets {key} to {value!r}; it takes a {_SPELT[wanted]}.")
-        if wanted is list:
+        if isinstance(value, list):
             found[key] = tuple(value)
     return found
 
 
-_SPELT = {list: "list of texts", str: "text", bool: "true or false", int: "whole number", float: "number"}
+_SPELT: dict[type, str] = {
+    list: "list of texts",
+    str: "text",
+    bool: "true or false",
+    int: "whole number",
+    float: "number",
+}
 
 
 def to_toml(config: TrainConfig) -> str:

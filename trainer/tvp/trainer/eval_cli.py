@@ -28,7 +28,7 @@ def _conditions(context: click.Context, option: click.Parameter, values: tuple[s
 @click.option("-m", "--model", "models", multiple=True, required=True, help="Folder, hub id or zoo:NAME.")
 @click.option("-p", "--prompt", "prompts", multiple=True, type=click.Path(path_type=Path), help="Prompt file.")
 @click.option("--task", "task_name", default="bad-camera", show_default=True, help="Name of the task.")
-@click.option("--data", default="", help="scenes, a parquet folder or a .jsonl file; default: the task's own.")
+@click.option("--data", default="", help="scenes, a folder or a .jsonl file; default: the task's own.")
 @click.option("--n", default=1024, show_default=True, type=click.IntRange(1), help="Pictures to ask about, at most.")
 @click.option("--canvas", default=224, show_default=True, help="Side of the canvas without a prompt, px.")
 @click.option("--inner", default=164, show_default=True, help="Side of the picture in a black frame, px.")
@@ -45,6 +45,8 @@ def _conditions(context: click.Context, option: click.Parameter, values: tuple[s
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of scenes and corruptions.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1 …")
 @click.option("--batch", default=256, show_default=True, type=click.IntRange(1), help="Rows read at once.")
+@click.option("--skip-bad", is_flag=True, help="Leave bad rows out and list them, instead of refusing the data.")
+@click.option("--download", is_flag=True, help="Let torchvision fetch the task's data set into --data.")
 @click.option(
     "-o",
     "--output",
@@ -64,6 +66,8 @@ def evaluate(
     seed: int,
     device: str,
     batch: int,
+    skip_bad: bool,
+    download: bool,
     output: Path | None,
 ) -> None:
     """Measure models on test data: the full picture, a black frame, and each prompt."""
@@ -76,7 +80,7 @@ def evaluate(
     shown = matrix.columns({str(path): Prompt.load(path) for path in prompts}, Geometry(canvas, inner, task.fit))
     for model in models:
         families.locate(model)  # a misspelt name fails before the first model is measured
-    test = tasks.open_data(data, task, "test", n, seed)
+    test = tasks.open_usable(data, task, "test", n, seed, skip_bad, download)
     rows = matrix.evaluate_matrix(
         list(dict.fromkeys(models)),
         partial(families.load, device=device),

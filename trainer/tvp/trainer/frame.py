@@ -35,8 +35,8 @@ class Frame:
     def pixels(self) -> Tensor:
         """The frame (3, canvas, canvas), differentiable in `values`."""
         if not self.low_rank:
-            return self.values[0] * self.mask
-        frame = (self.start + self.values[0] @ self.values[1]) * self.mask
+            return torch.mul(self.values[0], self.mask)
+        frame: Tensor = (self.start + self.values[0] @ self.values[1]) * self.mask
         return frame.clamp(0, 1) if self.pixel_range == "image" else frame
 
     def settle(self) -> None:

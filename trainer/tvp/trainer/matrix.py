@@ -21,6 +21,7 @@ from .corruptions import Corrupted
 from .data import Data, Question
 from .evaluate import Accuracy, accuracy
 from .families import Family
+from .metrics import measure
 from .prompt import Geometry, Prompt, write_whole
 from .tasks import Task
 
@@ -191,7 +192,7 @@ def _asker(
 
 def _metrics(task: Task, questions: Sequence[Question], result: Accuracy) -> dict[str, float]:
     """What the task is measured by, of `result.answers` and `result.scores` to `questions`."""
-    return {"accuracy": result.accuracy}
+    return measure(task.metric, questions, result.answers, result.scores)
 
 
 # Writing it down.

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 from tvp.sdk.errors import RequestError, near
 
 from . import scenes
-from .data import IMAGENETTE, open_data
+from .augment import AUGMENTATIONS
+from .data import IMAGENETTE, Data, open_data
 from .metrics import METRICS
 from .prompt import Fit
 
-__all__ = ["AUGMENTATIONS", "BAD_CAMERA", "CIFAR10", "TASKS", "Task", "get", "open_data"]
+__all__ = ["BAD_CAMERA", "CIFAR10", "TASKS", "Task", "get", "open_data", "open_usable"]
+
+log = logging.getLogger("tvp.trainer")
 
 # Dims to a third, tints towards orange and adds noise: the demo's task.
 BAD_CAMERA = scenes.Camera(dim=0.32, cast=(1.0, 0.62, 0.38), noise=0.04)
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 DIGITS = tuple("0123456789")
 CLEVR_COUNTS = tuple(str(count) for count in range(3, 11))
-AUGMENTATIONS = ("crop", "flip", "colour")
 # Scenes ask of number, kind and colour, never of left and right; a crop would cut shapes off.
 FLIP = ("flip",)
 
@@ -37,7 +40,7 @@ class Task:
         data.sources.LAYOUTS); '' for none.
     caption: what the guide reads after "this is a photo of", for data with class names ({label}).
     metric: what is reported besides accuracy, one of metrics.METRICS.
-    augment: the augmentations, of AUGMENTATIONS, that leave every answer as it is.
+    augment: the augmentations, of augment.AUGMENTATIONS, that leave every answer as it is.
     """
 
     name: str
@@ -127,6 +130,17 @@ TASKS = {
         Task("custom"),
     )
 }
+
+
+def open_usable(
+    source: str, task: Task, split: str, n: int, seed: int, skip_bad: bool = False, download: bool = False
+) -> Data:
+    """`open_data`, with a warning that counts and lists the rows that were left out."""
+    bad: list[str] = []
+    data = open_data(source, task, split, n, seed, skip_bad=bad if skip_bad else None, download=download)
+    if bad:
+        log.warning("left out %d bad rows of %s:\n  %s", len(bad), source, "\n  ".join(bad))
+    return data
 
 
 def get(name: str) -> Task:

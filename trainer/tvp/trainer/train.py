@@ -56,6 +56,8 @@ def train(
     tensorboard: bool = False,
     compile: bool = False,
     offload: bool = False,
+    skip_bad: bool = False,
+    download: bool = False,
 ) -> TrainResult:
     """Train a prompt and write it, its configuration, logs and pictures to `folder`.
 
@@ -69,6 +71,8 @@ def train(
     quiet: no progress bar (default: none where the output is not a terminal).
     compile: run the eyes through `torch.compile`, which pays off on long runs on a GPU.
     offload: keep source models on the CPU but for the one whose turn it is, where memory is short.
+    skip_bad: leave bad rows out, with a warning that lists them, instead of refusing the data.
+    download: let torchvision fetch the task's data set, where it can.
     Killed at any moment, the run loses at most what came after its last checkpoint, and on a CPU
     the resumed run ends with the same bits. Started by `accelerate launch`, processes share each batch.
     """
@@ -83,7 +87,8 @@ def train(
     guide = Guide(config.guide, home) if config.tse else None
     geometry = Geometry(config.canvas, config.inner, task.fit, config.layout)
     if data is None:
-        data = tasks.open_data(config.data, task, "train", config.n_train + config.n_validation, config.seed)
+        n = config.n_train + config.n_validation
+        data = tasks.open_usable(config.data, task, "train", n, config.seed, skip_bad, download)
     train_data, validation = split(data, min(config.n_validation, len(data) // 5), config.seed)
     n_batches = len(train_data) // config.batch
     if not n_batches:
