@@ -35,6 +35,28 @@ def test_the_picture_is_untouched_and_the_frame_added():
     assert torch.equal(prompted[0] * prompt.geometry.mask(), prompt.frame)
 
 
+@pytest.mark.parametrize("pixel_range", ["free", "image"])
+def test_over_the_picture_a_free_frame_is_added_and_one_that_is_a_picture_is_pasted(pixel_range):
+    prompt = random_prompt(pixel_range)
+    prompt.geometry = Geometry(20, 12, layout="over")
+    picture = np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8)
+    assert (prompt.geometry.shrink(picture) == picture).all()  # not shrunk
+    canvas = prompt.geometry.place(torch.from_numpy(picture)[None])
+    prompted, mask = prompt.on(canvas)[0], prompt.geometry.mask()
+    assert torch.equal(prompted[:, 4:16, 4:16], canvas[0, :, 4:16, 4:16])
+    edge = canvas[0] + prompt.frame if pixel_range == "free" else (prompt.frame * 255).round() / 255
+    torch.testing.assert_close(prompted * mask, edge * mask)
+
+
+def test_a_prompt_of_the_first_format_still_loads(tmp_path):
+    prompt = random_prompt()
+    geometry = {"canvas": 20, "inner": 12, "fit": "crop"}
+    about = {"format": "1", "geometry": json.dumps(geometry), "pixel_range": "free", "facts": "{}"}
+    save_file({"frame": prompt.frame}, tmp_path / "old.safetensors", about)
+    assert torch.equal(Prompt.load(tmp_path / "old.safetensors").frame, prompt.frame)
+    assert Prompt.load(tmp_path / "old.safetensors").geometry == prompt.geometry
+
+
 def test_values_inside_the_picture_are_ignored():
     prompt = random_prompt()
     dirty = Prompt(prompt.frame + 1 - prompt.geometry.mask(), prompt.geometry)
@@ -111,9 +133,9 @@ def test_damaged_missing_and_newer_files_are_refused(tmp_path):
         file.write_bytes(whole[:n])
         with pytest.raises(DataError, match="not an intact prompt"):
             Prompt.load(file)
-    about = {"format": "2", "geometry": json.dumps(vars(prompt.geometry)), "pixel_range": "free", "facts": "{}"}
+    about = {"format": "3", "geometry": json.dumps(vars(prompt.geometry)), "pixel_range": "free", "facts": "{}"}
     save_file({"frame": prompt.frame}, file, about)
-    with pytest.raises(DataError, match=r"format 2.*Update"):
+    with pytest.raises(DataError, match=r"format 3.*Update"):
         Prompt.load(file)
     save_file({"frame": torch.full((3, 20, 20), float("nan"))}, file, {**about, "format": "1"})
     with pytest.raises(DataError, match="finite"):

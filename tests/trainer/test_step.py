@@ -90,9 +90,9 @@ def test_float16_is_scaled_and_scales_down_when_it_overflows(config, data, zoo):
     objective = Objective(config, data, [source], Guide(zoo[1]), GEOMETRY)
     batch = load_batch(data, [0, 1, 2, 3, 4], GEOMETRY, config.questions)
     batch = replace(batch, questions=[q[: 1 + i % 2] for i, q in enumerate(batch.questions)])
-    objective.scale = 2.0**40
+    objective.scale = 2.0**24
     _, (coarse,) = objective(batch, some_frame(), Team())
-    assert objective.scale < 2.0**40
+    assert objective.scale < 2.0**24
     assert torch.cosine_similarity(fine.flatten(), coarse.flatten(), dim=0) > 0.99
     assert 0.9 < coarse.norm() / fine.norm() < 1.1
 
@@ -195,7 +195,7 @@ def test_two_processes_train_the_prompt_that_one_does(config, tmp_path):
     (tmp_path / "worker.py").write_text(WORKER)
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
     paths = [str(p) for p in (tmp_path / "worker.py", tmp_path / "alone" / "config.toml", tmp_path / "together")]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     subprocess.run(
         [*launch, "--rdzv-endpoint", "127.0.0.1:0", *paths],
         env=environment,
