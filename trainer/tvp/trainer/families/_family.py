@@ -7,6 +7,7 @@ tokens that a model sees is written down once: in `tvp.sdk._layout`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from tvp.sdk._layout import Layout, Words
 from tvp.sdk.errors import ModelError, RequestError
 
 from ._pixels import PixelFormat, to_pixels
+
+N_TEXTS = 4096  # questions, and answers, whose tokens a family remembers
 
 
 class Family:
@@ -138,6 +141,9 @@ class WordFamily(Family):
             lambda text, special: tokenizer(text, add_special_tokens=special).input_ids,
             frozenset(i for i, token in tokenizer.added_tokens_decoder.items() if token.special),
         )
+        # A task asks the same few questions at every step, and a call of a tokenizer costs as much as a small layer.
+        self._prompt_ids = lru_cache(N_TEXTS)(self._words.prompt_ids)
+        self._answer_ids = lru_cache(N_TEXTS)(self._words.answer_ids)
 
     def make_layout(self) -> Layout:
         raise NotImplementedError
@@ -194,11 +200,12 @@ class WordFamily(Family):
 
     def prompt_ids(self, question: str) -> tuple[list[int], list[int]]:
         """Token ids before and after the image embeddings, up to where the answer starts."""
-        return self._words.prompt_ids(question)
+        before, after = self._prompt_ids(question)
+        return before.copy(), after.copy()
 
     def answer_ids(self, answer: str) -> list[int]:
         """Token ids of an answer with its separator and its end token: the same in loss and scores."""
-        return self._words.answer_ids(answer)
+        return self._answer_ids(answer).copy()
 
     def n_answer_tokens(self, answers: Sequence[str]) -> int:
         return sum(len(self.answer_ids(answer)) for answer in answers)

@@ -1,0 +1,452 @@
+"""Our training step and scorer beside the released ones, in one run: `python benchmarks/reference_step.py`.
+
+The released step is re-stated here in our own words, with all its waste: it encodes the prompted picture
+twice and the clean one again, runs the language-model head over every position, and leaves the guide's
+weights trainable and its text tower running at every step. Its scorer makes one language-model call a class.
+Both steps get the same model, pictures, frame and precision (float32, both losses on).
+
+Two cases: a BLIP-2 of published parts (ViT-B/16 eye at 224 px, Q-Former of 12 layers and 32 queries, OPT-125M)
+with a ViT-B/32 guide, all with random weights, and the zoo's BLIP-2 with the zoo's guide. Prints tables and
+writes reference_step.json beside this file. The times of a pair are taken one after the other, so that other
+work on the machine slows both; ratios are medians over pairs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+import torch.nn.functional as F
+import transformers as hf
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+from torch import Tensor
+from torch.utils import flop_counter
+
+from tvp.trainer import families, tasks
+from tvp.trainer.data import Question, Sample
+from tvp.trainer.families.blip2 import Blip2
+from tvp.trainer.losses import Guide
+from tvp.trainer.prompt import Geometry, Prompt
+from tvp.trainer.train import CleanFeatures, TrainConfig, place
+from tvp.trainer.train import _gradient as gradient_of_step
+
+TASK = tasks.get("cifar10")
+STEPS = ("reference", "ours", "ours, pictures new")
+LEFT_OUT = (
+    "Counted are matrix products, convolutions and attention, forward and backward, by torch's FlopCounterMode. "
+    "Left out is what moves memory more than it computes: activations, norms, soft-maxes outside of fused attention, "
+    "embedding look-ups, copies; and what torch does not do: Pillow's resizing, tokenising."
+)
+
+
+class Photos:
+    """Noise as small as CIFAR-10's photos, with its classes in turn; no step depends on what is in a picture."""
+
+    def __init__(self, n: int) -> None:
+        self._pictures = np.random.default_rng(0).integers(0, 256, (n, 32, 32, 3), np.uint8)
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def __getitem__(self, index: int) -> Sample:
+        name = TASK.labels[index % len(TASK.labels)]
+        question = Question(TASK.question, name, TASK.labels)
+        return Sample(self._pictures[index], (question,), f"a {name}")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model and a guide, by folder or zoo name, and how pictures are shown to them; batch: pictures a step."""
+
+    name: str
+    model: str
+    guide: str
+    geometry: Geometry
+    batch: int
+
+
+class Ours:
+    """The step and the scorer of tvp.trainer.
+
+    remember: whether pictures were seen before, so that their clean features are known: the case from the
+        second epoch on. Without, every step computes them, as each picture's first step does.
+    """
+
+    def __init__(self, family: Blip2, guide: Guide, case: Case, data: Photos, remember: bool = True) -> None:
+        self._family, self._guide, self._data = family, guide, data
+        self._config = TrainConfig(models=(case.model,), canvas=case.geometry.canvas, inner=case.geometry.inner)
+        self._clean = CleanFeatures(family, data, case.geometry, case.batch, 2**30 if remember else 0)
+
+    def gradient(self, prompt: Prompt, indices: Sequence[int]) -> Tensor:
+        """The loss's gradient by the frame."""
+        _, gradient = gradient_of_step(
+            self._config, indices, self._data, [self._family], [self._clean], self._guide, prompt
+        )
+        return gradient
+
+    def remember_all(self, geometry: Geometry) -> None:
+        """Go through the first epoch's clean features."""
+        for i, sample in enumerate(self._data[i] for i in range(len(self._data))):
+            self._clean([i], place([sample.picture], geometry, torch.device("cpu")))
+
+    def scores(self, embeddings: Tensor) -> Tensor:
+        return self._family.answer_scores(embeddings, [TASK.question] * len(embeddings), TASK.labels)
+
+
+class Reference:
+    """The released step and scorer. The guide becomes this object's own: its weights are made trainable."""
+
+    def __init__(self, family: Blip2, guide: Guide, read: Callable[[list[str]], Tensor], data: Photos) -> None:
+        self._family, self._guide, self._read, self._data = family, guide, read, data
+        guide.model.requires_grad_(True)
+
+    def gradient(self, prompt: Prompt, indices: Sequence[int], fca: float = 0.005, tse: float = 0.001) -> Tensor:
+        """The loss's gradient by the frame."""
+        guide = self._guide
+        samples = [self._data[i] for i in indices]
+        canvas = place([sample.picture for sample in samples], prompt.geometry, torch.device("cpu"))
+        frame = prompt.frame.clone().requires_grad_(True)
+        prompted = canvas + prompt.geometry.mask() * frame
+
+        answer = self._answer_loss(self._see(prompted), [sample.questions[0] for sample in samples])
+        with torch.no_grad():
+            clean = self._see(canvas)
+        consistency = (self._see(prompted) - clean).norm(dim=-1).mean()
+        texts = guide.model.encode_text(self._read([f"this is a photo of {sample.caption}" for sample in samples]))
+        cosine = (guide.image_features(prompted) * F.normalize(texts, dim=-1)).sum(-1)
+        semantics = (guide.model.logit_scale.exp() * cosine).mean()
+
+        (answer + fca * consistency - tse * semantics).backward()
+        guide.model.zero_grad(set_to_none=True)  # computed, and thrown away
+        assert frame.grad is not None
+        return frame.grad
+
+    @torch.no_grad()
+    def scores(self, embeddings: Tensor) -> Tensor:
+        """Mean log-probabilities of the classes' tokens."""
+        columns = []
+        for label in TASK.labels:
+            question = Question(TASK.question, label)
+            inputs, ids, n_answer = self._inputs(embeddings, [question] * len(embeddings))
+            logits = self._family.model.language_model(inputs_embeds=inputs).logits
+            likely = logits.log_softmax(-1)[:, -ids.shape[1] - 1 : -1].gather(-1, ids[:, :, None])[:, :, 0]
+            columns.append(likely[:, -n_answer[0] :].mean(-1))
+        return torch.stack(columns, -1)
+
+    def _see(self, canvas: Tensor) -> Tensor:
+        model = self._family.model
+        hidden = model.vision_model(self._family.to_pixels(canvas)).last_hidden_state
+        queries = model.query_tokens.expand(len(canvas), -1, -1)
+        seen = model.qformer(query_embeds=queries, encoder_hidden_states=hidden).last_hidden_state
+        embeddings: Tensor = model.language_projection(seen)
+        return embeddings
+
+    def _inputs(self, embeddings: Tensor, asked: Sequence[Question]) -> tuple[Tensor, Tensor, list[int]]:
+        """Pictures, questions and answers as the language model reads them, padded on the right; the texts' ids;
+        and how many of them are each answer's."""
+        layout, tokenizer = self._family.layout, self._family.tokenizer
+        questions = [layout.prompt.replace("{question}", q.text) for q in asked]
+        texts = [q + layout.answer.replace("{answer}", a.answer) for q, a in zip(questions, asked, strict=True)]
+        rows = [[*row, layout.end[0]] for row in tokenizer(texts).input_ids]
+        n_answer = [
+            len(row) - len(question) for row, question in zip(rows, tokenizer(questions).input_ids, strict=True)
+        ]
+        length = max(map(len, rows))
+        ids = torch.tensor([row + [tokenizer.pad_token_id] * (length - len(row)) for row in rows])
+        inputs = torch.cat([embeddings, self._family.embed_tokens(ids)], 1)
+        return inputs, ids, n_answer
+
+    def _answer_loss(self, embeddings: Tensor, asked: Sequence[Question]) -> Tensor:
+        inputs, ids, n_answer = self._inputs(embeddings, asked)
+        real = ids != self._family.tokenizer.pad_token_id
+        ends = real.sum(1)
+        column = torch.arange(ids.shape[1])
+        starts = ends - torch.tensor(n_answer)
+        counted = (column >= starts[:, None]) & (column < ends[:, None])
+        n_image = embeddings.shape[1]
+        labels = F.pad(ids.masked_fill(~counted, -100), [n_image, 0], value=-100)
+        mask = F.pad(real.long(), [n_image, 0], value=1)
+        loss: Tensor = self._family.model.language_model(inputs_embeds=inputs, attention_mask=mask, labels=labels).loss
+        return loss
+
+
+class Bench:
+    """Both steps of a case, ready to run, on a frame that is not zero."""
+
+    def __init__(self, case: Case, n_pictures: int) -> None:
+        family = families.load(case.model)
+        assert isinstance(family, Blip2)
+        self.case, self.family, self.data = case, family, Photos(n_pictures)
+        guide = Guide(case.guide)
+        read = open_clip.get_tokenizer(f"local-dir:{families.locate(case.guide)}")
+        self.prompt = Prompt.start(case.geometry, "free")
+        noise = torch.rand(self.prompt.frame.shape, generator=torch.Generator().manual_seed(1))
+        self.prompt.frame = noise * case.geometry.mask()
+        self.reference = Reference(family, copy.deepcopy(guide), read, self.data)
+        self.ours = Ours(family, guide, case, self.data)
+        self.ours_new = Ours(family, guide, case, self.data, remember=False)
+
+    def indices(self, step: int) -> list[int]:
+        return [(step * self.case.batch + i) % len(self.data) for i in range(self.case.batch)]
+
+    def step(self, name: str) -> Callable[[Sequence[int]], Tensor]:
+        side = dict(zip(STEPS, (self.reference, self.ours, self.ours_new), strict=True))[name]
+        return lambda indices: side.gradient(self.prompt, indices)
+
+    @torch.no_grad()
+    def embeddings(self) -> Tensor:
+        """Of the first batch, prompted."""
+        pictures = [self.data[i].picture for i in self.indices(0)]
+        canvas = self.prompt.on(place(pictures, self.case.geometry, torch.device("cpu")))
+        return self.family.see(self.family.to_pixels(canvas))
+
+
+def words() -> hf.PreTrainedTokenizerFast:
+    """A byte-level tokenizer like OPT's, in which the task's words are a token each, as they are in OPT's."""
+    texts = [f"Question: {TASK.question} Answer: {label}\n" for label in TASK.labels]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        special_tokens=["<s>", "<pad>", "</s>"], initial_alphabet=alphabet, vocab_size=1024, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts * 4, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="</s> $A", special_tokens=[("</s>", 2)])
+    return hf.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="</s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        extra_special_tokens={"image_token": "<image>"},
+    )
+
+
+def save_published(folder: Path) -> None:
+    """Save the BLIP-2 of published parts and its guide, with random weights, to `blip2` and `guide`."""
+    torch.manual_seed(0)
+    tokenizer = words()
+    end = tokenizer("\n", add_special_tokens=False).input_ids[0]
+    image_token = tokenizer.convert_tokens_to_ids("<image>")
+    base = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}  # of all three parts
+    model = hf.Blip2ForConditionalGeneration(
+        hf.Blip2Config(
+            vision_config=base | {"intermediate_size": 3072, "image_size": 224, "patch_size": 16},
+            qformer_config=base | {"encoder_hidden_size": 768, "cross_attention_frequency": 2},
+            text_config=base | {"model_type": "opt", "ffn_dim": 3072, "word_embed_proj_dim": 768, "vocab_size": 50304},
+            num_query_tokens=32,
+            image_token_index=image_token,
+        )
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.03)  # transformers' own start leaves the eye blind
+    model.generation_config.eos_token_id = end  # BLIP-2 ends an answer at a line break
+    model.save_pretrained(folder / "blip2")
+    tokenizer.save_pretrained(folder / "blip2")
+    hf.BlipImageProcessor(size={"height": 224, "width": 224}).save_pretrained(folder / "blip2")
+    guide = open_clip.create_model("ViT-B-32")
+    (folder / "guide").mkdir(parents=True)
+    preprocess = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
+    about = {"model_cfg": open_clip.get_model_config("ViT-B-32"), "preprocess_cfg": preprocess}
+    (folder / "guide" / "open_clip_config.json").write_text(json.dumps(about))
+    save_file(
+        {name: value.contiguous() for name, value in guide.state_dict().items()},
+        folder / "guide" / "open_clip_model.safetensors",
+    )
+
+
+class Counter(flop_counter.FlopCounterMode):
+    """Counts floating-point operations; LEFT_OUT says what is not counted."""
+
+    def __init__(self) -> None:
+        aten = torch.ops.aten
+        # Of fused attention torch counts the GPU's only.
+        on_cpu = {
+            aten._scaled_dot_product_flash_attention_for_cpu: (
+                lambda q, k, v, *_, **__: flop_counter.sdpa_flop_count(q, k, v)
+            ),
+            aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+                lambda out, q, k, v, *_, **__: flop_counter.sdpa_backward_flop_count(out, q, k, v)
+            ),
+        }
+        super().__init__(display=False, custom_mapping=on_cpu)
+
+
+def interleave(
+    calls: dict[str, Callable[[int], Tensor]], n_pairs: int
+) -> tuple[dict[str, list[float]], dict[str, int], dict[str, Tensor]]:
+    """Seconds of each call in each of n_pairs rounds, one after the other; and of a round before them, which
+    warms up, the operations and what the calls returned."""
+    flops, first = {}, {}
+    for name, call in calls.items():
+        with Counter() as counter:
+            first[name] = call(0)
+        flops[name] = counter.get_total_flops()
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for step in range(n_pairs):
+        for name, call in calls.items():
+            began = time.perf_counter()
+            call(step)
+            seconds[name].append(time.perf_counter() - began)
+    return seconds, flops, first
+
+
+def faster(seconds: dict[str, list[float]], flops: dict[str, int], name: str) -> dict[str, float]:
+    """How many times as long the reference took: median, lowest and highest of the pairs; how many times as long it
+    would take if time went by arithmetic; and how much of that is reached."""
+    ratios = [theirs / ours for theirs, ours in zip(seconds["reference"], seconds[name], strict=True)]
+    median, allowed = statistics.median(ratios), flops["reference"] / flops[name]
+    facts = {"faster": median, "lowest": min(ratios), "highest": max(ratios), "allowed": allowed}
+    return {key: round(value, 2) for key, value in facts.items()} | {"share_of_allowed": round(median / allowed, 3)}
+
+
+def cosine(a: Tensor, b: Tensor) -> float:
+    return float(F.cosine_similarity(a.flatten().double(), b.flatten().double(), dim=0))
+
+
+def measure(bench: Bench, n_pairs: int) -> dict[str, Any]:
+    """Everything but the peaks of memory."""
+    bench.ours.remember_all(bench.prompt.geometry)
+    steps = {name: lambda step, name=name: bench.step(name)(bench.indices(step)) for name in STEPS}
+    seconds, flops, gradients = interleave(steps, n_pairs)
+    embeddings = bench.embeddings()
+    scorers = {"reference": bench.reference.scores, "ours": bench.ours.scores}
+    scored, arithmetic, scores = interleave(
+        {name: lambda _, call=call: call(embeddings) for name, call in scorers.items()}, n_pairs
+    )
+    return {
+        "batch": bench.case.batch,
+        "cosine": cosine(gradients["reference"], gradients["ours"]),
+        "seconds": {name: round(statistics.median(values), 4) for name, values in seconds.items()},
+        "gflop": {name: round(value / 1e9, 2) for name, value in flops.items()},
+        **{name: faster(seconds, flops, name) for name in STEPS[1:]},
+        "scoring": {
+            "pictures": len(embeddings),
+            "classes": len(TASK.labels),
+            "seconds": {name: round(statistics.median(values), 4) for name, values in scored.items()},
+            "gflop": {name: round(value / 1e9, 2) for name, value in arithmetic.items()},
+            **faster(scored, arithmetic, "ours"),
+            "largest_difference": (scores["reference"] - scores["ours"]).abs().max().item(),
+        },
+    }
+
+
+def peak(bench: Bench, name: str) -> float:
+    """MiB that a step needs above what was resident once everything had been loaded."""
+    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+    def read(field: str) -> int:
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(field))
+
+    # Not getrusage's ru_maxrss: it starts from the parent's, and holds what loading needed for a moment.
+    reset.write_text("5")
+    before = read("VmRSS:")
+    bench.step(name)(bench.indices(0))
+    return (read("VmHWM:") - before) / 1024
+
+
+def peaks(case: Case, threads: int) -> dict[str, float]:
+    """Each step's, in a process of its own."""
+    found = {}
+    for name in STEPS:
+        request = json.dumps([vars(case) | {"geometry": vars(case.geometry)}, name, threads])
+        run = subprocess.run([sys.executable, __file__, "--peak", request], check=True, capture_output=True, text=True)
+        found[name] = round(float(run.stdout.split()[-1]), 1)
+    return found
+
+
+def machine(threads: int) -> dict[str, Any]:
+    cpu = Path("/proc/cpuinfo")
+    names = [line.partition(":")[2].strip() for line in cpu.read_text().splitlines() if line.startswith("model name")]
+    return {
+        "cpu": names[0] if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "load_average_before": [round(load, 2) for load in os.getloadavg()],
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": hf.__version__,
+        "open_clip": open_clip.__version__,
+    }
+
+
+def show(name: str, row: dict[str, Any]) -> None:
+    print(f"\n{name}, {row['batch']} pictures a step, cosine of the gradients {row['cosine']:.7f}")
+    print(f"{'':<20}{'seconds':>9}{'GFLOP':>10}{'peak MiB':>10}{'faster':>22}{'allowed':>9}{'share':>7}")
+    for step in STEPS:
+        line = f"{step:<20}{row['seconds'][step]:>9.3f}{row['gflop'][step]:>10.1f}"
+        print(f"{line}{row['peak_mib'][step]:>10.0f}{spread(row.get(step))}")
+    scoring = row["scoring"]
+    for step in STEPS[:2]:
+        label = f"scoring, {step}"
+        line = f"{label:<20}{scoring['seconds'][step]:>9.3f}{scoring['gflop'][step]:>10.1f}{'':>10}"
+        print(line + spread(scoring if step == "ours" else None))
+    print(
+        f"scored were {scoring['classes']} classes of {scoring['pictures']} pictures; "
+        f"largest difference {scoring['largest_difference']:.1e}"
+    )
+
+
+def spread(facts: dict[str, float] | None) -> str:
+    if facts is None:
+        return ""
+    ratios = f"{facts['faster']:.2f} ({facts['lowest']:.2f}-{facts['highest']:.2f})"
+    return f"{ratios:>22}{facts['allowed']:>9.2f}{facts['share_of_allowed']:>7.0%}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=7, help="timed pairs of steps (default 7)")
+    parser.add_argument("--batch", type=int, default=16, help="pictures a step, of the zoo's model (default 16)")
+    parser.add_argument("--large-batch", type=int, default=4, help="of the published parts (default 4)")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", choices=["zoo", "published"], help="leave the other case out, and write no JSON")
+    parser.add_argument("--parts", type=Path, help="where the published parts are kept (default: nowhere)")
+    parser.add_argument("--peak", help=argparse.SUPPRESS)  # how a process of its own is told what to measure
+    arguments = parser.parse_args()
+    if arguments.peak:
+        fields, step, threads = json.loads(arguments.peak)
+        torch.set_num_threads(threads)
+        case = Case(**fields | {"geometry": Geometry(**fields["geometry"])})
+        print(peak(Bench(case, case.batch), step))
+        return
+    torch.set_num_threads(arguments.threads)
+    about = {"command": shlex.join(["python", "benchmarks/reference_step.py", *sys.argv[1:]])}
+    report: dict[str, Any] = about | {"machine": machine(arguments.threads), "left_out_of_gflop": LEFT_OUT, "cases": {}}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.parts or Path(temporary)
+        cases = [Case("zoo:blip2 with zoo:guide", "zoo:blip2", "zoo:guide", Geometry(64, 48), arguments.batch)]
+        if arguments.only != "zoo":
+            parts = (str(folder / "blip2"), str(folder / "guide"))
+            if not (folder / "guide").exists():
+                save_published(folder)
+            cases.append(Case("BLIP-2 of published parts with ViT-B-32", *parts, Geometry(), arguments.large_batch))
+        for case in cases[arguments.only == "published" :]:
+            row = {"peak_mib": peaks(case, arguments.threads)} | measure(Bench(case, 2 * case.batch), arguments.pairs)
+            report["cases"][case.name] = row
+            show(case.name, row)
+    report["machine"]["load_average_after"] = [round(load, 2) for load in os.getloadavg()]
+    if not arguments.only:
+        Path(__file__).with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
