@@ -42,10 +42,12 @@ from torch.utils import flop_counter
 from tvp.trainer import families, tasks
 from tvp.trainer.data import Question, Sample
 from tvp.trainer.families.blip2 import Blip2
+from tvp.trainer.frame import Frame
 from tvp.trainer.losses import Guide
 from tvp.trainer.prompt import Geometry, Prompt
-from tvp.trainer.train import CleanFeatures, TrainConfig, place
-from tvp.trainer.train import _gradient as gradient_of_step
+from tvp.trainer.step import CLEAN_BUDGET, Objective, load_batch, place
+from tvp.trainer.team import Team
+from tvp.trainer.train import TrainConfig
 
 TASK = tasks.get("cifar10")
 STEPS = ("reference", "ours", "ours, pictures new")
@@ -90,21 +92,25 @@ class Ours:
     """
 
     def __init__(self, family: Blip2, guide: Guide, case: Case, data: Photos, remember: bool = True) -> None:
-        self._family, self._guide, self._data = family, guide, data
-        self._config = TrainConfig(models=(case.model,), canvas=case.geometry.canvas, inner=case.geometry.inner)
-        self._clean = CleanFeatures(family, data, case.geometry, case.batch, 2**30 if remember else 0)
+        self._family, self._data = family, data
+        self._config = TrainConfig(
+            models=(case.model,), canvas=case.geometry.canvas, inner=case.geometry.inner, batch=case.batch
+        )
+        budget = CLEAN_BUDGET if remember else 0
+        self._objective = Objective(self._config, data, [family], guide, case.geometry, clean_budget=budget)
 
     def gradient(self, prompt: Prompt, indices: Sequence[int]) -> Tensor:
         """The loss's gradient by the frame."""
-        _, gradient = gradient_of_step(
-            self._config, indices, self._data, [self._family], [self._clean], self._guide, prompt
-        )
+        frame = Frame(prompt.geometry, prompt.pixel_range, 0, 0)
+        frame.values = [prompt.frame.clone()]
+        batch = load_batch(self._data, indices, prompt.geometry, self._config.questions)
+        _, (gradient,) = self._objective(batch, frame, Team())
         return gradient
 
     def remember_all(self, geometry: Geometry) -> None:
         """Go through the first epoch's clean features."""
         for i, sample in enumerate(self._data[i] for i in range(len(self._data))):
-            self._clean([i], place([sample.picture], geometry, torch.device("cpu")))
+            self._objective.clean[0]([i], place([sample.picture], geometry, torch.device("cpu")))
 
     def scores(self, embeddings: Tensor) -> Tensor:
         return self._family.answer_scores(embeddings, [TASK.question] * len(embeddings), TASK.labels)

@@ -140,9 +140,8 @@ def both(stage: Stage, seed: int, photos: Photos | None) -> Iterator[tuple[Lesso
 
 def start_from(model: nn.Module, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Take over what fits of an earlier model; word embeddings by the spelling of their tokens."""
-    from safetensors.torch import load_file
-
-    earlier = load_file(folder / "model.safetensors")
+    # Not the file's own tensors: transformers saves some models under the names that they had once.
+    earlier = type(model).from_pretrained(folder, dtype=torch.float32).state_dict()
     vocab = AutoTokenizer.from_pretrained(folder).get_vocab()
     known = [(new, vocab[token]) for token, new in tokenizer.get_vocab().items() if token in vocab]
     new_rows, old_rows = (list(rows) for rows in zip(*known, strict=True))

@@ -143,6 +143,7 @@ class Objective:
     """L = L_LM + fca · L_FCA − tse · S_TSE, averaged over the source models (method of arXiv 2404.11207).
 
     offload: keep source models on the CPU, but for the one whose turn it is.
+    clean_budget: bytes of clean features to remember, all sources together.
     scale: what losses are multiplied by in float16; changed as overflows happen, and part of a checkpoint.
     """
 
@@ -154,10 +155,11 @@ class Objective:
         guide: Guide | None,
         geometry: Geometry,
         offload: bool = False,
+        clean_budget: int = CLEAN_BUDGET,
     ) -> None:
         self._config, self._sources, self._guide, self._offload = config, sources, guide, offload
         self._geometry = geometry
-        self.clean = [CleanFeatures(s, data, geometry, config.batch, CLEAN_BUDGET // len(sources)) for s in sources]
+        self.clean = [CleanFeatures(s, data, geometry, config.batch, clean_budget // len(sources)) for s in sources]
         half = any(source.dtype == torch.float16 for source in sources)
         self.scale, self._fixed_scale, self._n_good = (FIRST_SCALE, False, 0) if half else (1.0, True, 0)
 
