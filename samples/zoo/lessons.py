@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from models import CANVAS, MERGE, PATCH
 from tvp.trainer import scenes
@@ -43,8 +44,7 @@ TURNS = (
 # What has to be found in the picture by one word. The rest builds on it, and is noise before it is there.
 LOOK_UPS = ("number", "kind", "colour", "kind", "colour", "kind", "colour")
 EASY_SHARE = 0.5  # of the absent objects are of a colour that is not there, which is learnt sooner
-MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(1, 3, 1, 1)
-STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(1, 3, 1, 1)
+MEAN, STD = (torch.tensor(values).view(1, 3, 1, 1) for values in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
 
 
 @dataclass

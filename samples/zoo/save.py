@@ -22,8 +22,8 @@ from transformers import (
     SmolVLMProcessor,
     SmolVLMVideoProcessor,
 )
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from lessons import MEAN, STD
 from models import CANVAS, MERGE, N_QUERIES, N_SIDE, PATCH
 from words import IMAGE, LAYOUTS, make_tokenizer
 
@@ -43,7 +43,7 @@ def make_processor(name: str, tokenizer: PreTrainedTokenizerFast) -> ProcessorMi
     if name == "smolvlm":
         edge = {"longest_edge": CANVAS}
         # Its own are 0.5; the zoo's eyes are all taught with CLIP's, which the other processors have.
-        colours = {"image_mean": MEAN.flatten().tolist(), "image_std": STD.flatten().tolist()}
+        colours = {"image_mean": OPENAI_CLIP_MEAN, "image_std": OPENAI_CLIP_STD}
         return SmolVLMProcessor(
             SmolVLMImageProcessor(size=edge, max_image_size=edge, do_image_splitting=False, **colours),
             tokenizer,

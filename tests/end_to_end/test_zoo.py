@@ -27,8 +27,6 @@ SHARED = [("blip2", "blip2-t5"), ("blip2", "instructblip")]
 # What misses its bar so far, and why; samples/zoo/history.md says what was tried.
 SHORT = {
     ("llava", "scenes"): "the first zoo's, which was never asked to reason",
-    ("blip2-t5", "scenes"): "T5 learns to look things up too slowly",
-    ("smolvlm", "photos"): "its language model reads photos worse than its eye shows them",
 }
 FULL = Geometry(64, 64)
 
