@@ -580,3 +580,24 @@ def test_tasks_of_unknown_metrics_and_augmentations_are_refused():
         tasks.Task("mine", metric="f1")
     with pytest.raises(RequestError, match="augmentation 'color'"):
         tasks.Task("mine", augment=("color",))
+
+
+def test_a_camera_changes_pictures_alone_and_each_in_its_own_way(tmp_path):
+    from PIL import Image
+
+    from tvp.trainer import tasks
+
+    for name in ("cat", "dog"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        for i in range(2):
+            Image.new("RGB", (8, 8), (200, 200, 200)).save(tmp_path / "train" / name / f"{i}.png")
+    plain, camera = tasks.get("cifar10"), tasks.get("bad-camera-cifar10").camera
+    clean = tasks.open_data(str(tmp_path), plain, "train", 0, 3)
+    bad = tasks.open_data(str(tmp_path), tasks.get("bad-camera-cifar10"), "train", 0, 3)
+    assert len(clean) == len(bad) == 4
+    expected = 200 * camera.dim * np.array(camera.cast)
+    for i in range(4):
+        assert (bad[i].questions, bad[i].caption) == (clean[i].questions, clean[i].caption)
+        assert np.abs(bad[i].picture.mean((0, 1)) - expected).max() < 3 * 255 * camera.noise / 8
+    assert np.array_equal(bad[1].picture, bad[1].picture)
+    assert not np.array_equal(bad[0].picture, bad[1].picture)  # its noise is not that of the next

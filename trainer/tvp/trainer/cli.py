@@ -52,6 +52,7 @@ def _option(name: str, help: str) -> Callable[[F], F]:
 @_option("canvas", "Side of the canvas, px.")
 @_option("inner", "Side of the square inside the frame, px.")
 @_option("layout", "The frame lies around a shrunk picture, or over the full one.")
+@_option("fit", "How a picture that is not square is fitted: the task's own way, crop or pad.")
 @_option("pixel_range", "Values of the frame.")
 @_option("rank", "Learn a frame of this rank; 0 learns every pixel.")
 @_option("fca", "Weight of Feature Consistency Alignment.")

@@ -17,6 +17,7 @@ from .prompt import Geometry, Layout, PixelRange
 from .update import UpdateRule
 
 Method = Literal["vp", "evp", "tvp"]
+FitOrTask = Literal["task", "crop", "pad"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 SHIPPED = files(__package__) / "configs"
 
@@ -30,7 +31,8 @@ class TrainConfig:
     task: name of the task; data: where its pictures are ('': the task's own; see `tvp.trainer.data`).
     guide: the CLIP model of TSE; needed where tse is not 0.
     canvas, inner: sides in px. layout: the frame lies `around` a shrunk picture or `over` the edges of the
-        full one. pixel_range: `free` or `image`. rank: 0 learns every pixel, r a product of rank r.
+        full one. fit: how a picture that is not square is fitted, `crop` or `pad`; `task` leaves it to the task,
+        where it may decide what can be seen. pixel_range: `free` or `image`. rank: 0 learns every pixel, r a product of rank r.
     fca, tse: weights of the two losses (the paper's CIFAR-10 run: 0.005 and 0.001).
     contrast: TSE asks the guide to prefer the right caption to the others, instead of the right one alone.
     augment: how training pictures are varied, of those that the task allows: `crop`, `flip`, `colour`.
@@ -55,6 +57,7 @@ class TrainConfig:
     canvas: int = 224
     inner: int = 164
     layout: Layout = "around"
+    fit: FitOrTask = "task"
     pixel_range: PixelRange = "free"
     rank: int = 0
     fca: float = 0.005
@@ -114,6 +117,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     for name, kind in (
         ("method", Method),
         ("layout", Layout),
+        ("fit", FitOrTask),
         ("pixel_range", PixelRange),
         ("update", UpdateRule),
         ("precision", Precision),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tvp.sdk.errors import RequestError, near
 
@@ -35,7 +35,7 @@ class Task:
     source: the data that the task is about where none is named; '' for a task that needs --data.
     free: answer in free text, which must match exactly, even where a question has labels.
     fit: `crop` or `pad`, for pictures that are not square.
-    camera: for scenes, the camera that they are seen through; topics: what is asked about them.
+    camera: the camera that pictures are seen through. topics: what is asked about scenes.
     published: the data set that the task is about, which is published in a layout of its own (a name of
         data.sources.LAYOUTS); '' for none.
     caption: what the guide reads after "this is a photo of", for data with class names ({label}).
@@ -67,68 +67,72 @@ class Task:
             )
 
 
-TASKS = {
-    task.name: task
-    for task in (
-        Task("scenes", source="scenes", free=True, augment=FLIP),
-        Task("bad-camera", source="scenes", free=True, camera=BAD_CAMERA, augment=FLIP),
-        Task("recognition", source="scenes", topics=scenes.TASKS["recognition"], augment=FLIP),
+_TASKS = (
+    Task("scenes", source="scenes", free=True, augment=FLIP),
+    Task("bad-camera", source="scenes", free=True, camera=BAD_CAMERA, augment=FLIP),
+    Task("recognition", source="scenes", topics=scenes.TASKS["recognition"], augment=FLIP),
+    Task(
+        "count",
+        "How many objects are there?",
+        scenes.COUNTS,
+        source="scenes",
+        topics=scenes.TASKS["counting"],
+        augment=FLIP,
+    ),
+    Task("existence", labels=scenes.YES_NO, source="scenes", topics=scenes.TASKS["existence"], augment=FLIP),
+    Task("reasoning", labels=scenes.TRUE_FALSE, source="scenes", topics=scenes.TASKS["reasoning"], augment=FLIP),
+    Task("cifar10", "This is a photo of a", CIFAR10, published="cifar10", augment=AUGMENTATIONS),
+    Task(
+        "svhn",
+        "This is a photo of the digit",
+        DIGITS,
+        published="svhn",
+        caption="the digit {label}",
+        augment=("crop", "colour"),  # a flipped 2 is none
+    ),
+    Task(
+        "imagenette",
+        "This is a photo of a",
+        tuple(IMAGENETTE.values()),
+        published="imagenette",
+        augment=AUGMENTATIONS,
+    ),
+    Task(
+        "clevr-count",
+        "How many objects are there in this image? Answer with a single number.",
+        CLEVR_COUNTS,
+        fit="pad",  # a crop would cut objects off
+        published="clevr",
+        caption="{label} objects",
+        augment=("flip", "colour"),
+    ),
+    Task(
+        "hateful-memes",
+        labels=("no", "yes"),
+        fit="pad",
+        published="hateful-memes",
+        metric="auc",
+        augment=("colour",),  # the text is part of the picture
+    ),
+    *(
         Task(
-            "count",
-            "How many objects are there?",
-            scenes.COUNTS,
-            source="scenes",
-            topics=scenes.TASKS["counting"],
-            augment=FLIP,
-        ),
-        Task("existence", labels=scenes.YES_NO, source="scenes", topics=scenes.TASKS["existence"], augment=FLIP),
-        Task("reasoning", labels=scenes.TRUE_FALSE, source="scenes", topics=scenes.TASKS["reasoning"], augment=FLIP),
-        Task("cifar10", "This is a photo of a", CIFAR10, published="cifar10", augment=AUGMENTATIONS),
-        Task(
-            "svhn",
-            "This is a photo of the digit",
-            DIGITS,
-            published="svhn",
-            caption="the digit {label}",
-            augment=("crop", "colour"),  # a flipped 2 is none
-        ),
-        Task(
-            "imagenette",
-            "This is a photo of a",
-            tuple(IMAGENETTE.values()),
-            published="imagenette",
-            augment=AUGMENTATIONS,
-        ),
-        Task(
-            "clevr-count",
-            "How many objects are there in this image? Answer with a single number.",
-            CLEVR_COUNTS,
-            fit="pad",  # a crop would cut objects off
-            published="clevr",
-            caption="{label} objects",
-            augment=("flip", "colour"),
-        ),
-        Task(
-            "hateful-memes",
-            labels=("no", "yes"),
+            f"pope-{kind}",
+            labels=scenes.YES_NO,
             fit="pad",
-            published="hateful-memes",
-            metric="auc",
-            augment=("colour",),  # the text is part of the picture
-        ),
-        *(
-            Task(
-                f"pope-{kind}",
-                labels=scenes.YES_NO,
-                fit="pad",
-                published=f"pope-{kind}",
-                metric="pope",
-                augment=("flip", "colour"),
-            )
-            for kind in ("random", "popular", "adversarial")
-        ),
-        Task("custom"),
-    )
+            published=f"pope-{kind}",
+            metric="pope",
+            augment=("flip", "colour"),
+        )
+        for kind in ("random", "popular", "adversarial")
+    ),
+    Task("custom"),
+)
+# The same tasks through the bad camera; `bad-camera` alone asks about scenes in free text.
+TASKS = {task.name: task for task in _TASKS} | {
+    f"bad-camera-{name}": replace(task, name=f"bad-camera-{name}", camera=BAD_CAMERA)
+    for task in _TASKS
+    for name in [task.name]
+    if name in ("count", "existence", "reasoning", "cifar10")
 }
 
 

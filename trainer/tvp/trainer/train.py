@@ -85,7 +85,8 @@ def train(
     # Where models are spread over devices, the frame and the guide go where the first one starts.
     home = torch.device(device) if device != "auto" else sources[0].device
     guide = Guide(config.guide, home) if config.tse else None
-    geometry = Geometry(config.canvas, config.inner, task.fit, config.layout)
+    fit = task.fit if config.fit == "task" else config.fit
+    geometry = Geometry(config.canvas, config.inner, fit, config.layout)
     if data is None:
         n = config.n_train + config.n_validation
         data = tasks.open_usable(config.data, task, "train", n, config.seed, skip_bad, download)

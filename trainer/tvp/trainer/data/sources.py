@@ -19,6 +19,7 @@ from .memes import HatefulMemes
 from .parquet import Parquet, parquet_files
 from .pope import Pope
 from .sample import SPLITS, Data, readable
+from .through import Through
 from .vision import IMAGENETTE, Vision
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def open_data(
         For a JSONL file the split is the file's own: name one file for training and another for the test.
     split: `train` or `test`. Sets without (published) answers for the test give their validation pictures for it.
     n: how many scenes to draw; other sources give all that they have.
-    seed: for scenes; train and test scenes differ at any seed.
+    seed: of scenes and of a camera's noise; train and test differ at any seed.
     size: side of a scene, px.
     skip_bad: leave bad rows and unreadable pictures out, and append what is wrong with each to this list. Every
         picture is read once for that. Without a list, a bad row is a DataError: when the source is opened, or for
@@ -100,7 +101,9 @@ def open_data(
             f"There is no data source {source!r}; give 'scenes', a folder (of parquet files, of class folders, or "
             "as the task's data set is published), or a .jsonl file."
         )
-    return data if skip_bad is None else readable(data, skip_bad)
+    if skip_bad is not None:
+        data = readable(data, skip_bad)
+    return data if task.camera is None else Through(data, task.camera, seed * 2 + (split == "test"))
 
 
 def _open_folder(folder: Path, task: Task, split: str, skip_bad: list[str] | None) -> Data:

@@ -1,0 +1,25 @@
+"""Another source's pictures, as a bad camera records them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from ..scenes import Camera
+from .sample import Data, Sample
+
+
+class Through:
+    """The same samples through a camera; a picture's noise depends on `seed` and its index alone."""
+
+    def __init__(self, data: Data, camera: Camera, seed: int) -> None:
+        self._data, self._camera, self._seed = data, camera, seed
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self._data[index]
+        rng = np.random.default_rng([self._seed, index])
+        return replace(sample, picture=self._camera.shoot(sample.picture, rng))
