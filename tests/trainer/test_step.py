@@ -210,3 +210,13 @@ def test_two_processes_train_the_prompt_that_one_does(config, tmp_path):
     assert lines[-1]["accuracy"] == pytest.approx(alone.validations[-1]["accuracy"])
     for mine, theirs in zip(alone.steps, [line for line in lines if "accuracy" not in line], strict=True):
         assert theirs["answer"] == pytest.approx(mine["answer"], rel=1e-4)
+
+
+def test_a_model_that_is_spread_by_a_device_map_sees_the_same(zoo):
+    """Here the map holds one device; what is tested is that a family works with what transformers makes of it."""
+    canvas = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    whole, spread = families.load(zoo[0]), families.load(zoo[0], "auto")
+    assert spread.model.hf_device_map
+    question, answer = ["How many?"] * 2, ["2", "3"]
+    losses = [m.answer_loss(m.see(m.to_pixels(canvas)), question, answer) for m in (whole, spread)]
+    assert torch.equal(*losses)

@@ -21,6 +21,7 @@ from tvp.sdk.errors import DataError, ModelError, RequestError
 from tvp.trainer import families, tasks
 from tvp.trainer import step as step_module
 from tvp.trainer import train as train_module
+from tvp.trainer.config import make_config
 from tvp.trainer.evaluate import accuracy, summarise
 from tvp.trainer.frame import Frame
 from tvp.trainer.losses import Guide
@@ -326,3 +327,59 @@ def test_accuracy_counts_exact_matches_only():
 def test_the_interval_is_that_of_a_proportion():
     result = summarise(np.arange(1000) < 300)
     assert result.high - result.low == pytest.approx(2 * 1.96 * np.sqrt(0.3 * 0.7 / 1000), rel=0.1)
+
+
+def test_a_run_leaves_its_configuration_logs_and_pictures(config, tmp_path):
+    config = replace(config, validate_every=3)
+    result = train(config, tmp_path, quiet=True, tensorboard=True)
+    assert make_config({}, tmp_path / "config.toml") == config
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 3, 4, 5, 6, 6]
+    assert [line for line in lines if "accuracy" in line] == result.validations
+    assert set(lines[0]) == {"step", "seconds", "rate", "answer", "fca", "tse"}
+    for name in ("curves.png", "prompt.png", "frames/000003.png", "frames/000006.png"):
+        Image.open(tmp_path / name).verify()
+    assert list((tmp_path / "tensorboard").iterdir())
+    (tmp_path / "prompt.safetensors").unlink()
+    train(config, tmp_path, quiet=True)  # a finished run that is taken up again only writes its prompt
+    assert [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()] == lines
+    assert (tmp_path / "prompt.safetensors").exists()
+
+
+def test_early_stopping_keeps_the_best_frame(config, tmp_path, monkeypatch):
+    scores = iter([0.2, 0.6, 0.5, 0.6, 0.9])
+    frames = []
+
+    def judged(source, data, geometry, prompt, task):
+        frames.append(prompt.frame.clone())
+        right = np.arange(10) < 10 * next(scores)
+        return summarise(right)
+
+    monkeypatch.setattr(train_module, "accuracy", judged)
+    config = replace(config, steps=20, validate_every=2, patience=2)
+    result = train(config, tmp_path, quiet=True)
+    assert [v["step"] for v in result.validations] == [2, 4, 6, 8]  # 0.6 again is no new best
+    assert torch.equal(result.prompt.frame, frames[1])
+    again = train(config, tmp_path, quiet=True)  # it had stopped, and stays so
+    assert len(again.steps) == 8
+    assert torch.equal(again.prompt.frame, frames[1])
+
+
+@pytest.mark.parametrize("change", [{"rank": 2}, {"augment": ("flip",)}, {"update": "sign", "lr": 0.01}])
+def test_other_ways_to_train_resume_with_the_same_bits_too(config, tmp_path, monkeypatch, change):
+    config = replace(config, **change)
+    whole = train(config, tmp_path / "whole", quiet=True).prompt.frame
+    real = Objective.__call__
+    n_calls = []
+
+    def dies_in_step_four(*arguments):
+        n_calls.append(1)
+        if len(n_calls) == 4:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(Objective, "__call__", dies_in_step_four)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "cut", quiet=True)
+    monkeypatch.setattr(Objective, "__call__", real)
+    assert torch.equal(train(config, tmp_path / "cut", quiet=True).prompt.frame, whole)

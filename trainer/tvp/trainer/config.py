@@ -32,7 +32,8 @@ class TrainConfig:
     guide: the CLIP model of TSE; needed where tse is not 0.
     canvas, inner: sides in px. layout: the frame lies `around` a shrunk picture or `over` the edges of the
         full one. fit: how a picture that is not square is fitted, `crop` or `pad`; `task` leaves it to the task,
-        where it may decide what can be seen. pixel_range: `free` or `image`. rank: 0 learns every pixel, r a product of rank r.
+        where it may decide what can be seen. pixel_range: `free` or `image`.
+    rank: 0 learns every pixel, r a product of rank r.
     fca, tse: weights of the two losses (the paper's CIFAR-10 run: 0.005 and 0.001).
     contrast: TSE asks the guide to prefer the right caption to the others, instead of the right one alone.
     augment: how training pictures are varied, of those that the task allows: `crop`, `flip`, `colour`.
