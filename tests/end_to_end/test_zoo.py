@@ -23,25 +23,14 @@ from tvp.trainer.train import TrainConfig, place, train
 ZOO = families.ZOO
 NAMES = ["blip2", "blip2-t5", "instructblip", "smolvlm", "llava", "qwen2vl"]
 EXPORTED = ["blip2", "llava"]
-SHARED = [("blip2", "blip2-t5"), ("blip2", "instructblip")]
-# What misses its bar so far, and why; samples/zoo/history.md says what was tried.
-SHORT = {
-    ("llava", "scenes"): "the first zoo's, which was never asked to reason",
-}
+# The last is how far apart they may be: SmolVLM and LLaVA each keep the positions in float16, in a form of their own.
+SHARED = [("blip2", "blip2-t5", 0.0), ("blip2", "instructblip", 0.0), ("smolvlm", "llava", 2e-3)]
 FULL = Geometry(64, 64)
 
 
 @pytest.fixture(scope="module", params=NAMES)
 def model(request):
-    family = families.load(f"zoo:{request.param}")
-    family.zoo_name = request.param
-    return family
-
-
-def expect(request, model, bar):
-    """Let a check fail that is known to, and nothing else."""
-    if reason := SHORT.get((model.zoo_name, bar)):
-        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
+    return families.load(f"zoo:{request.param}")
 
 
 def test_all_weights_together_are_at_most_32_mb():
@@ -52,11 +41,11 @@ def test_all_weights_together_are_at_most_32_mb():
         assert json.loads((ZOO / name / "config.json").read_text())["dtype"] == "float16"
 
 
-@pytest.mark.parametrize(("first", "second"), SHARED)
-def test_models_on_one_eye_see_the_same(first, second):
+@pytest.mark.parametrize(("first", "second", "apart"), SHARED)
+def test_models_on_one_eye_see_the_same(first, second, apart):
     pixels = torch.rand(2, 3, 64, 64)
     one, other = (_patches(name, pixels) for name in (first, second))
-    assert torch.equal(one, other)
+    assert (one - other).abs().max() <= apart
     assert one.std() > 0.1
 
 
@@ -84,16 +73,14 @@ def _patches(name, pixels):
         return model.vision_model(pixels).last_hidden_state
 
 
-def test_scenes_are_answered_at_least_85_percent_right(model, request):
-    expect(request, model, "scenes")
+def test_scenes_are_answered_at_least_85_percent_right(model):
     data = Scenes(200, seed=4242, n_questions=len(scenes.TOPICS))
     result = accuracy(model, data, FULL)
     # The bar is the card's figure (measured on 5,120 questions); a sample may fall short by its own noise.
     assert result.accuracy >= 0.85 - 2 * math.sqrt(0.85 * 0.15 / result.n)
 
 
-def test_photos_are_told_apart_at_least_every_second_time(model, cifar10, request):
-    expect(request, model, "photos")
+def test_photos_are_told_apart_at_least_every_second_time(model, cifar10):
     data = Subset(Parquet(cifar10, "test", tasks.get("cifar10").question), range(500))
     result = accuracy(model, data, FULL, task=tasks.get("cifar10"))
     assert result.accuracy >= 0.5 - 2 * math.sqrt(0.25 / result.n)
