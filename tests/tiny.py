@@ -22,6 +22,8 @@ import models
 import words
 from save import save
 from tests.tokens import IMAGE, TEMPLATES, bytelevel, ids, marks, sentencepiece
+from tvp.trainer.frame import Frame
+from tvp.trainer.prompt import Geometry
 
 CANVAS, PATCH, WIDTH, N_QUERIES = 64, 16, 32, 8
 SQUARE = {"height": CANVAS, "width": CANVAS}
@@ -383,3 +385,12 @@ MAKERS: dict[str, Callable[[Path], Any]] = {
     "siglip": make_siglip,
     "open_clip": save_tiny_guide,
 }
+
+
+def random_frame(rank: int = 0) -> Frame:
+    """A frame of 8 px around 48, with random values."""
+    frame = Frame(Geometry(CANVAS, 48), "free", rank, 0)
+    generator = torch.Generator().manual_seed(1)
+    frame.values = [torch.rand(v.shape, generator=generator) for v in frame.values]
+    frame.settle()
+    return frame

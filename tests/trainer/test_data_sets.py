@@ -583,10 +583,6 @@ def test_tasks_of_unknown_metrics_and_augmentations_are_refused():
 
 
 def test_a_camera_changes_pictures_alone_and_each_in_its_own_way(tmp_path):
-    from PIL import Image
-
-    from tvp.trainer import tasks
-
     for name in ("cat", "dog"):
         (tmp_path / "train" / name).mkdir(parents=True)
         for i in range(2):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.tiny import save_tiny, save_tiny_guide
+from tests.tiny import random_frame
 from tvp.sdk.errors import RequestError
 from tvp.trainer import families, tasks
 from tvp.trainer.frame import Frame
@@ -24,12 +24,6 @@ from tvp.trainer.train import TrainConfig, train
 from tvp.trainer.update import Update
 
 GEOMETRY = Geometry(64, 48)
-
-
-@pytest.fixture(scope="module")
-def zoo(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("zoo")
-    return save_tiny("llava", folder / "llava"), save_tiny_guide(folder / "guide")
 
 
 @pytest.fixture
@@ -44,21 +38,13 @@ def data():
     return tasks.open_data("scenes", tasks.get("bad-camera"), "train", 8, 0)
 
 
-def some_frame(rank=0, pixel_range="free"):
-    frame = Frame(GEOMETRY, pixel_range, rank, 0)
-    generator = torch.Generator().manual_seed(1)
-    frame.values = [torch.rand(v.shape, generator=generator) for v in frame.values]
-    frame.settle()
-    return frame
-
-
 def gradient(config, data, zoo, frame=None, dtype=torch.float32, **more):
     source = families.load(zoo[0], dtype=dtype)
     objective = Objective(config, data, [source], Guide(zoo[1]), GEOMETRY, **more)
     batch = load_batch(data, [0, 1, 2, 3, 4], GEOMETRY, config.questions)
     # Pictures with different numbers of questions, and so parts with different numbers of answer tokens.
     batch = replace(batch, questions=[q[: 1 + i % 2] for i, q in enumerate(batch.questions)])
-    return objective, *objective(batch, frame or some_frame(), Team())
+    return objective, *objective(batch, frame or random_frame(), Team())
 
 
 @pytest.mark.parametrize("contrast", [False, True])
@@ -91,14 +77,14 @@ def test_float16_is_scaled_and_scales_down_when_it_overflows(config, data, zoo):
     batch = load_batch(data, [0, 1, 2, 3, 4], GEOMETRY, config.questions)
     batch = replace(batch, questions=[q[: 1 + i % 2] for i, q in enumerate(batch.questions)])
     objective.scale = 2.0**24
-    _, (coarse,) = objective(batch, some_frame(), Team())
+    _, (coarse,) = objective(batch, random_frame(), Team())
     assert objective.scale < 2.0**24
     assert torch.cosine_similarity(fine.flatten(), coarse.flatten(), dim=0) > 0.99
     assert 0.9 < coarse.norm() / fine.norm() < 1.1
 
 
 def test_a_gradient_that_is_not_finite_is_told(config, data, zoo):
-    frame = some_frame()
+    frame = random_frame()
     frame.values = [v * float("nan") for v in frame.values]
     with pytest.raises(RequestError, match="not finite"):
         gradient(config, data, zoo, frame)
@@ -117,9 +103,9 @@ def test_a_low_rank_frame_starts_black_and_stays_of_its_rank(config, data, zoo):
     frame = Frame(GEOMETRY, "free", 2, 0)
     assert frame.pixels().abs().max() == 0
     assert sum(v.numel() for v in frame.values) == 2 * 3 * 2 * 64
-    _, _, gradients = gradient(config, data, zoo, some_frame(rank=2))
+    _, _, gradients = gradient(config, data, zoo, random_frame(rank=2))
     assert [g.shape for g in gradients] == [v.shape for v in frame.values]
-    values = Update("adam", 0.1, 10).apply(some_frame(rank=2).values, gradients, 0)
+    values = Update("adam", 0.1, 10).apply(random_frame(rank=2).values, gradients, 0)
     frame.values = values
     ranks = torch.linalg.matrix_rank(values[0] @ values[1])
     assert ranks.tolist() == [2, 2, 2]
@@ -131,7 +117,7 @@ def test_a_low_rank_frame_starts_black_and_stays_of_its_rank(config, data, zoo):
 
 
 def test_the_low_rank_gradient_is_the_chain_rule_of_the_pixels(config, data, zoo):
-    low = some_frame(rank=3)
+    low = random_frame(rank=3)
     pixels = Frame(GEOMETRY, "free", 0, 0)
     pixels.values = [low.pixels()]
     _, _, (by_pixel,) = gradient(config, data, zoo, pixels)

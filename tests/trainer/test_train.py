@@ -16,25 +16,18 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.tiny import save_tiny, save_tiny_guide
+from tests.tiny import random_frame, save_tiny, save_tiny_guide
 from tvp.sdk.errors import DataError, ModelError, RequestError
 from tvp.trainer import families, tasks
 from tvp.trainer import step as step_module
 from tvp.trainer import train as train_module
 from tvp.trainer.config import make_config
 from tvp.trainer.evaluate import accuracy, summarise
-from tvp.trainer.frame import Frame
 from tvp.trainer.losses import Guide
 from tvp.trainer.prompt import Geometry, Prompt
 from tvp.trainer.step import CleanFeatures, Objective, load_batch
 from tvp.trainer.team import Team
 from tvp.trainer.train import TrainConfig, train
-
-
-@pytest.fixture(scope="module")
-def zoo(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("zoo")
-    return save_tiny("llava", folder / "llava"), save_tiny_guide(folder / "guide")
 
 
 @pytest.fixture
@@ -54,14 +47,6 @@ def config(zoo):
         update="adam",
         lr=0.05,
     )
-
-
-def some_frame(rank=0):
-    frame = Frame(Geometry(64, 48), "free", rank, 0)
-    generator = torch.Generator().manual_seed(1)
-    frame.values = [torch.rand(v.shape, generator=generator) for v in frame.values]
-    frame.settle()
-    return frame
 
 
 def test_the_loss_falls_and_only_the_frame_changes(config, zoo, tmp_path):
@@ -86,7 +71,7 @@ def test_the_gradient_is_that_of_the_formula(config, zoo, name, tmp_path):
     source = families.load(zoo[0] if name == "llava" else save_tiny(name, tmp_path / name))
     guide = Guide(zoo[1])
     data = tasks.open_data("scenes", tasks.get("bad-camera"), "train", 4, 0)
-    learned = some_frame()
+    learned = random_frame()
     prompt = Prompt(learned.values[0], learned.geometry)
     objective = Objective(config, data, [source], guide, prompt.geometry)
     _, (gradient,) = objective(load_batch(data, [0, 1, 2, 3], prompt.geometry, 2), learned, Team())
