@@ -90,7 +90,7 @@ class Ours:
     """
 
     def __init__(self, family: Blip2, guide: Guide, case: Case, data: Photos, remember: bool = True) -> None:
-        self._family, self._data = family, data
+        self._family, self._guide, self._data = family, guide, data
         self._config = TrainConfig(
             models=(case.model,), canvas=case.geometry.canvas, inner=case.geometry.inner, batch=case.batch
         )
@@ -105,10 +105,11 @@ class Ours:
         _, (gradient,) = self._objective(batch, frame, Team())
         return gradient
 
-    def remember_all(self, geometry: Geometry) -> None:
-        """Go through the first epoch's clean features."""
-        for i, sample in enumerate(self._data[i] for i in range(len(self._data))):
-            self._objective.clean[0]([i], place([sample.picture], geometry, torch.device("cpu")))
+    def look(self, geometry: Geometry, indices: Sequence[int]) -> None:
+        """See clean pictures, of which the first says whether there is room to remember them, and read all captions."""
+        for i in indices:
+            self._objective.clean[0]([i], place([self._data[i].picture], geometry, torch.device("cpu")))
+        self._guide.text_features([self._data[i].caption for i in range(len(self._data))])
 
     def scores(self, embeddings: Tensor) -> Tensor:
         return self._family.answer_scores(embeddings, [TASK.question] * len(embeddings), TASK.labels)
@@ -273,7 +274,8 @@ def cosine(a: Tensor, b: Tensor) -> float:
 
 def measure(bench: Bench, n_pairs: int) -> dict[str, Any]:
     """Everything but the peaks of memory."""
-    bench.ours.remember_all(bench.prompt.geometry)
+    bench.ours.look(bench.prompt.geometry, range(len(bench.data)))
+    bench.ours_new.look(bench.prompt.geometry, [0])
     steps = {name: lambda step, name=name: bench.step(name)(bench.indices(step)) for name in STEPS}
     seconds, flops, gradients = interleave(steps, n_pairs)
     embeddings = bench.embeddings()
@@ -367,7 +369,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16, help="pictures a step, of the zoo's model (default 16)")
     parser.add_argument("--large-batch", type=int, default=4, help="of the published parts (default 4)")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only", choices=["zoo", "published"], help="leave the other case out, and write no JSON")
+    parser.add_argument(
+        "--only", choices=["zoo", "published"], help="leave the other case out; its last figures stay in the JSON"
+    )
     parser.add_argument("--parts", type=Path, help="where the published parts are kept (default: nowhere)")
     parser.add_argument("--peak", help=argparse.SUPPRESS)  # how a process of its own is told what to measure
     arguments = parser.parse_args()
@@ -379,7 +383,8 @@ def main() -> None:
         return
     torch.set_num_threads(arguments.threads)
     about = {"command": shlex.join(["python", "benchmarks/reference_step.py", *sys.argv[1:]])}
-    report: dict[str, Any] = about | {"machine": machine(arguments.threads), "left_out_of_gflop": LEFT_OUT, "cases": {}}
+    output = Path(__file__).with_suffix(".json")
+    report = json.loads(output.read_text()) if output.exists() else {"left_out_of_gflop": LEFT_OUT, "cases": {}}
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.parts or Path(temporary)
         cases = [Case("zoo:blip2 with zoo:guide", "zoo:blip2", "zoo:guide", Geometry(64, 48), arguments.batch)]
@@ -391,12 +396,12 @@ def main() -> None:
                 save_published(folder, TASK)
             cases.append(Case("BLIP-2 of published parts with ViT-B-32", *parts, Geometry(), arguments.large_batch))
         for case in cases[arguments.only == "published" :]:
+            facts = about | {"machine": machine(arguments.threads)}
             row = {"peak_mib": peaks(case, arguments.threads)} | measure(Bench(case, 2 * case.batch), arguments.pairs)
-            report["cases"][case.name] = row
+            facts["machine"]["load_average_after"] = [round(load, 2) for load in os.getloadavg()]
+            report["cases"][case.name] = facts | row
             show(case.name, row)
-    report["machine"]["load_average_after"] = [round(load, 2) for load in os.getloadavg()]
-    if not arguments.only:
-        Path(__file__).with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n")
+            output.write_text(json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":
