@@ -24,6 +24,7 @@ from models import CANVAS, MERGE, PATCH
 from tvp.trainer import scenes
 from words import PHOTO_LABELS, PHOTO_QUESTIONS
 
+N_HELD_OUT = 2000  # photos at the end of the training file, for looking at while models learn
 FULL_SHARE = 0.4  # of the batches show the picture over the whole canvas
 SMALLEST = 44  # px, the smallest inner picture
 NEUTRAL_SHARE = 0.6  # of the frames are a grey or white surface; the rest are black
@@ -69,12 +70,13 @@ class Lesson:
 
 
 def load_photos(file: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Read a CIFAR-10 parquet file: uint8 (n, 32, 32, 3) and labels (n,)."""
+    """Read a CIFAR-10 parquet file, but for the photos that are left to look at: uint8 (n, 32, 32, 3), labels (n,)."""
     import pyarrow.parquet as pq
 
     table = pq.read_table(file)
     pictures = [np.asarray(Image.open(io.BytesIO(row["bytes"])).convert("RGB")) for row in table["image"].to_pylist()]
-    return np.stack(pictures), np.asarray(table["label"].to_pylist(), np.int64)
+    n = len(pictures) - N_HELD_OUT
+    return np.stack(pictures[:n]), np.asarray(table["label"].to_pylist()[:n], np.int64)
 
 
 def lessons(
