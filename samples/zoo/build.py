@@ -66,7 +66,7 @@ COURSES = {
     "blip2-t5": course(600, 1400),
     "instructblip": course(400, 1200),
     "smolvlm": course(400, 1200),
-    "llava": course(400, 1200),
+    "llava": course(600, 2400),  # among 64 image tokens look-ups take longer
     "qwen2vl": course(400, 1200),
 }
 GUIDE_STEPS = 600
