@@ -3,7 +3,7 @@
 Trains a prompt for every task, method, choice of source models and seed, and measures it on all six models: on
 the sources, on targets that share an eye with a source, and on targets with another eye. `run` continues where
 it stopped: each cell is a line of benchmarks/study.jsonl, written when it is done. `--split validation` measures on
-pictures split from train, which is what settings are chosen by; its lines go to a file of their own (-o).
+pictures split from train, which is what settings are chosen by; its lines go to a file of their own.
 
 Gains are in points of accuracy over no prompt on the full picture, on the same questions.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ from typing import Any
 import numpy as np
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "samples" / "zoo"))
+from models import EYE_OF
 from tvp.trainer import families, tasks
 from tvp.trainer.data import Data, Parquet, Scenes, Subset
 from tvp.trainer.data.through import Through
@@ -32,14 +35,6 @@ from tvp.trainer.train import TrainConfig, train
 
 HERE = Path(__file__).parent
 PHOTOS = HERE.parents[1] / "shared/data/cifar10"
-EYES = {
-    "blip2": "blip",
-    "blip2-t5": "blip",
-    "instructblip": "blip",
-    "smolvlm": "siglip",
-    "llava": "siglip",
-    "qwen2vl": "qwen",
-}
 TASKS = ("bad-camera-cifar10", "bad-camera-count", "bad-camera-existence", "bad-camera-reasoning")
 SOURCES = (("blip2",), ("smolvlm",), ("blip2", "smolvlm"))
 SEEDS = (1, 2, 3)
@@ -142,7 +137,7 @@ def run(arguments: argparse.Namespace) -> None:
     done = [json.loads(line) for line in output.read_text().splitlines()] if output.exists() else []
     known = {json.dumps(row["cell"]) for row in done}
     overrides = json.loads(arguments.settings)
-    models = {name: families.load(f"zoo:{name}") for name in EYES}
+    models = {name: families.load(f"zoo:{name}") for name in EYE_OF}
     wanted = [
         cell for cell in cells() if not arguments.only or all(w in json.dumps(asdict(cell)) for w in arguments.only)
     ]
@@ -166,14 +161,14 @@ def gains(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for row in rows:
         cell = row["cell"]
         if cell["method"] == "none":
-            for model in EYES:
+            for model in EYE_OF:
                 lost = 100 * (row["black frame"][model] - row["none"][model])
                 found.append({"task": cell["task"], "method": "black frame", "sources": "", "seed": 0})
                 found[-1] |= {"model": model, "role": "none", "gain": lost}
             continue
-        eyes = {EYES[name] for name in cell["sources"]}
+        eyes = {EYE_OF[name] for name in cell["sources"]}
         for model, score in row["accuracy"].items():
-            role = "source" if model in cell["sources"] else "same eye" if EYES[model] in eyes else "other eye"
+            role = "source" if model in cell["sources"] else "same eye" if EYE_OF[model] in eyes else "other eye"
             gain = 100 * (score - plain[cell["task"]]["none"][model])
             found.append({**cell, "sources": "+".join(cell["sources"]), "model": model, "role": role, "gain": gain})
     return found
@@ -245,7 +240,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["run", "report"])
-    parser.add_argument("-o", "--output", type=Path, default=HERE / "study.jsonl")
+    parser.add_argument("-o", "--output", type=Path, help="default: study.jsonl, or study-validation.jsonl")
     parser.add_argument("--split", choices=["validation", "test"], default="test")
     parser.add_argument("--settings", default="{}", help="JSON of settings to try, over those of this file")
     parser.add_argument("--only", action="append", help="cells whose description holds this text; repeatable")
@@ -253,6 +248,8 @@ def main() -> None:
     parser.add_argument("--parts", type=int, default=1, help="how many processes share the cells")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
+    kind = "" if arguments.split == "test" else f"-{arguments.split}"
+    arguments.output = arguments.output or HERE / f"study{kind}.jsonl"
     torch.set_num_threads(arguments.threads)
     (run if arguments.what == "run" else report)(arguments)
 

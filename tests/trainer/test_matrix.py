@@ -351,3 +351,14 @@ def test_a_bundle_that_fails_the_gate_fails_the_command_after_all_is_written(pro
     assert done.exit_code == 1
     assert "did not pass" in done.output
     assert len(json.loads(table.read_text())) == 5
+
+
+def test_prompts_over_and_around_the_picture_are_measured_from_the_same_full_picture():
+    around, over = Geometry(16, 12), Geometry(16, 12, layout="over")
+    prompts = {"a": Prompt.start(around, "free"), "b": Prompt.start(over, "free")}
+    shown = columns(prompts, around)
+    assert [s.name for s in shown] == ["full picture, 16 px", "black frame, 12 in 16 px", "a", "b"]
+    assert {s.geometry.layout for s in shown[:2]} == {"around"}
+    rows = evaluate_matrix(["bright"], lambda name: Bright(), shown, Pictures(), CUSTOM)
+    assert [row.shown for row in rows] == [s.name for s in shown]
+    assert all(row.gain is not None for row in rows)

@@ -141,9 +141,7 @@ def make_config(given: dict[str, Any], own: Path | None = None) -> TrainConfig:
     merged: dict[str, Any] = {}
     for layer in layers:
         merged |= _read(layer.name, layer.read_bytes())
-    if "models" not in mine:
-        raise RequestError("Name at least one source model with --model.")
-    return TrainConfig(**{**merged, **mine})
+    return TrainConfig(**{"models": (), **merged, **mine})  # which refuses to have none
 
 
 def _read(name: str, data: bytes) -> dict[str, Any]:

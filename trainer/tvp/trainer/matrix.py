@@ -17,11 +17,11 @@ from PIL import Image
 
 from tvp.sdk.errors import CheckError
 
+from . import metrics
 from .corruptions import Corrupted
-from .data import Data, Question
+from .data import Data
 from .evaluate import Accuracy, accuracy
 from .families import Family
-from .metrics import measure
 from .prompt import Geometry, Prompt, write_whole
 from .tasks import Task
 
@@ -83,7 +83,9 @@ def columns(prompts: Mapping[str, Prompt], without: Geometry) -> list[Shown]:
 
     without: the geometry where there is no prompt.
     """
-    places = list(dict.fromkeys(prompt.geometry for prompt in prompts.values())) or [without]
+    # Without a prompt there is nothing over a picture: what a prompt over it is measured against is the same.
+    around = (replace(prompt.geometry, layout="around") for prompt in prompts.values())
+    places = list(dict.fromkeys(around)) or [without]
     several_fits = len({place.fit for place in places}) > 1
     shown: dict[str, Shown] = {}
     for place in places:
@@ -129,7 +131,7 @@ def evaluate_matrix(
         report(row)
 
     def measure(model: str, name: str, geometry: Geometry, ask: Callable[[Data], Accuracy]) -> None:
-        whole = replace(geometry, inner=geometry.canvas)
+        whole = replace(geometry, inner=geometry.canvas, layout="around")
         for (corruption, severity), seen in conditions.items():
             result = ask(seen)
             if geometry == whole:
@@ -145,7 +147,7 @@ def evaluate_matrix(
                     result.low,
                     result.high,
                     result.n,
-                    _metrics(task, questions, result),
+                    metrics.measure(task.metric, questions, result.answers, result.scores),
                     None if over is None else result.accuracy - over,
                 )
             )
@@ -188,11 +190,6 @@ def _asker(
     if prompt is not None:
         prompt = replace(prompt, frame=prompt.frame.to(family.device))
     return lambda data: accuracy(family, data, geometry, prompt, task, batch, quiet)
-
-
-def _metrics(task: Task, questions: Sequence[Question], result: Accuracy) -> dict[str, float]:
-    """What the task is measured by, of `result.answers` and `result.scores` to `questions`."""
-    return measure(task.metric, questions, result.answers, result.scores)
 
 
 # Writing it down.

@@ -8,12 +8,14 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from tvp.sdk.errors import DataError, RequestError
@@ -208,10 +210,13 @@ def _batches(
     """This process's share of every batch from step `start` on, read one step ahead while the step before runs."""
     n_batches = len(data) // config.batch
 
+    @lru_cache(1)
+    def order(epoch: int) -> NDArray[np.int64]:
+        return np.random.default_rng([config.seed, epoch]).permutation(len(data))
+
     def load(step: int) -> Batch:
         epoch, place_in_epoch = divmod(step, n_batches)
-        order = np.random.default_rng([config.seed, epoch]).permutation(len(data))
-        indices = order[place_in_epoch * config.batch :][: config.batch].tolist()
+        indices = order(epoch)[place_in_epoch * config.batch :][: config.batch].tolist()
         mine = indices[team.rank :: team.size]
         return load_batch(data, mine, geometry, config.questions, config.augment, [config.seed, epoch])
 

@@ -20,8 +20,7 @@ class Jsonl(Rows):
     skip_bad: bad lines are left out and their messages appended to it.
     """
 
-    def __init__(self, file: Path, skip_bad: list[str] | None = None) -> None:
-        super().__init__(file, "image, question, answer", skip_bad)
+    needs = "image, question, answer"
 
     def _parse(self, where: str, row: dict[str, Any]) -> tuple[Path, Question, str]:
         if "answer" in row and "label" in row:

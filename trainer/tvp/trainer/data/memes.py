@@ -23,8 +23,7 @@ class HatefulMemes(Rows):
     skip_bad: bad lines are left out and their messages appended to it.
     """
 
-    def __init__(self, file: Path, skip_bad: list[str] | None = None) -> None:
-        super().__init__(file, "img, label (0 or 1), text", skip_bad)
+    needs = "img, label (0 or 1), text"
 
     def _parse(self, where: str, row: dict[str, Any]) -> tuple[Path, Question, str]:
         image = self._text(where, row, "img")

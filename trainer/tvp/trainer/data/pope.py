@@ -23,8 +23,7 @@ class Pope(Rows):
     skip_bad: bad lines are left out and their messages appended to it.
     """
 
-    def __init__(self, file: Path, skip_bad: list[str] | None = None) -> None:
-        super().__init__(file, "image, text, label (yes or no)", skip_bad)
+    needs = "image, text, label (yes or no)"
 
     def _parse(self, where: str, row: dict[str, Any]) -> tuple[Path, Question, str]:
         name = self._text(where, row, "image")

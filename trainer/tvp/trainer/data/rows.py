@@ -14,12 +14,15 @@ from .sample import Question, Sample, report
 class Rows:
     """The rows of a file. Every line is checked when the file is opened, its picture when it is asked for.
 
-    needs: what a row holds, for the messages.
+    A subclass says what a row `needs`, for the messages, and gives `_parse`.
+
     skip_bad: bad lines are left out and their messages appended to it; without a list they are a DataError.
     """
 
-    def __init__(self, file: Path, needs: str, skip_bad: list[str] | None = None) -> None:
-        self._file, self._needs = file, needs
+    needs = ""
+
+    def __init__(self, file: Path, skip_bad: list[str] | None = None) -> None:
+        self._file = file
         self._rows: list[tuple[int, Path, Question, str]] = []
         try:
             data = file.read_bytes()
@@ -35,7 +38,7 @@ class Rows:
                 report(error, skip_bad)
         if not self._rows:
             bad = f" {len(skip_bad)} are bad; the last: {skip_bad[-1]}" if skip_bad else ""
-            raise errors.DataError(f"{file} has no rows. Each line is a JSON object with {needs}.{bad}")
+            raise errors.DataError(f"{file} has no rows. Each line is a JSON object with {self.needs}.{bad}")
 
     def _object(self, number: int, line: bytes) -> dict[str, Any]:
         where = f"{self._file}, line {number}"
@@ -46,7 +49,7 @@ class Rows:
         except (ValueError, RecursionError) as error:
             raise errors.DataError(f"{where} is not JSON: {error}") from error
         if not isinstance(row, dict):
-            raise errors.DataError(f"{where} is not a JSON object with {self._needs}.")
+            raise errors.DataError(f"{where} is not a JSON object with {self.needs}.")
         return row
 
     def _parse(self, where: str, row: dict[str, Any]) -> tuple[Path, Question, str]:
@@ -57,7 +60,7 @@ class Rows:
         """The text under a key, stripped; a DataError where there is none."""
         text = row.get(key)
         if not isinstance(text, str) or not text.strip():
-            raise errors.DataError(f"{where} has no text under {key!r}; every row needs {self._needs}.")
+            raise errors.DataError(f"{where} has no text under {key!r}; every row needs {self.needs}.")
         try:
             text.encode()
         except UnicodeEncodeError as error:  # JSON can spell it, no tokenizer can read it
