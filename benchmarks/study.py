@@ -5,7 +5,7 @@ the sources, on targets that share an eye with a source, and on targets with ano
 it stopped: each cell is a line of benchmarks/study.jsonl, written when it is done. `--split validation` measures on
 pictures split from train, which is what settings are chosen by; its lines go to a file of their own.
 
-Gains are in points of accuracy over no prompt on the full picture, on the same questions.
+What a method takes on a task is what `tvp train` takes: the shipped files of trainer/tvp/trainer/configs. Gains are in points of accuracy over no prompt on the full picture, on the same questions.
 """
 
 from __future__ import annotations
@@ -24,40 +24,36 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "samples" / "zoo"))
-from models import EYE_OF
+from models import CANVAS, EYE_OF
 from tvp.trainer import families, tasks
+from tvp.trainer.config import make_config
 from tvp.trainer.data import Data, Parquet, Scenes, Subset
 from tvp.trainer.data.through import Through
 from tvp.trainer.evaluate import accuracy
 from tvp.trainer.prompt import Geometry
 from tvp.trainer.tasks import Task
-from tvp.trainer.train import TrainConfig, train
+from tvp.trainer.train import train
 
 HERE = Path(__file__).parent
 PHOTOS = HERE.parents[1] / "shared/data/cifar10"
 TASKS = ("bad-camera-cifar10", "bad-camera-count", "bad-camera-existence", "bad-camera-reasoning")
-SOURCES = (("blip2",), ("smolvlm",), ("blip2", "smolvlm"))
 SEEDS = (1, 2, 3)
-N_TRAIN, N_VALIDATION, N_TEST = 4800, 256, 512  # pictures
-N_QUESTIONS = {"bad-camera-count": 1, "bad-camera-cifar10": 1}  # a picture; 4 where there is more than one to ask
-# What the methods share: the budget of steps and the update. Chosen on validation pictures.
-SHARED: dict[str, Any] = {
-    "guide": "zoo:guide",
-    "canvas": 64,
-    "inner": 48,
-    "update": "adam",
-    "lr": 0.04,
-    "batch": 32,
-    "steps": 150,
-}
-TVP = {"fca": 0.02, "tse": 0.004}
+RECORDED = ("layout", "inner", "pixel_range", "update", "lr", "batch", "steps", "fca", "tse")
+N_TRAIN, N_VALIDATION, N_TEST = 2400, 16, 512  # pictures
+N_QUESTIONS = {"bad-camera-existence": 2, "bad-camera-reasoning": 2}  # a picture; there is one to ask of the others
 METHODS: dict[str, dict[str, Any]] = {
-    "vp": {"method": "vp", "layout": "over", "fca": 0.0, "tse": 0.0},
-    "evp": {"method": "evp", "fca": 0.0, "tse": 0.0},
-    "tvp": TVP,
-    "tvp without FCA": {**TVP, "fca": 0.0},
-    "tvp without TSE": {**TVP, "tse": 0.0},
-    "tvp, image range": {**TVP, "pixel_range": "image"},
+    "vp": {"method": "vp"},
+    "evp": {"method": "evp"},
+    "tvp": {},
+    "tvp without FCA": {"fca": 0.0},
+    "tvp without TSE": {"tse": 0.0},
+    "tvp, image range": {"pixel_range": "image"},
+}
+# A source model of each of two eyes; and two sources of different eyes, which leave an eye with three models unseen.
+SOURCES = {
+    ("blip2",): tuple(METHODS),
+    ("smolvlm",): tuple(METHODS),
+    ("smolvlm", "qwen2vl"): ("evp", "tvp", "tvp, image range"),
 }
 
 
@@ -74,9 +70,9 @@ class Cell:
 def cells() -> Iterator[Cell]:
     """One seed of everything first, so that a study that is cut off says something of all."""
     for seed in SEEDS:
-        for task in TASKS:
-            for sources in SOURCES:
-                for method in METHODS:
+        for sources, methods in SOURCES.items():
+            for task in TASKS:
+                for method in methods:
                     yield Cell(task, method, sources, seed)
 
 
@@ -93,8 +89,7 @@ def open_split(task: Task, split: str, seed: int) -> Data:
             Subset(photos, rows[:n].tolist()), task.camera, {"train": seed, "validation": 1000}.get(split, 2000)
         )
     number = {"train": 10_000 + seed, "validation": 20_000}.get(split, 30_000)
-    n_questions = N_QUESTIONS.get(task.name, 4)
-    return Scenes(n, number, n_questions=n_questions, camera=task.camera, topics=task.topics)
+    return Scenes(n, number, n_questions=N_QUESTIONS.get(task.name, 1), camera=task.camera, topics=task.topics)
 
 
 def measure(
@@ -102,21 +97,23 @@ def measure(
 ) -> dict[str, Any]:
     """Train the cell's prompt and measure it on every model; without a cell, measure without a prompt."""
     data = open_split(task, split, 0)
-    full, framed = Geometry(64, 64, task.fit), Geometry(64, SHARED["inner"], task.fit)
     if cell is None:
+        inner = make_config({"models": ("none",), "task": task.name, "method": "evp"}).inner
+        full, framed = Geometry(CANVAS, CANVAS, task.fit), Geometry(CANVAS, inner, task.fit)
         return {
             shown: {name: accuracy(model, data, geometry, task=task).accuracy for name, model in models.items()}
             for shown, geometry in (("none", full), ("black frame", framed))
         }
-    names = tuple(f"zoo:{name}" for name in cell.sources)
-    settings = {**SHARED, **METHODS[cell.method], **overrides}
-    config = TrainConfig(
-        names,
-        task=cell.task,
-        seed=cell.seed,
-        n_validation=N_VALIDATION,
-        questions=N_QUESTIONS.get(task.name, 4),
-        **settings,
+    config = make_config(
+        {
+            "models": tuple(f"zoo:{name}" for name in cell.sources),
+            "task": cell.task,
+            "seed": cell.seed,
+            "n_validation": N_VALIDATION,
+            "questions": N_QUESTIONS.get(task.name, 1),
+            **METHODS[cell.method],
+            **overrides,
+        }
     )
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
@@ -129,7 +126,8 @@ def measure(
         ).prompt
     seconds = time.perf_counter() - began
     scores = {name: accuracy(model, data, prompt.geometry, prompt, task).accuracy for name, model in models.items()}
-    return {"accuracy": scores, "seconds": round(seconds, 1), "settings": {**settings, "n_test": len(data)}}
+    settings = {key: getattr(config, key) for key in RECORDED} | {"n_test": len(data)}
+    return {"accuracy": scores, "seconds": round(seconds, 1), "settings": settings}
 
 
 def run(arguments: argparse.Namespace) -> None:

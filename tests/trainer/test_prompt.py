@@ -35,17 +35,27 @@ def test_the_picture_is_untouched_and_the_frame_added():
     assert torch.equal(prompted[0] * prompt.geometry.mask(), prompt.frame)
 
 
-@pytest.mark.parametrize("pixel_range", ["free", "image"])
-def test_over_the_picture_a_free_frame_is_added_and_one_that_is_a_picture_is_pasted(pixel_range):
-    prompt = random_prompt(pixel_range)
+def test_over_the_picture_a_free_frame_is_added():
+    prompt = random_prompt()
     prompt.geometry = Geometry(20, 12, layout="over")
     picture = np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8)
     assert (prompt.geometry.shrink(picture) == picture).all()  # not shrunk
     canvas = prompt.geometry.place(torch.from_numpy(picture)[None])
-    prompted, mask = prompt.on(canvas)[0], prompt.geometry.mask()
-    assert torch.equal(prompted[:, 4:16, 4:16], canvas[0, :, 4:16, 4:16])
-    edge = canvas[0] + prompt.frame if pixel_range == "free" else (prompt.frame * 255).round() / 255
-    torch.testing.assert_close(prompted * mask, edge * mask)
+    torch.testing.assert_close(prompt.on(canvas)[0], canvas[0] + prompt.frame)
+
+
+def test_over_the_picture_a_frame_that_is_a_picture_is_merged_in_whole_levels():
+    geometry = Geometry(20, 12, layout="over")
+    canvas = geometry.place(torch.arange(256, dtype=torch.uint8)[:, None, None, None].expand(-1, 20, 20, 3))
+    assert torch.equal(Prompt.start(geometry, "image").on(canvas), canvas)  # it starts by changing nothing
+    prompt = Prompt(random_prompt("image").frame, geometry, "image")
+    png = np.asarray(prompt.picture()).astype(int)
+    assert (png[4:16, 4:16] == 128).all()
+    levels = (canvas.permute(0, 2, 3, 1) * 255).round().int().numpy()
+    merged = np.clip(levels + png - 128, 0, 255)  # by hand, of the PNG alone
+    seen = prompt.on(canvas).permute(0, 2, 3, 1).numpy() * 255
+    assert np.abs(seen - merged).max() < 1e-3
+    assert {0, 255} <= set(merged.ravel())
 
 
 def test_a_prompt_of_the_first_format_still_loads(tmp_path):

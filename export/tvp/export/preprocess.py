@@ -78,11 +78,9 @@ def preprocess_graph(geometry: Geometry, pixel_format: PixelFormat, prompt: Prom
     none = g.constant([0, 0])
     canvas = g.op("Pad", canvas, g.op("Concat", none, before, none, after, axis=0))
     if prompt is not None:
-        mask = geometry.mask().numpy()[None]
-        if prompt.replaces:
-            canvas = g.op("Mul", canvas, g.constant(1 - mask, np.float32))
-        frame = prompt.on(prompt.frame.new_zeros(1, 3, geometry.canvas, geometry.canvas)).detach().cpu().numpy()
-        canvas = g.op("Add", canvas, g.constant(frame, np.float32))
+        canvas = g.op("Add", canvas, g.constant(prompt.added().detach().cpu().numpy()[None], np.float32))
+        if prompt.merges:
+            canvas = g.op("Clip", canvas, g.constant(0, np.float32), g.constant(1, np.float32))
     size = pixel_format.size
     if size != geometry.canvas:
         # `to_pixels`: what the filter overshoots is clipped at black and white, or the canvas's own extremes.

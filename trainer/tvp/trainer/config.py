@@ -129,6 +129,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 def make_config(given: dict[str, Any], own: Path | None = None) -> TrainConfig:
     """Put a configuration together: what is given, before the user's file, the task's and the method's.
 
+    What the task's file says of the method in a table of its name comes before what it says of all methods.
     given: fields by name, as flags give them. own: a TOML file with the same names.
     """
     mine = {**(_read(own.name, own.read_bytes()) if own is not None else {}), **given}
@@ -140,16 +141,20 @@ def make_config(given: dict[str, Any], own: Path | None = None) -> TrainConfig:
     layers = [SHIPPED / "methods" / f"{method}.toml", SHIPPED / "tasks" / f"{task}.toml"]
     merged: dict[str, Any] = {}
     for layer in layers:
-        merged |= _read(layer.name, layer.read_bytes())
+        merged |= _read(layer.name, layer.read_bytes(), method)
     return TrainConfig(**{"models": (), **merged, **mine})  # which refuses to have none
 
 
-def _read(name: str, data: bytes) -> dict[str, Any]:
+def _read(name: str, data: bytes, method: str = "") -> dict[str, Any]:
+    """The fields that a file sets; a shipped one may have a table for what a method takes otherwise than the others."""
     known = {f.name: f for f in fields(TrainConfig)}
     try:
         found = tomllib.loads(data.decode())
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise DataError(f"{name} is not a TOML file: {error}") from error
+    if method:
+        tables = {other: found.pop(other, {}) for other in CHOICES["method"]}
+        found |= tables[method]
     for key, value in found.items():
         if key not in known:
             raise DataError(f"{name} sets {key!r}, which is no field of a configuration.{near(key, known)}")

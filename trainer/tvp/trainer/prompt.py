@@ -25,6 +25,8 @@ FORMAT = 2  # 2 knows frames that lie over the picture
 Fit = Literal["crop", "pad"]
 Layout = Literal["around", "over"]
 PixelRange = Literal["free", "image"]
+NEUTRAL = 128 / 255  # what changes nothing where a picture of a frame is merged with the picture below it
+DARK = 5 / 255  # close to the black that Feature Consistency Alignment holds a frame to, but not in its corner
 
 
 @dataclass(frozen=True)
@@ -110,34 +112,37 @@ class Prompt:
 
     @staticmethod
     def start(geometry: Geometry, pixel_range: PixelRange) -> Prompt:
-        """The frame before training: black, or in the `image` range mid-grey, since zero is a corner
-        of the box from which half of all steps lead nowhere."""
-        frame = geometry.mask().expand(3, -1, -1) * (0.5 if pixel_range == "image" else 0.0)
+        """The frame before training, which is inside of its range: in a corner of the box, as black is in the
+        `image` range around a picture, half of all steps lead nowhere."""
+        inside = {"around": DARK, "over": NEUTRAL}[geometry.layout]
+        frame = geometry.mask().expand(3, -1, -1) * (inside if pixel_range == "image" else 0.0)
         return Prompt(frame.clone(), geometry, pixel_range)
 
     def on(self, canvas: Float[Tensor, "n 3 canvas canvas"]) -> Float[Tensor, "n 3 canvas canvas"]:
-        """Show the frame on canvases from `Geometry.place`; differentiable in `frame`.
+        """Show the frame on canvases from `Geometry.place`; differentiable in `frame`."""
+        prompted = canvas + self.added()
+        return prompted.clamp(0, 1) if self.merges else prompted
 
-        It is added to them, as in the papers; but in the `image` range a frame over the picture replaces
-        what is below it, as a picture that is pasted does.
-        """
+    def added(self) -> Float[Tensor, "3 canvas canvas"]:
+        """What is added to a canvas: the frame, as in the papers; but where it merges, what it says of more and less."""
         mask = self.geometry.mask().to(self.frame)
         frame = self.frame * mask
         if self.pixel_range == "image":
             # What is seen is what an 8-bit picture holds; the gradient passes straight through.
             frame = frame + ((frame * 255).round() / 255 - frame).detach()
-            if self.replaces:
-                canvas = canvas * (1 - mask)
-        return canvas + frame
+        return frame - NEUTRAL * mask if self.merges else frame
 
     @property
-    def replaces(self) -> bool:
-        """Whether the picture below the frame is hidden, as it is below a picture that is pasted over it."""
+    def merges(self) -> bool:
+        """Whether the frame is a picture over another picture: it is merged as image editors' *grain merge* does,
+        picture + frame - 128 in 8-bit levels, cut off at black and white, since adding alone could only brighten."""
         return self.pixel_range == "image" and self.geometry.layout == "over"
 
     def picture(self) -> Image.Image:
-        """The frame as an 8-bit picture; in the `image` range nothing is lost."""
+        """The frame as an 8-bit picture; in the `image` range nothing is lost, and merging all of it is `on`."""
         levels = (self.frame.detach().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
+        if self.merges:
+            levels = torch.where(self.geometry.mask() > 0, levels, round(NEUTRAL * 255)).to(torch.uint8)
         return Image.fromarray(levels.permute(1, 2, 0).numpy())  # (3, h, w) -> (h, w, 3)
 
     def save(self, path: str | Path) -> None:
