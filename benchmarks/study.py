@@ -5,7 +5,8 @@ the sources, on targets that share an eye with a source, and on targets with ano
 it stopped: each cell is a line of benchmarks/study.jsonl, written when it is done. `--split validation` measures on
 pictures split from train, which is what settings are chosen by; its lines go to a file of their own.
 
-What a method takes on a task is what `tvp train` takes: the shipped files of trainer/tvp/trainer/configs. Gains are in points of accuracy over no prompt on the full picture, on the same questions.
+What a method takes on a task is what `tvp train` takes: the shipped files of trainer/tvp/trainer/configs. Gains are in
+points of accuracy over no prompt on the full picture, on the same questions.
 """
 
 from __future__ import annotations

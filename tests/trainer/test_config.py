@@ -27,6 +27,14 @@ def test_flags_override_the_own_file_which_overrides_the_task_which_overrides_th
     assert config.n_train == TrainConfig(MODELS).n_train  # the field's default
 
 
+def test_a_tasks_file_may_say_more_of_a_method_and_flags_still_win():
+    given = {"models": MODELS, "task": "bad-camera-count"}
+    assert make_config(given).fca == 0.3  # the table [tvp]
+    assert make_config({**given, "method": "evp"}).fca == 0
+    assert make_config({**given, "fca": 0.1}).fca == 0.1
+    assert make_config(given).lr == make_config({**given, "method": "vp"}).lr == 0.01  # said of all methods
+
+
 @pytest.mark.parametrize("method", CHOICES["method"])
 @pytest.mark.parametrize("task", tasks.TASKS)
 def test_every_task_and_method_has_a_shipped_file(task, method):
@@ -61,6 +69,7 @@ def test_a_saved_configuration_is_the_same_when_it_is_read(tmp_path):
         ('models = "zoo:blip2"', "it takes a list of texts"),
         ("augment = [3]", "it takes a list of texts"),
         ("[lr]\na = 1", "it takes a number"),
+        ("[tvp]\nfca = 1", "no field of a configuration"),  # one's own file is of one method
     ],
 )
 def test_a_bad_file_is_named_with_its_field(tmp_path, text, said):

@@ -124,7 +124,7 @@ class Prompt:
         return prompted.clamp(0, 1) if self.merges else prompted
 
     def added(self) -> Float[Tensor, "3 canvas canvas"]:
-        """What is added to a canvas: the frame, as in the papers; but where it merges, what it says of more and less."""
+        """What is added to a canvas: the frame, as in the papers; where it merges, its distance from neutral."""
         mask = self.geometry.mask().to(self.frame)
         frame = self.frame * mask
         if self.pixel_range == "image":
