@@ -45,7 +45,7 @@ from tvp.trainer.families.blip2 import Blip2
 from tvp.trainer.frame import Frame
 from tvp.trainer.losses import Guide
 from tvp.trainer.prompt import Geometry, Prompt
-from tvp.trainer.step import CLEAN_BUDGET, Objective, load_batch, place
+from tvp.trainer.step import CLEAN_BUDGET, Objective, load_batch
 from tvp.trainer.team import Team
 from tvp.trainer.train import TrainConfig
 
@@ -110,7 +110,7 @@ class Ours:
     def look(self, geometry: Geometry, indices: Sequence[int]) -> None:
         """See clean pictures, of which the first says whether there is room to remember them, and read all captions."""
         for i in indices:
-            self._objective.clean[0]([i], place([self._data[i].picture], geometry, torch.device("cpu")))
+            self._objective.clean[0]([i], geometry.show([self._data[i].picture]))
         self._guide.text_features([self._data[i].caption for i in range(len(self._data))])
 
     def scores(self, embeddings: Tensor) -> Tensor:
@@ -128,7 +128,7 @@ class Reference:
         """The loss's gradient by the frame."""
         guide = self._guide
         samples = [self._data[i] for i in indices]
-        canvas = place([sample.picture for sample in samples], prompt.geometry, torch.device("cpu"))
+        canvas = prompt.geometry.show([sample.picture for sample in samples])
         frame = prompt.frame.clone().requires_grad_(True)
         prompted = canvas + prompt.geometry.mask() * frame
 
@@ -221,7 +221,7 @@ class Bench:
     def embeddings(self) -> Tensor:
         """Of the first batch, prompted."""
         pictures = [self.data[i].picture for i in self.indices(0)]
-        canvas = self.prompt.on(place(pictures, self.case.geometry, torch.device("cpu")))
+        canvas = self.prompt.on(self.case.geometry.show(pictures))
         return self.family.see(self.family.to_pixels(canvas))
 
 

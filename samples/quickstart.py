@@ -12,7 +12,6 @@ import shutil
 import time
 from pathlib import Path
 
-import torch
 from PIL import Image
 from report import Row, write_report
 
@@ -115,9 +114,9 @@ def main() -> None:
                 f"  {file}: {question.text} {answer}  (right: {question.answer}, {answer.timing['total'] * 1e3:.1f} ms)"
             )
 
-    shown = [torch.from_numpy(FRAMED.shrink(bad[i].picture).copy()) for i in range(6)]
-    prompted = trained.prompt.on(FRAMED.place(torch.stack(shown)))
-    write_report(output / "report.html", rows, trained, [bad[i].picture for i in range(6)], prompted, answers, CHANCE)
+    shown = [bad[i].picture for i in range(6)]
+    prompted = trained.prompt.on(FRAMED.show(shown))
+    write_report(output / "report.html", rows, trained, shown, prompted, answers, CHANCE)
     print(f"\nWrote {output / 'report.html'} after {time.perf_counter() - began:.0f} s.")
 
 

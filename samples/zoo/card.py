@@ -93,8 +93,7 @@ def measure_guide(photos: Data | None) -> dict[str, Any]:
 
 
 def _similarity(guide: Guide, samples: list[Any], captions: list[str]) -> torch.Tensor:
-    shrunk = torch.stack([torch.from_numpy(FULL.shrink(s.picture).copy()) for s in samples])
-    seen = guide.image_features(FULL.place(shrunk))
+    seen = guide.image_features(FULL.show([s.picture for s in samples]))
     return seen @ guide.text_features(captions).T
 
 

@@ -18,7 +18,7 @@ from tvp.trainer.data import Parquet, Scenes, Subset
 from tvp.trainer.evaluate import accuracy
 from tvp.trainer.losses import Guide
 from tvp.trainer.prompt import Geometry
-from tvp.trainer.train import TrainConfig, place, train
+from tvp.trainer.train import TrainConfig, train
 
 ZOO = families.ZOO
 NAMES = ["blip2", "blip2-t5", "instructblip", "smolvlm", "llava", "qwen2vl"]
@@ -107,7 +107,7 @@ def test_the_guide_tells_a_scene_from_another():
     guide = Guide("zoo:guide")
     samples = [Scenes(64, seed=5)[i] for i in range(64)]
     captions = [sample.caption for sample in samples]
-    canvas = place([sample.picture for sample in samples], FULL, torch.device("cpu"))
+    canvas = FULL.show([sample.picture for sample in samples])
     assert guide.task_semantics(canvas, captions) > guide.task_semantics(canvas, captions[1:] + captions[:1]) + 1
 
 
@@ -117,7 +117,7 @@ def test_the_guide_names_photos_far_over_chance(cifar10):
     data = Parquet(cifar10, "test", "?")
     samples = [data[i] for i in range(400)]
     captions = [f"a {name}" for name in data.names]
-    canvas = place([sample.picture for sample in samples], FULL, torch.device("cpu"))
+    canvas = FULL.show([sample.picture for sample in samples])
     with torch.no_grad():
         best = (guide.image_features(canvas) @ guide.text_features(captions).T).argmax(-1).tolist()
     right = sum(captions[i] == sample.caption for i, sample in zip(best, samples, strict=True))

@@ -50,7 +50,7 @@ def test_equal_to_training_within_one_level(fit, pixel_range, size, layout):
     within = []
     for height, width in ((48, 48), (480, 640), (61, 200), (300, 47), (31, 33), (1, 1), (2, 90), (1080, 1920)):
         picture = photo_like(height, width)
-        canvas = geometry.place(torch.from_numpy(geometry.shrink(picture).copy())[None])
+        canvas = geometry.show([picture])
         expected = to_pixels(prompt.on(canvas) if prompt else canvas, FORMATS[size]).detach().numpy()
         given = run(model, picture)
         assert given.shape == expected.shape == (1, 3, size, size)

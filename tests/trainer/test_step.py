@@ -158,7 +158,7 @@ def test_a_frame_over_the_picture_is_trained_and_shown(config, tmp_path):
     assert again.geometry == Geometry(64, 48, layout="over")
     assert prompt.frame.abs().max() > 0
     picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    canvas = again.geometry.place(torch.from_numpy(again.geometry.shrink(picture)[None].copy()))
+    canvas = again.geometry.show([picture])
     assert torch.equal(canvas[0], torch.from_numpy(picture).permute(2, 0, 1) / 255)
     torch.testing.assert_close(again.on(canvas), canvas + again.frame)
 

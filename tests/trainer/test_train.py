@@ -19,7 +19,6 @@ from PIL import Image
 from tests.tiny import random_frame, save_tiny, save_tiny_guide
 from tvp.sdk.errors import DataError, ModelError, RequestError
 from tvp.trainer import families, tasks
-from tvp.trainer import step as step_module
 from tvp.trainer import train as train_module
 from tvp.trainer.config import make_config
 from tvp.trainer.evaluate import accuracy, summarise
@@ -82,8 +81,7 @@ def test_the_gradient_is_that_of_the_formula(config, zoo, name, tmp_path):
     losses, n_tokens = [], []
     for i in range(4):
         sample = data[i]
-        inner = torch.from_numpy(prompt.geometry.shrink(sample.picture).copy())[None]
-        canvas = prompt.geometry.place(inner)
+        canvas = prompt.geometry.show([sample.picture])
         shown = canvas + frame * prompt.geometry.mask()
         logits.append(guide.task_semantics(shown, [sample.caption]))
         for question in sample.questions[:2]:
@@ -122,7 +120,7 @@ def test_beyond_its_budget_clean_features_are_computed_by_batch(zoo):
     geometry = Geometry(64, 48)
     kept = CleanFeatures(source, data, geometry, 4, 2**30)
     forgetful = CleanFeatures(source, data, geometry, 4, 10)
-    canvas = step_module.place([data[i].picture for i in (1, 6)], geometry, torch.device("cpu"))
+    canvas = geometry.show([data[i].picture for i in (1, 6)])
     assert torch.allclose(kept([1, 6], canvas), forgetful([1, 6], canvas), atol=1e-5)
     assert all(group is None for group in forgetful._kept)
 

@@ -103,7 +103,7 @@ def pixel_values(
     family: CausalFamily, geometry: Geometry, prompt: Prompt | None, picture: NDArray[np.uint8]
 ) -> torch.Tensor:
     """A prompted picture as training and evaluation make it: float32 (1, 3, size, size)."""
-    canvas = geometry.place(torch.from_numpy(geometry.shrink(picture)[None].copy()))
+    canvas = geometry.show([picture])
     if prompt is not None:
         canvas = prompt.on(canvas)
     return family.to_pixels(canvas).detach()

@@ -67,8 +67,7 @@ def accuracy(
     n_pictures = max(1, batch // 4)  # most have a few questions
     for start in tqdm(range(0, len(data), n_pictures), disable=quiet, desc="evaluating"):
         samples = [data[i] for i in range(start, min(start + n_pictures, len(data)))]
-        shrunk = np.stack([geometry.shrink(sample.picture) for sample in samples])
-        canvas = geometry.place(torch.from_numpy(shrunk).to(family.device))
+        canvas = geometry.show([sample.picture for sample in samples], family.device)
         if prompt is not None:
             canvas = prompt.on(canvas)
         rows = torch.tensor([i for i, sample in enumerate(samples) for _ in sample.questions], device=canvas.device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -82,6 +82,12 @@ class Geometry:
         # Outside of the image, crop() fills with black: that is the padding.
         return np.asarray(image.crop((left, top, left + self.side, top + self.side)))
 
+    def show(
+        self, pictures: Sequence[Image.Image | NDArray[np.uint8]], device: torch.device | str = "cpu"
+    ) -> Float[Tensor, "n 3 canvas canvas"]:
+        """Fit pictures and put them on a black canvas, in [0, 1]."""
+        return self.place(torch.from_numpy(np.stack([self.shrink(picture) for picture in pictures])).to(device))
+
     def place(self, pictures: UInt8[Tensor, "n side side 3"]) -> Float[Tensor, "n 3 canvas canvas"]:
         """Put fitted pictures on a black canvas, in [0, 1]."""
         canvas = pictures.permute(0, 3, 1, 2).float() / 255  # (n, h, w, 3) -> (n, 3, h, w)
@@ -119,7 +125,7 @@ class Prompt:
         return Prompt(frame.clone(), geometry, pixel_range)
 
     def on(self, canvas: Float[Tensor, "n 3 canvas canvas"]) -> Float[Tensor, "n 3 canvas canvas"]:
-        """Show the frame on canvases from `Geometry.place`; differentiable in `frame`."""
+        """Show the frame on canvases from `Geometry.show`; differentiable in `frame`."""
         prompted = canvas + self.added()
         return prompted.clamp(0, 1) if self.merges else prompted
 

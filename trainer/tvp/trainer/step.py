@@ -124,19 +124,11 @@ class CleanFeatures:
         if kept is None:
             start = group * self._group
             members = range(start, min(start + self._group, len(self._data)))
-            kept = self._see(place([self._data[i].picture for i in members], self._geometry, self._family.device))
+            kept = self._see(self._geometry.show([self._data[i].picture for i in members], self._family.device))
             self._keep = kept[0].nbytes * len(self._data) <= self._budget
             if self._keep:
                 self._kept[group] = kept
         return kept
-
-
-def place(
-    pictures: Sequence[NDArray[np.uint8]], geometry: Geometry, device: torch.device
-) -> Float[Tensor, "n 3 canvas canvas"]:
-    """Fit pictures and put them on a black canvas."""
-    fitted = np.stack([geometry.shrink(picture) for picture in pictures])
-    return geometry.place(torch.from_numpy(fitted).to(device))
 
 
 class Objective:

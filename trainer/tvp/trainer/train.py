@@ -29,11 +29,11 @@ from .frame import Frame
 from .losses import Guide
 from .prompt import Geometry, Prompt, write_whole
 from .runs import CHECKPOINT, Logs, Progress, load_checkpoint, save_checkpoint, save_pictures
-from .step import Batch, Objective, load_batch, place
+from .step import Batch, Objective, load_batch
 from .team import Team
 from .update import Update
 
-__all__ = ["TrainConfig", "TrainResult", "place", "train"]
+__all__ = ["TrainConfig", "TrainResult", "train"]
 
 log = logging.getLogger("tvp.trainer")
 
