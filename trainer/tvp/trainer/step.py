@@ -99,7 +99,7 @@ class CleanFeatures:
         self._family, self._data, self._geometry, self._group = family, data, geometry, group
         self._budget = budget
         self._kept: list[Tensor | None] = [None] * -(-len(data) // group)
-        self._keep: bool | None = None  # not known before the first embedding is seen
+        self._keep = None if budget else False  # not known before the first embedding is seen
 
     @torch.no_grad()
     def __call__(

@@ -29,7 +29,7 @@ from .frame import Frame
 from .losses import Guide
 from .prompt import Geometry, Prompt, write_whole
 from .runs import CHECKPOINT, Logs, Progress, load_checkpoint, save_checkpoint, save_pictures
-from .step import Batch, Objective, load_batch
+from .step import CLEAN_BUDGET, Batch, Objective, load_batch
 from .team import Team
 from .update import Update
 
@@ -110,7 +110,9 @@ def train(
     if compile:
         for source in sources:
             source.encode = torch.compile(source.encode)  # type: ignore[method-assign]
-    objective = Objective(config, train_data, sources, guide, geometry, offload)
+    # Clean features are worth remembering, in groups, only where pictures come round again.
+    budget = CLEAN_BUDGET if n_steps > n_batches else 0
+    objective = Objective(config, train_data, sources, guide, geometry, offload, budget)
     frame.values = progress.values
     if progress.step:
         update.restore(progress.update)
