@@ -5,6 +5,7 @@ Source: InternVL3 (arXiv 2504.10479), in the layout of transformers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from jaxtyping import Float
@@ -22,6 +23,7 @@ class InternVl(CausalFamily):
     """`InternVLForConditionalGeneration` of transformers."""
 
     name = "internvl"
+    exports = True
 
     def make_layout(self) -> Layout:
         image = "<img>{image}</img>"
@@ -43,9 +45,9 @@ class InternVl(CausalFamily):
         self, features: Float[Tensor, "n n_patches n_features"], questions: Sequence[str] | None = None
     ) -> Float[Tensor, "n n_image n_text"]:
         model, n_features = self.model.model, features.shape[-1]
-        side = round(features.shape[1] ** 0.5)
+        side = math.isqrt(int(features.shape[1]))  # a number while the exporter traces, too
         grid = model.pixel_shuffle(
-            features.reshape(len(features), side, side, n_features), scale_factor=self.model.config.downsample_ratio
+            features.reshape(features.shape[0], side, side, n_features), scale_factor=self.model.config.downsample_ratio
         )
         return model.multi_modal_projector(grid.flatten(1, 2))  # type: ignore[no-any-return]
 

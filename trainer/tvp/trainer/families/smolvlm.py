@@ -8,15 +8,18 @@ processor whose `size.longest_edge` is larger than a tile enlarges to that first
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import Idefics3ForConditionalGeneration, SmolVLMForConditionalGeneration
+from transformers import Idefics3ForConditionalGeneration, PreTrainedTokenizerBase, SmolVLMForConditionalGeneration
 
 from tvp.sdk._layout import Layout
 
 from ._causal import CausalFamily
 from ._checkpoint import Checkpoint
+from ._pixels import PixelFormat
 from ._template import layout_of
 
 AROUND, WHOLE, END = "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"
@@ -26,6 +29,13 @@ class SmolVlm(CausalFamily):
     """`SmolVLMForConditionalGeneration` and `Idefics3ForConditionalGeneration` of transformers."""
 
     name = "smolvlm"
+    exports = True
+
+    def __init__(
+        self, model: Any, tokenizer: PreTrainedTokenizerBase, pixel_format: PixelFormat, template: str | None = None
+    ) -> None:
+        super().__init__(model, tokenizer, pixel_format, template)
+        self._places = self._place_patches()
 
     def make_layout(self) -> Layout:
         image = f"{AROUND}{WHOLE}{{image}}{AROUND}"
@@ -33,7 +43,22 @@ class SmolVlm(CausalFamily):
         return layout_of(self, self.image_token(self.model.config.image_token_id), usual, image)
 
     def encode(self, pixels: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n n_patches n_features"]:
-        return self.model.model.vision_model(pixel_values=pixels).last_hidden_state  # type: ignore[no-any-return]
+        """transformers works out the patches' positions for each picture alone, and masks nothing; here no picture
+        is padded, so all have the same positions and need no mask."""
+        eye = self.model.model.vision_model
+        patches = eye.embeddings.patch_embedding(pixels).flatten(2).transpose(1, 2)  # (n, c, y, x) -> (n, y * x, c)
+        hidden = eye.encoder(inputs_embeds=patches + eye.embeddings.position_embedding(self._places.to(pixels.device)))
+        return eye.post_layernorm(hidden.last_hidden_state)  # type: ignore[no-any-return]
+
+    def _place_patches(self) -> Int[Tensor, "1 n_patches"]:
+        """Which position embedding each patch of a whole tile gets: transformers' own choice."""
+        embeddings, size, found = self.model.model.vision_model.embeddings, self.pixel_format.size, []
+        hook = embeddings.position_embedding.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
+        n_side = size // embeddings.patch_size
+        whole = torch.ones(1, n_side, n_side, dtype=torch.bool, device=self.device)
+        with torch.no_grad(), hook:
+            embeddings(pixel_values=torch.zeros(1, 3, size, size).to(whole.device, self.dtype), patch_attention_mask=whole)
+        return found[0]
 
     def connect(
         self, features: Float[Tensor, "n n_patches n_features"], questions: Sequence[str] | None = None
