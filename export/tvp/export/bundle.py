@@ -18,6 +18,7 @@ import onnx
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from transformers import PreTrainedTokenizerBase
 
 from tvp import sdk
 from tvp.sdk._manifest import read_base_manifest, seal
@@ -27,6 +28,7 @@ from tvp.trainer.data import Data, Scenes
 from tvp.trainer.evaluate import MAX_NEW_TOKENS
 from tvp.trainer.families import Family
 from tvp.trainer.families._causal import CausalFamily
+from tvp.trainer.families.instructblip import InstructBlip
 from tvp.trainer.prompt import Geometry, Prompt
 from tvp.trainer.tasks import Task
 
@@ -132,15 +134,15 @@ def _write_base(family: CausalFamily, model: str | Path, folder: Path) -> str:
     graphs.export_eye(family, folder / "vision_encoder.onnx")
     graphs.export_decoder(family, folder / "decoder_model_merged.onnx")
     graphs.export_embeddings(family, folder / "embed_tokens.npy")
-    backend = getattr(family.tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise RequestError(f"The tokenizer of {str(model)!r} has no fast version, which the sdk needs.")
-    backend.save(os.fspath(folder / "tokenizer.json"))
+    _write_tokenizer(family.tokenizer, model, folder / "tokenizer.json")
+    if isinstance(family, InstructBlip):
+        graphs.export_connector(family, folder / "connector.onnx")
+        _write_tokenizer(family.qformer_tokenizer, model, folder / "connector_tokenizer.json")
     config = family.text_config
     n_kv_heads, head_size = graphs.cache_shape(family)
     with torch.no_grad():
         size = family.pixel_format.size
-        n_image_tokens = family.see(torch.zeros(1, 3, size, size)).shape[1]
+        n_image_tokens = family.see(torch.zeros(1, 3, size, size), ["a"]).shape[1]
     layout = family.layout
     content = {
         "family": family.name,
@@ -158,10 +160,19 @@ def _write_base(family: CausalFamily, model: str | Path, folder: Path) -> str:
         "head_size": head_size,
         "n_vocab": family.embed_tokens.num_embeddings,
         "n_positions": config.max_position_embeddings,
+        "position_axes": family.position_axes,
+        "n_connector_positions": family.n_question_positions if isinstance(family, InstructBlip) else 0,
         "files": _entries(folder),
     }
     (folder / "manifest.json").write_bytes(seal(content))
     return read_base_manifest(folder / "manifest.json").digest
+
+
+def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, model: str | Path, file: Path) -> None:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise RequestError(f"The tokenizer of {str(model)!r} has no fast version, which the sdk needs.")
+    backend.save(os.fspath(file))
 
 
 def _golden_cases(
@@ -170,7 +181,7 @@ def _golden_cases(
     """PyTorch's answers to a few cases, from the pixel values that the bundle makes."""
     golden = []
     for number, (picture, question) in enumerate(cases):
-        embeddings = family.see(torch.from_numpy(task.pixel_values(picture)))
+        embeddings = family.see(torch.from_numpy(task.pixel_values(picture)), [question])
         tokens, logits = family.generate_tokens(embeddings, [question], 8)
         chosen = logits[0].log_softmax(-1)[range(len(tokens[0])), tokens[0]]
         golden.append(

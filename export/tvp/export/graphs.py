@@ -18,6 +18,7 @@ from optimum.utils import NormalizedConfig
 from torch import Tensor, nn
 
 from tvp.trainer.families._causal import CausalFamily
+from tvp.trainer.families.instructblip import InstructBlip
 
 from .attention import NewKeyValues, current_cache, fused_attention
 
@@ -27,7 +28,8 @@ CAPACITY_DUMMY = 16
 
 
 class Eye(nn.Module):
-    """pixel_values -> image_embeds: the vision encoder with everything up to the language model."""
+    """pixel_values -> image_embeds: the vision encoder with everything up to the language model; or, where what
+    comes next reads the question, pixel_values -> image_features: the vision encoder alone."""
 
     def __init__(self, family: CausalFamily) -> None:
         super().__init__()
@@ -36,7 +38,20 @@ class Eye(nn.Module):
         self._family = family
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        return self._family.see(pixel_values)
+        return self._family.encode(pixel_values) if self._family.reads_question else self._family.see(pixel_values)
+
+
+class Connector(nn.Module):
+    """image_features and a question in the connector's own tokens -> image_embeds."""
+
+    def __init__(self, family: InstructBlip) -> None:
+        super().__init__()
+        self.model = family.model
+        self.config = family.model.config
+        self._family = family
+
+    def forward(self, image_features: Tensor, question_ids: Tensor, question_mask: Tensor) -> Tensor:
+        return self._family.connect_ids(image_features, question_ids, question_mask)
 
 
 class Decoder(nn.Module):
@@ -77,25 +92,50 @@ class _Traced(ModelPatcher):  # type: ignore[misc]
 
 
 class EyeConfig(OnnxConfig):  # type: ignore[misc]
-    """One picture at a time or several; the sides are fixed, which TensorRT wants."""
+    """One picture at a time, or any number where the eye allows it; the sides are fixed, which TensorRT wants."""
 
     NORMALIZED_CONFIG_CLASS = NormalizedConfig
     _MODEL_PATCHER = _Traced
 
-    def __init__(self, config: Any, size: int) -> None:
+    def __init__(self, config: Any, size: int, batches: bool, output: str) -> None:
         super().__init__(config)
-        self._size = size
+        self._size, self._n, self._axes = size, 2 if batches else 1, {0: "batch_size"} if batches else {}
+        self._output = output
 
     @property
     def inputs(self) -> dict[str, dict[int, str]]:
-        return {"pixel_values": {0: "batch_size"}}
+        return {"pixel_values": self._axes}
+
+    @property
+    def outputs(self) -> dict[str, dict[int, str]]:
+        return {self._output: self._axes}
+
+    def generate_dummy_inputs(self, framework: str = "pt", **_: Any) -> dict[str, Tensor]:
+        return {"pixel_values": torch.zeros(self._n, 3, self._size, self._size)}
+
+
+class ConnectorConfig(OnnxConfig):  # type: ignore[misc]
+    """A connector that reads the question."""
+
+    NORMALIZED_CONFIG_CLASS = NormalizedConfig
+    _MODEL_PATCHER = _Traced
+
+    def __init__(self, config: Any, features: Tensor) -> None:
+        super().__init__(config)
+        self._features = features
+
+    @property
+    def inputs(self) -> dict[str, dict[int, str]]:
+        tokens = {0: "batch_size", 1: "question_length"}
+        return {"image_features": {0: "batch_size"}, "question_ids": tokens, "question_mask": tokens}
 
     @property
     def outputs(self) -> dict[str, dict[int, str]]:
         return {"image_embeds": {0: "batch_size"}}
 
     def generate_dummy_inputs(self, framework: str = "pt", **_: Any) -> dict[str, Tensor]:
-        return {"pixel_values": torch.zeros(2, 3, self._size, self._size)}
+        ones = torch.ones(2, N_DUMMY, dtype=torch.int64)
+        return {"image_features": self._features, "question_ids": ones, "question_mask": ones.clone()}
 
 
 class DecoderConfig(OnnxConfig):  # type: ignore[misc]
@@ -104,16 +144,19 @@ class DecoderConfig(OnnxConfig):  # type: ignore[misc]
     NORMALIZED_CONFIG_CLASS = NormalizedConfig
     _MODEL_PATCHER = _Traced
 
-    def __init__(self, config: Any, n_layers: int, n_kv_heads: int, head_size: int, n_text: int) -> None:
+    def __init__(
+        self, config: Any, n_layers: int, n_kv_heads: int, head_size: int, n_text: int, position_axes: int
+    ) -> None:
         super().__init__(config)
         self._n_layers, self._past_shape, self._n_text = n_layers, (n_kv_heads, CAPACITY_DUMMY, head_size), n_text
+        self._position_axes = position_axes
 
     @property
     def inputs(self) -> dict[str, dict[int, str]]:
         tokens = {0: "batch_size", 1: "sequence_length"}
         named: dict[str, dict[int, str]] = {
             "inputs_embeds": tokens,
-            "position_ids": tokens,
+            "position_ids": tokens if self._position_axes == 1 else {1: "batch_size", 2: "sequence_length"},
             "seqlens_k": {0: "batch_size"},
             "total_sequence_length": {},
             "num_logits_to_keep": {},
@@ -129,9 +172,12 @@ class DecoderConfig(OnnxConfig):  # type: ignore[misc]
 
     def generate_dummy_inputs(self, framework: str = "pt", **_: Any) -> dict[str, Any]:
         past = torch.zeros(2, *self._past_shape)
+        positions = torch.arange(N_DUMMY).expand(2, -1)
+        if self._position_axes > 1:
+            positions = positions.expand(self._position_axes, -1, -1)
         return {
             "inputs_embeds": torch.randn(2, N_DUMMY, self._n_text),
-            "position_ids": torch.arange(N_DUMMY).expand(2, -1).contiguous(),
+            "position_ids": positions.contiguous(),
             "seqlens_k": torch.full((2,), N_DUMMY - 1, dtype=torch.int32),
             "total_sequence_length": torch.tensor(N_DUMMY, dtype=torch.int32),
             "num_logits_to_keep": torch.tensor(2),
@@ -143,8 +189,18 @@ class DecoderConfig(OnnxConfig):  # type: ignore[misc]
 
 
 def export_eye(family: CausalFamily, file: Path) -> None:
-    """Write the vision encoder and connector as one graph."""
-    _export(Eye(family), EyeConfig(family.model.config, family.pixel_format.size), file)
+    """Write the vision encoder as a graph, with the connector where it does not read the question."""
+    output = "image_features" if family.reads_question else "image_embeds"
+    config = EyeConfig(family.model.config, family.pixel_format.size, family.eye_batches, output)
+    _export(Eye(family), config, file)
+
+
+def export_connector(family: InstructBlip, file: Path) -> None:
+    """Write a connector that reads the question."""
+    size = family.pixel_format.size
+    with torch.no_grad():
+        features = family.encode(torch.zeros(2, 3, size, size))
+    _export(Connector(family), ConnectorConfig(family.model.config, features), file)
 
 
 def export_decoder(family: CausalFamily, file: Path) -> None:
@@ -157,6 +213,7 @@ def export_decoder(family: CausalFamily, file: Path) -> None:
         n_kv_heads,
         head_size,
         family.embed_tokens.embedding_dim,  # type: ignore[arg-type]
+        family.position_axes,
     )
     with fused_attention(family.decoder):
         _export(Decoder(family), onnx_config, file)

@@ -75,8 +75,10 @@ def measure(
         report.pixels = max(report.pixels, float(gap.max()))
         within, n_values = within + int((gap <= 1.001).sum()), n_values + gap.size
         decoded = list(view.decode(question, max_new_tokens))
-        tokens, logits = family.generate_tokens(family.see(torch.from_numpy(given)), [question], max_new_tokens)
-        own, _ = family.generate_tokens(family.see(expected), [question], max_new_tokens)
+        tokens, logits = family.generate_tokens(
+            family.see(torch.from_numpy(given), [question]), [question], max_new_tokens
+        )
+        own, _ = family.generate_tokens(family.see(expected, [question]), [question], max_new_tokens)
         mine = [token for token, _ in decoded]
         report.end_to_end_equal += mine == own[0]
         n_same = next((i for i, (a, b) in enumerate(zip(mine, tokens[0], strict=False)) if a != b), len(mine))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,8 @@ class KeyValues:
         self._reserve(total)
         ort = onnxruntime()
         binding = self._base.decoder.io_binding()
-        positions = np.broadcast_to(np.arange(self.length, total, dtype=np.int64), (self._n_rows, n_new))
+        positions = positions_of(self._base, self.length, total)
+        positions = np.broadcast_to(positions[..., None, :], (*positions.shape[:-1], self._n_rows, n_new))
         inputs = {
             "inputs_embeds": np.ascontiguousarray(embeddings, np.float32),
             "position_ids": np.ascontiguousarray(positions),
@@ -87,6 +89,24 @@ class KeyValues:
                 array[:, :, : self.length] = old[i].numpy()[:, :, : self.length]
             self._tensors.append(ort.OrtValue.ortvalue_from_numpy(array))
         self._capacity = capacity
+
+
+def positions_of(base: Base, start: int, stop: int) -> NDArray[np.int64]:
+    """Positions of the tokens `start` to `stop` of a sequence: (n,), or (3, n) of time, row and column.
+
+    Three positions are those of Qwen2-VL (get_rope_index of transformers) for one square picture: a picture's
+    tokens have their row and column, and text goes on behind the largest of them.
+    """
+    order = np.arange(start, stop, dtype=np.int64)
+    if base.manifest.position_axes == 1:
+        return order
+    n_before, n_image = base.n_before, base.manifest.n_image_tokens
+    side = math.isqrt(n_image)
+    place = (order - n_before).clip(0, n_image - 1)
+    in_image = (order >= n_before) & (order < n_before + n_image)
+    text = np.where(order < n_before, order, order - n_image + side)
+    parts = (np.zeros_like(place), place // side, place % side)
+    return np.stack([np.where(in_image, n_before + part, text) for part in parts])
 
 
 def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -35,6 +35,8 @@ class BaseManifest:
 
     n_image_tokens: image embeddings a picture. n_text: their width, and that of token embeddings.
     n_positions: the most tokens, image included, that the language model can read.
+    position_axes: positions a token has: 1, or 3 (time, row, column, as Qwen2-VL's).
+    n_connector_positions: the most tokens of a question that a connector of its own reads; 0 for none.
     """
 
     family: str
@@ -47,8 +49,16 @@ class BaseManifest:
     head_size: int
     n_vocab: int
     n_positions: int
+    position_axes: int
+    n_connector_positions: int
     files: Mapping[str, FileEntry]
     digest: str
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The files that a base of this kind consists of, at least."""
+        connector = ("connector.onnx", "connector_tokenizer.json") if self.n_connector_positions else ()
+        return ("vision_encoder.onnx", "decoder_model_merged.onnx", "embed_tokens.npy", "tokenizer.json", *connector)
 
 
 @dataclass(frozen=True)
@@ -117,6 +127,8 @@ def read_base_manifest(file: Path) -> BaseManifest:
                 "n_positions",
             )
         },
+        position_axes=_one_of(content, "position_axes", (1, 3), file),
+        n_connector_positions=_number(content, "n_connector_positions", 0, file),
         files=_files(content, file),
         digest=_take(content, "sha256", str, file),
     )
@@ -186,10 +198,21 @@ def _take(content: Mapping[str, Any], key: str, kind: type[T], file: Path) -> T:
     return value
 
 
-def _positive(content: Mapping[str, Any], key: str, file: Path) -> int:
+def _number(content: Mapping[str, Any], key: str, least: int, file: Path) -> int:
     value = _take(content, key, int, file)
-    if not 0 < value < 2**31:
-        raise BundleError(f"{file}: {key} is {value}; it must be a positive number below 2^31.")
+    if not least <= value < 2**31:
+        raise BundleError(f"{file}: {key} is {value}; it must be a whole number from {least} to below 2^31.")
+    return value
+
+
+def _positive(content: Mapping[str, Any], key: str, file: Path) -> int:
+    return _number(content, key, 1, file)
+
+
+def _one_of(content: Mapping[str, Any], key: str, allowed: tuple[int, ...], file: Path) -> int:
+    value = _take(content, key, int, file)
+    if value not in allowed:
+        raise BundleError(f"{file}: {key} is {value}; it must be one of {', '.join(map(str, allowed))}.")
     return value
 
 

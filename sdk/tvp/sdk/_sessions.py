@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from ._layout import Words
 from ._manifest import BaseManifest
-from .errors import BundleError, ProviderError, near
+from .errors import BundleError, ProviderError, RequestError, near
 
 Providers = str | Sequence[str | tuple[str, dict[str, Any]]]
 
@@ -106,8 +106,38 @@ def run(session: Any, output: str, inputs: dict[str, NDArray[Any]]) -> NDArray[n
 
 
 @dataclass
+class Connector:
+    """The graph that reads a picture's features and the prompt, in tokens of its own."""
+
+    session: Any
+    tokenizer: Tokenizer
+    n_positions: int
+    prompt: str
+
+    def embed(self, features: NDArray[np.float32], question: str) -> NDArray[np.float32]:
+        """Image embeddings (1, n_image, n_text) of features (1, …) for a question."""
+        ids = self.tokenizer.encode(self.prompt.replace("{image}", "").replace("{question}", question)).ids
+        if len(ids) > self.n_positions:
+            raise RequestError(
+                f"The question takes {len(ids)} tokens, and this model's Q-Former reads at most {self.n_positions}. "
+                "Ask a shorter question."
+            )
+        row = np.array([ids], np.int64)
+        inputs: dict[str, NDArray[Any]] = {
+            "image_features": features,
+            "question_ids": row,
+            "question_mask": np.ones_like(row),
+        }
+        return run(self.session, "image_embeds", inputs)
+
+
+@dataclass
 class Base:
-    """A loaded base: its sessions, token embeddings and tokenizer, shared by the tasks that use it."""
+    """A loaded base: its sessions, token embeddings and tokenizer, shared by the tasks that use it.
+
+    n_before: tokens before the image embeddings; no question changes them.
+    connector: what makes image embeddings of picture and question, where the vision encoder alone does not.
+    """
 
     manifest: BaseManifest
     vision_encoder: Any
@@ -115,6 +145,8 @@ class Base:
     embeddings: NDArray[np.floating[Any]]
     tokenizer: Tokenizer
     words: Words
+    n_before: int
+    connector: Connector | None = None
 
 
 _loaded: weakref.WeakValueDictionary[tuple[str, str], Base] = weakref.WeakValueDictionary()
@@ -131,18 +163,33 @@ def load_base(folder: Path, manifest: BaseManifest, providers: list[Any]) -> Bas
 
 def _open_base(folder: Path, manifest: BaseManifest, providers: list[Any]) -> Base:
     try:
-        tokenizer = Tokenizer.from_file(os.fspath(folder / "tokenizer.json"))
+        tokenizer = _open_tokenizer(folder / "tokenizer.json")
         embeddings = np.load(folder / "embed_tokens.npy", mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # tokenizers raises a bare Exception
+    except (OSError, ValueError) as error:
         raise BundleError(f"The base in {folder} is damaged: {error}") from error
     if embeddings.ndim != 2 or embeddings.shape[1] != manifest.n_text:
         raise BundleError(
             f"{folder / 'embed_tokens.npy'} has the shape {embeddings.shape}; the manifest says "
             f"({manifest.n_vocab}, {manifest.n_text})."
         )
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
     added = tokenizer.get_added_tokens_decoder()
+    words = Words(
+        manifest.layout,
+        lambda text, special: tokenizer.encode(text, add_special_tokens=special).ids,
+        frozenset(token_id for token_id, token in added.items() if token.special),
+    )
+    try:
+        n_before = len(words.prompt_ids("a")[0])
+    except ValueError as error:
+        raise BundleError(f"The base in {folder} is damaged: its tokenizer does not know its image token.") from error
+    connector = None
+    if manifest.n_connector_positions:
+        connector = Connector(
+            open_session(folder / "connector.onnx", providers),
+            _open_tokenizer(folder / "connector_tokenizer.json"),
+            manifest.n_connector_positions,
+            manifest.layout.prompt,
+        )
     return Base(
         manifest,
         open_session(folder / "vision_encoder.onnx", providers),
@@ -150,12 +197,20 @@ def _open_base(folder: Path, manifest: BaseManifest, providers: list[Any]) -> Ba
         open_session(folder / "decoder_model_merged.onnx", _without_tensorrt(providers)),
         embeddings,
         tokenizer,
-        Words(
-            manifest.layout,
-            lambda text, special: tokenizer.encode(text, add_special_tokens=special).ids,
-            frozenset(token_id for token_id, token in added.items() if token.special),
-        ),
+        words,
+        n_before,
+        connector,
     )
+
+
+def _open_tokenizer(file: Path) -> Tokenizer:
+    try:
+        tokenizer = Tokenizer.from_file(os.fspath(file))
+    except Exception as error:  # tokenizers raises a bare Exception
+        raise BundleError(f"The tokenizer {file} is damaged: {error}") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def _without_tensorrt(providers: list[Any]) -> list[Any]:

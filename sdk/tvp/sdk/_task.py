@@ -82,7 +82,7 @@ def load(task: str | os.PathLike[str], *, providers: Providers = "auto", verify_
     for needed, entries, place in (
         (("preprocess.onnx", "golden/cases.json"), manifest.files, folder),
         (
-            ("vision_encoder.onnx", "decoder_model_merged.onnx", "embed_tokens.npy", "tokenizer.json"),
+            base_manifest.needs,
             base_manifest.files,
             folder / "base",
         ),
@@ -128,8 +128,9 @@ class Task:
         """
         began = time.perf_counter()
         pixels = self.pixel_values(image)
-        embeddings = run(self.base.vision_encoder, "image_embeds", {"pixel_values": pixels})
-        return View(self, embeddings, time.perf_counter() - began)
+        output = "image_embeds" if self.base.connector is None else "image_features"
+        features = run(self.base.vision_encoder, output, {"pixel_values": pixels})
+        return View(self, features, time.perf_counter() - began)
 
     def pixel_values(self, image: ImageLike) -> NDArray[np.float32]:
         """What the vision encoder is given: float32 (1, 3, size, size), the prompt in it."""
@@ -196,10 +197,11 @@ class View:
     """A picture as a loaded task sees it. Keys and values of picture and prefix are kept, so a second
     question costs its own tokens only. One view may be asked from several threads; they take turns."""
 
-    def __init__(self, task: Task, embeddings: NDArray[np.float32], seconds: float) -> None:
+    def __init__(self, task: Task, features: NDArray[np.float32], seconds: float) -> None:
         self._task = task
         self._base = task.base
-        self._embeddings = embeddings
+        self._features = features  # image embeddings, but where a connector makes those with the question
+        self._read = ""  # the question that the connector has read
         self._seconds = seconds
         self._cache = KeyValues(self._base)
         self._lock = threading.Lock()
@@ -272,14 +274,19 @@ class View:
 
     def _prefill(self, question: str | None) -> NDArray[np.float32]:
         """Run what comes before the answer; returns the logits of its first token (1, 1, n_vocab)."""
-        before, after = self._base.words.prompt_ids(self._task._question(question))
-        n_prefix = len(before) + self._embeddings.shape[1]
-        if self._cache.length >= n_prefix:
+        question = self._task._question(question)
+        before, after = self._base.words.prompt_ids(question)
+        connector = self._base.connector
+        n_prefix = len(before) + self._base.manifest.n_image_tokens
+        if self._cache.length >= n_prefix and (connector is None or self._read == question):
             self._cache.length = n_prefix  # rewind to the picture
             return self._cache.run(self._embed(after)[None], 1)
         self._cache.length = 0
-        joined = np.concatenate([self._embed(before), self._embeddings[0], self._embed(after)])
-        return self._cache.run(joined[None], 1)
+        image = self._features if connector is None else connector.embed(self._features, question)
+        joined = np.concatenate([self._embed(before), image[0], self._embed(after)])
+        logits = self._cache.run(joined[None], 1)
+        self._read = question
+        return logits
 
     def _embed(self, ids: Any) -> NDArray[np.float32]:
         rows: NDArray[np.float32] = self._base.embeddings[np.asarray(ids, np.int64)].astype(np.float32, copy=False)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import InstructBlipForConditionalGeneration, PreTrainedTokenizerBase
 
@@ -50,27 +50,38 @@ class _Eye(WordFamily):
     def connect(
         self, features: Float[Tensor, "n n_patches n_features"], questions: Sequence[str] | None = None
     ) -> Float[Tensor, "n n_image n_text"]:
-        """The states of the queries that have read picture and prompt, projected."""
-        return self.model.language_projection(self._ask_queries(features, questions))  # type: ignore[no-any-return]
+        if questions is None:
+            raise RequestError("This model's eye reads the question; give one with every picture.")
+        ids, real = self._pad([self.qformer_ids(question) for question in questions], left=False)
+        return self.connect_ids(features, ids, real)
+
+    def connect_ids(self, features: Tensor, ids: Int[Tensor, "n length"], real: Int[Tensor, "n length"]) -> Tensor:
+        """`connect`, of questions in the Q-Former's tokens, padded on the right; real: 0/1 mask.
+
+        The states of the queries that have read picture and prompt, projected.
+        """
+        return self.model.language_projection(self._ask_queries(features, ids, real))  # type: ignore[no-any-return]
+
+    @property
+    def n_question_positions(self) -> int:
+        """How many tokens the Q-Former reads."""
+        return self.model.config.qformer_config.max_position_embeddings  # type: ignore[no-any-return]
 
     def qformer_ids(self, question: str) -> list[int]:
         """What the Q-Former reads: the prompt, in its own tokens."""
         text = self.layout.prompt.replace("{image}", "").replace("{question}", question)
         ids: list[int] = self.qformer_tokenizer(text).input_ids
-        n_positions = self.model.config.qformer_config.max_position_embeddings
-        if len(ids) > n_positions:
+        if len(ids) > self.n_question_positions:
             raise RequestError(
-                f"The question takes {len(ids)} tokens, and this model's Q-Former reads at most {n_positions}. "
+                f"The question takes {len(ids)} tokens, and this model's Q-Former reads at most "
+                f"{self.n_question_positions}. "
                 "Ask a shorter question."
             )
         return ids
 
-    def _ask_queries(self, features: Tensor, questions: Sequence[str] | None) -> Tensor:
-        if questions is None:
-            raise RequestError("This model's eye reads the question; give one with every picture.")
+    def _ask_queries(self, features: Tensor, ids: Tensor, real: Tensor) -> Tensor:
         model = self.model
-        ids, real = self._pad([self.qformer_ids(question) for question in questions], left=False)
-        queries = model.query_tokens.expand(len(features), -1, -1)
+        queries = model.query_tokens.expand(features.shape[0], -1, -1)
         n_queries = queries.shape[1]
         states = model.qformer(
             input_ids=ids,
@@ -85,6 +96,7 @@ class InstructBlip(_Eye, CausalFamily):
     """`InstructBlipForConditionalGeneration` of transformers with a decoder-only language model."""
 
     name = "instructblip"
+    exports = True
 
     def make_layout(self) -> Layout:
         # No {image}: InstructBlipProcessor puts the image tokens first, before the begin token.
@@ -111,11 +123,9 @@ class Bliva(InstructBlip):
         """The eye's last features, and beside them those that the patch projection reads."""
         return torch.cat(self.model.eye_states(pixels), -1)
 
-    def connect(
-        self, features: Float[Tensor, "n n_patches n_both"], questions: Sequence[str] | None = None
-    ) -> Float[Tensor, "n n_image n_text"]:
+    def connect_ids(self, features: Tensor, ids: Int[Tensor, "n length"], real: Int[Tensor, "n length"]) -> Tensor:
         last, patches = features.chunk(2, -1)
-        queries = self.model.language_projection(self._ask_queries(last, questions))
+        queries = self.model.language_projection(self._ask_queries(last, ids, real))
         return torch.cat([queries, self.model.vision_project(patches[:, 1:])], 1)
 
 

@@ -33,6 +33,9 @@ class Qwen2Vl(CausalFamily):
     """`Qwen2VLForConditionalGeneration` and `Qwen2_5_VLForConditionalGeneration` of transformers."""
 
     name = "qwen2-vl"
+    exports = True
+    position_axes = 3
+    eye_batches = False  # all pictures are one sequence to it, cut by lengths that tracing keeps as numbers
 
     def __init__(
         self, model: Any, tokenizer: PreTrainedTokenizerBase, pixel_format: PixelFormat, template: str | None = None

@@ -52,12 +52,14 @@ class SmolVlm(CausalFamily):
 
     def _place_patches(self) -> Int[Tensor, "1 n_patches"]:
         """Which position embedding each patch of a whole tile gets: transformers' own choice."""
-        embeddings, size, found = self.model.model.vision_model.embeddings, self.pixel_format.size, []
+        embeddings, size = self.model.model.vision_model.embeddings, self.pixel_format.size
+        found: list[Tensor] = []
         hook = embeddings.position_embedding.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
         n_side = size // embeddings.patch_size
         whole = torch.ones(1, n_side, n_side, dtype=torch.bool, device=self.device)
+        black = torch.zeros(1, 3, size, size).to(whole.device, self.dtype)
         with torch.no_grad(), hook:
-            embeddings(pixel_values=torch.zeros(1, 3, size, size).to(whole.device, self.dtype), patch_attention_mask=whole)
+            embeddings(pixel_values=black, patch_attention_mask=whole)
         return found[0]
 
     def connect(
