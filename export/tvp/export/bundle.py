@@ -28,11 +28,13 @@ from tvp.trainer.data import Data, Scenes
 from tvp.trainer.evaluate import MAX_NEW_TOKENS
 from tvp.trainer.families import Family
 from tvp.trainer.families._causal import CausalFamily
-from tvp.trainer.families.instructblip import InstructBlip
+from tvp.trainer.families._family import WordFamily
+from tvp.trainer.families._seq2seq import SeqToSeqFamily
+from tvp.trainer.families.instructblip import ReadingEye
 from tvp.trainer.prompt import Geometry, Prompt
 from tvp.trainer.tasks import Task
 
-from . import graphs, parity
+from . import graphs, parity, seq2seq
 from .preprocess import preprocess_graph
 
 log = logging.getLogger("tvp.export")
@@ -70,7 +72,7 @@ def export(
         prompt = Prompt.load(prompt)
     if family is None:
         family = families.load(model)
-    if not family.exports or not isinstance(family, CausalFamily):
+    if not family.exports or not isinstance(family, WordFamily):
         raise ModelError(f"A {family.name} model cannot be exported yet; it can be trained on and evaluated.")
     if prompt is not None:
         geometry = prompt.geometry
@@ -128,14 +130,19 @@ def _put(work: Path, output: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _write_base(family: CausalFamily, model: str | Path, folder: Path) -> str:
+def _write_base(family: WordFamily, model: str | Path, folder: Path) -> str:
     """Export the frozen model; returns the base's digest."""
     folder.mkdir()
     graphs.export_eye(family, folder / "vision_encoder.onnx")
-    graphs.export_decoder(family, folder / "decoder_model_merged.onnx")
+    if isinstance(family, SeqToSeqFamily):
+        seq2seq.export_encoder(family, folder / "encoder_model.onnx")
+        seq2seq.export_decoder(family, folder / "decoder_model_merged.onnx")
+    else:
+        assert isinstance(family, CausalFamily)
+        graphs.export_decoder(family, folder / "decoder_model_merged.onnx")
     graphs.export_embeddings(family, folder / "embed_tokens.npy")
     _write_tokenizer(family.tokenizer, model, folder / "tokenizer.json")
-    if isinstance(family, InstructBlip):
+    if isinstance(family, ReadingEye):
         graphs.export_connector(family, folder / "connector.onnx")
         _write_tokenizer(family.qformer_tokenizer, model, folder / "connector_tokenizer.json")
     config = family.text_config
@@ -152,16 +159,18 @@ def _write_base(family: CausalFamily, model: str | Path, folder: Path) -> str:
             "answer": layout.answer,
             "image_token": layout.image_token,
             "end": list(layout.end),
+            "apart": layout.apart,
         },
         "n_image_tokens": n_image_tokens,
         "n_text": family.embed_tokens.embedding_dim,
-        "n_layers": config.num_hidden_layers,
+        "n_layers": getattr(config, "num_decoder_layers", config.num_hidden_layers),
         "n_kv_heads": n_kv_heads,
         "head_size": head_size,
         "n_vocab": family.embed_tokens.num_embeddings,
-        "n_positions": config.max_position_embeddings,
-        "position_axes": family.position_axes,
-        "n_connector_positions": family.n_question_positions if isinstance(family, InstructBlip) else 0,
+        "n_positions": family.n_positions or 0,
+        "position_axes": getattr(family, "position_axes", 1),
+        "start_token": config.decoder_start_token_id if isinstance(family, SeqToSeqFamily) else -1,
+        "n_connector_positions": family.n_question_positions if isinstance(family, ReadingEye) else 0,
         "files": _entries(folder),
     }
     (folder / "manifest.json").write_bytes(seal(content))
@@ -176,7 +185,7 @@ def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, model: str | Path, file
 
 
 def _golden_cases(
-    task: sdk.Task, family: CausalFamily, cases: Sequence[tuple[NDArray[np.uint8], str]]
+    task: sdk.Task, family: WordFamily, cases: Sequence[tuple[NDArray[np.uint8], str]]
 ) -> list[tuple[NDArray[np.uint8], dict[str, Any]]]:
     """PyTorch's answers to a few cases, from the pixel values that the bundle makes."""
     golden = []
@@ -236,7 +245,7 @@ def _entries(folder: Path, skip: str = "") -> dict[str, dict[str, Any]]:
     return entries
 
 
-def _provenance(family: CausalFamily, model: str | Path, prompt: Prompt | None) -> dict[str, Any]:
+def _provenance(family: WordFamily, model: str | Path, prompt: Prompt | None) -> dict[str, Any]:
     packages = ("tvp", "torch", "transformers", "optimum-onnx", "onnx", "onnxruntime")
     return {
         "model": Path(families.locate(model)).name,

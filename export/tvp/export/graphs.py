@@ -18,7 +18,8 @@ from optimum.utils import NormalizedConfig
 from torch import Tensor, nn
 
 from tvp.trainer.families._causal import CausalFamily
-from tvp.trainer.families.instructblip import InstructBlip
+from tvp.trainer.families._family import WordFamily
+from tvp.trainer.families.instructblip import ReadingEye
 
 from .attention import NewKeyValues, current_cache, fused_attention
 
@@ -31,7 +32,7 @@ class Eye(nn.Module):
     """pixel_values -> image_embeds: the vision encoder with everything up to the language model; or, where what
     comes next reads the question, pixel_values -> image_features: the vision encoder alone."""
 
-    def __init__(self, family: CausalFamily) -> None:
+    def __init__(self, family: WordFamily) -> None:
         super().__init__()
         self.model = family.model
         self.config = family.model.config
@@ -44,7 +45,7 @@ class Eye(nn.Module):
 class Connector(nn.Module):
     """image_features and a question in the connector's own tokens -> image_embeds."""
 
-    def __init__(self, family: InstructBlip) -> None:
+    def __init__(self, family: ReadingEye) -> None:
         super().__init__()
         self.model = family.model
         self.config = family.model.config
@@ -83,7 +84,7 @@ class Decoder(nn.Module):
         return (logits, *(tensor for pair in cache.present for tensor in pair))  # type: ignore[union-attr]
 
 
-class _Traced(ModelPatcher):  # type: ignore[misc]
+class Traced(ModelPatcher):  # type: ignore[misc]
     """Optimum's patches for tracing, without its conversion of caches and outputs: ours are tuples."""
 
     def __init__(self, config: OnnxConfig, model: nn.Module, model_kwargs: dict[str, Any] | None = None) -> None:
@@ -95,7 +96,7 @@ class EyeConfig(OnnxConfig):  # type: ignore[misc]
     """One picture at a time, or any number where the eye allows it; the sides are fixed, which TensorRT wants."""
 
     NORMALIZED_CONFIG_CLASS = NormalizedConfig
-    _MODEL_PATCHER = _Traced
+    _MODEL_PATCHER = Traced
 
     def __init__(self, config: Any, size: int, batches: bool, output: str) -> None:
         super().__init__(config)
@@ -118,7 +119,7 @@ class ConnectorConfig(OnnxConfig):  # type: ignore[misc]
     """A connector that reads the question."""
 
     NORMALIZED_CONFIG_CLASS = NormalizedConfig
-    _MODEL_PATCHER = _Traced
+    _MODEL_PATCHER = Traced
 
     def __init__(self, config: Any, features: Tensor) -> None:
         super().__init__(config)
@@ -142,7 +143,7 @@ class DecoderConfig(OnnxConfig):  # type: ignore[misc]
     """A decoder on embeddings, with keys and values in buffers that are longer than what they hold."""
 
     NORMALIZED_CONFIG_CLASS = NormalizedConfig
-    _MODEL_PATCHER = _Traced
+    _MODEL_PATCHER = Traced
 
     def __init__(
         self, config: Any, n_layers: int, n_kv_heads: int, head_size: int, n_text: int, position_axes: int
@@ -188,19 +189,19 @@ class DecoderConfig(OnnxConfig):  # type: ignore[misc]
         return [f"{prefix}.{i}.{kind}" for i in range(self._n_layers) for kind in ("key", "value")]
 
 
-def export_eye(family: CausalFamily, file: Path) -> None:
+def export_eye(family: WordFamily, file: Path) -> None:
     """Write the vision encoder as a graph, with the connector where it does not read the question."""
     output = "image_features" if family.reads_question else "image_embeds"
     config = EyeConfig(family.model.config, family.pixel_format.size, family.eye_batches, output)
-    _export(Eye(family), config, file)
+    write(Eye(family), config, file)
 
 
-def export_connector(family: InstructBlip, file: Path) -> None:
+def export_connector(family: ReadingEye, file: Path) -> None:
     """Write a connector that reads the question."""
     size = family.pixel_format.size
     with torch.no_grad():
         features = family.encode(torch.zeros(2, 3, size, size))
-    _export(Connector(family), ConnectorConfig(family.model.config, features), file)
+    write(Connector(family), ConnectorConfig(family.model.config, features), file)
 
 
 def export_decoder(family: CausalFamily, file: Path) -> None:
@@ -216,24 +217,27 @@ def export_decoder(family: CausalFamily, file: Path) -> None:
         family.position_axes,
     )
     with fused_attention(family.decoder):
-        _export(Decoder(family), onnx_config, file)
+        write(Decoder(family), onnx_config, file)
 
 
-def export_embeddings(family: CausalFamily, file: Path) -> None:
+def export_embeddings(family: WordFamily, file: Path) -> None:
     """Write the token embeddings as an array that the sdk maps into memory."""
     weight = family.embed_tokens.weight.detach().cpu().numpy()  # type: ignore[operator]
     np.save(file, weight.astype(np.float32), allow_pickle=False)
 
 
-def cache_shape(family: CausalFamily) -> tuple[int, int]:
+def cache_shape(family: WordFamily) -> tuple[int, int]:
     """Key/value heads and their size."""
     config = family.text_config
     n_heads = config.num_attention_heads
     n_kv_heads = getattr(config, "num_key_value_heads", None) or n_heads
+    if hasattr(config, "d_kv"):  # T5
+        return n_kv_heads, config.d_kv
     return n_kv_heads, getattr(config, "head_dim", None) or config.hidden_size // n_heads
 
 
-def _export(module: nn.Module, config: OnnxConfig, file: Path) -> None:
+def write(module: nn.Module, config: OnnxConfig, file: Path) -> None:
+    """Let Optimum trace a module and write its graph."""
     with _untouched(module), warnings.catch_warnings():
         # Tracing warns of every Python number it meets; the parity gate is what tells right from wrong.
         warnings.simplefilter("ignore")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tvp.sdk import Task
 from tvp.sdk.errors import CheckError
-from tvp.trainer.families._causal import CausalFamily
+from tvp.trainer.families._family import WordFamily
 from tvp.trainer.prompt import Geometry, Prompt
 
 LOGITS_TOLERANCE = 1e-3
@@ -55,7 +55,7 @@ class Parity:
 @torch.no_grad()
 def measure(
     task: Task,
-    family: CausalFamily,
+    family: WordFamily,
     geometry: Geometry,
     prompt: Prompt | None,
     cases: Iterable[tuple[NDArray[np.uint8], str]],
@@ -102,7 +102,7 @@ def measure(
 
 
 def pixel_values(
-    family: CausalFamily, geometry: Geometry, prompt: Prompt | None, picture: NDArray[np.uint8]
+    family: WordFamily, geometry: Geometry, prompt: Prompt | None, picture: NDArray[np.uint8]
 ) -> torch.Tensor:
     """A prompted picture as training and evaluation make it: float32 (1, 3, size, size)."""
     canvas = geometry.show([picture])

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ._sessions import Base, onnxruntime
+from ._sessions import Base, onnxruntime, run_all
 from .errors import ProviderError, RequestError
 
 BLOCK = 64  # positions by which a buffer grows
@@ -72,14 +72,14 @@ class KeyValues:
 
     def _reserve(self, length: int) -> None:
         manifest = self._base.manifest
-        if length > manifest.n_positions:
+        if manifest.n_positions and length > manifest.n_positions:
             raise RequestError(
                 f"The picture, the question and the answer so far take {length} tokens, and this model reads "
                 f"at most {manifest.n_positions}. Ask a shorter question or a shorter answer."
             )
         if length <= self._capacity:
             return
-        capacity = min(manifest.n_positions, -(-length // BLOCK) * BLOCK)
+        capacity = min(manifest.n_positions or length + BLOCK, -(-length // BLOCK) * BLOCK)
         shape = (self._n_rows, manifest.n_kv_heads, capacity, manifest.head_size)
         ort = onnxruntime()
         old, self._tensors = self._tensors, []
@@ -89,6 +89,42 @@ class KeyValues:
                 array[:, :, : self.length] = old[i].numpy()[:, :, : self.length]
             self._tensors.append(ort.OrtValue.ortvalue_from_numpy(array))
         self._capacity = capacity
+
+
+class GrowingKeyValues:
+    """Keys and values of a decoder behind an encoder: the encoder's, and its own, which grow by copying."""
+
+    def __init__(self, base: Base) -> None:
+        self._base = base
+        self._cross: dict[str, NDArray[np.float32]] = {}
+        self._past: dict[str, NDArray[np.float32]] = {}
+
+    def read(self, embeddings: NDArray[np.float32]) -> None:
+        """Run the encoder over embeddings (1, n_read, n_text), and begin a new answer."""
+        session = self._base.encoder
+        names = [output.name for output in session.get_outputs()]
+        self._cross = dict(zip(names, run_all(session, {"inputs_embeds": embeddings}), strict=True))
+        self.rewind()
+
+    def rewind(self) -> None:
+        """Forget the answer, and keep what was read."""
+        manifest = self._base.manifest
+        empty = np.zeros((1, manifest.n_kv_heads, 0, manifest.head_size), np.float32)
+        self._past = {name.replace("cross", "past"): empty for name in self._cross}
+
+    def run(self, embeddings: NDArray[np.float32], n_logits: int) -> NDArray[np.float32]:
+        """Append embeddings (n_rows, n_new, n_text); returns logits (n_rows, n_logits, n_vocab) of the last."""
+        logits, *present = run_all(self._base.decoder, {"inputs_embeds": embeddings, **self._past, **self._cross})
+        self._past = dict(zip(self._past, present, strict=True))
+        return logits[:, -n_logits:]
+
+    def copies(self, n_rows: int, n_new: int) -> GrowingKeyValues:
+        """Copies of a single sequence, to be continued in different ways in one batch."""
+        other = GrowingKeyValues(self._base)
+        other._cross, other._past = (
+            {name: value.repeat(n_rows, 0) for name, value in tensors.items()} for tensors in (self._cross, self._past)
+        )
+        return other
 
 
 def positions_of(base: Base, start: int, stop: int) -> NDArray[np.int64]:

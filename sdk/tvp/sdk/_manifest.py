@@ -34,7 +34,8 @@ class BaseManifest:
     """One exported frozen model.
 
     n_image_tokens: image embeddings a picture. n_text: their width, and that of token embeddings.
-    n_positions: the most tokens, image included, that the language model can read.
+    n_positions: the most tokens, image included, that the language model can read; 0 where nothing bounds it.
+    start_token: what the decoder behind an encoder starts from; -1 where there is no encoder.
     position_axes: positions a token has: 1, or 3 (time, row, column, as Qwen2-VL's).
     n_connector_positions: the most tokens of a question that a connector of its own reads; 0 for none.
     """
@@ -50,6 +51,7 @@ class BaseManifest:
     n_vocab: int
     n_positions: int
     position_axes: int
+    start_token: int
     n_connector_positions: int
     files: Mapping[str, FileEntry]
     digest: str
@@ -57,8 +59,10 @@ class BaseManifest:
     @property
     def needs(self) -> tuple[str, ...]:
         """The files that a base of this kind consists of, at least."""
-        connector = ("connector.onnx", "connector_tokenizer.json") if self.n_connector_positions else ()
-        return ("vision_encoder.onnx", "decoder_model_merged.onnx", "embed_tokens.npy", "tokenizer.json", *connector)
+        names = ["vision_encoder.onnx", "decoder_model_merged.onnx", "embed_tokens.npy", "tokenizer.json"]
+        names += ["connector.onnx", "connector_tokenizer.json"] if self.n_connector_positions else []
+        names += ["encoder_model.onnx"] if self.start_token >= 0 else []
+        return tuple(names)
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,7 @@ def read_base_manifest(file: Path) -> BaseManifest:
             _take(layout, "answer", str, file),
             _take(layout, "image_token", str, file),
             tuple(end),
+            _one_of(layout, "apart", (False, True), file),
         ),
         **{
             key: _positive(content, key, file)
@@ -124,9 +129,10 @@ def read_base_manifest(file: Path) -> BaseManifest:
                 "n_kv_heads",
                 "head_size",
                 "n_vocab",
-                "n_positions",
             )
         },
+        n_positions=_number(content, "n_positions", 0, file),
+        start_token=_number(content, "start_token", -1, file),
         position_axes=_one_of(content, "position_axes", (1, 3), file),
         n_connector_positions=_number(content, "n_connector_positions", 0, file),
         files=_files(content, file),
@@ -209,10 +215,10 @@ def _positive(content: Mapping[str, Any], key: str, file: Path) -> int:
     return _number(content, key, 1, file)
 
 
-def _one_of(content: Mapping[str, Any], key: str, allowed: tuple[int, ...], file: Path) -> int:
-    value = _take(content, key, int, file)
-    if value not in allowed:
-        raise BundleError(f"{file}: {key} is {value}; it must be one of {', '.join(map(str, allowed))}.")
+def _one_of(content: Mapping[str, Any], key: str, allowed: tuple[T, ...], file: Path) -> T:
+    value = content.get(key)
+    if type(value) is not type(allowed[0]) or value not in allowed:
+        raise BundleError(f"{file}: {key} is {value!r}; it must be one of {', '.join(map(repr, allowed))}.")
     return value
 
 

@@ -98,11 +98,18 @@ def open_session(file: Path, providers: list[Any]) -> Any:
 
 def run(session: Any, output: str, inputs: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
     """Run a session for one output; onnxruntime's own errors become a ProviderError."""
+    return run_all(session, inputs, [output])[0]
+
+
+def run_all(
+    session: Any, inputs: dict[str, NDArray[Any]], outputs: list[str] | None = None
+) -> list[NDArray[np.float32]]:
+    """Run a session for these outputs (default: all)."""
     try:
-        result: NDArray[np.float32] = session.run([output], inputs)[0]
+        results: list[NDArray[np.float32]] = session.run(outputs, inputs)
     except Exception as error:  # onnxruntime raises its own types, one for each status code
-        raise ProviderError(f"onnxruntime failed to compute {output}: {error}") from error
-    return result
+        raise ProviderError(f"onnxruntime failed to compute {', '.join(outputs or ['an answer'])}: {error}") from error
+    return results
 
 
 @dataclass
@@ -137,6 +144,7 @@ class Base:
 
     n_before: tokens before the image embeddings; no question changes them.
     connector: what makes image embeddings of picture and question, where the vision encoder alone does not.
+    encoder: what reads picture and question for a decoder that only writes the answer, as T5's.
     """
 
     manifest: BaseManifest
@@ -147,6 +155,7 @@ class Base:
     words: Words
     n_before: int
     connector: Connector | None = None
+    encoder: Any = None
 
 
 _loaded: weakref.WeakValueDictionary[tuple[str, str], Base] = weakref.WeakValueDictionary()
@@ -200,6 +209,7 @@ def _open_base(folder: Path, manifest: BaseManifest, providers: list[Any]) -> Ba
         words,
         n_before,
         connector,
+        open_session(folder / "encoder_model.onnx", providers) if manifest.start_token >= 0 else None,
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ._decoder import KeyValues, log_softmax
+from ._decoder import GrowingKeyValues, KeyValues, log_softmax
 from ._image import ImageLike, read_image
 from ._manifest import TaskManifest, read_base_manifest, read_task_manifest, verify
 from ._sessions import Base, Providers, choose_providers, load_base, open_session, run
@@ -201,9 +201,9 @@ class View:
         self._task = task
         self._base = task.base
         self._features = features  # image embeddings, but where a connector makes those with the question
-        self._read = ""  # the question that the connector has read
+        self._read = ""  # the question that the connector or the encoder has read
         self._seconds = seconds
-        self._cache = KeyValues(self._base)
+        self._cache = KeyValues(self._base) if self._base.encoder is None else GrowingKeyValues(self._base)
         self._lock = threading.Lock()
 
     def ask(self, question: str | None = None, *, max_new_tokens: int | None = None) -> Answer:
@@ -277,16 +277,26 @@ class View:
         question = self._task._question(question)
         before, after = self._base.words.prompt_ids(question)
         connector = self._base.connector
+        if isinstance(self._cache, GrowingKeyValues):
+            if self._read != question:
+                self._cache.read(self._join(before, question, after))
+                self._read = question
+            self._cache.rewind()
+            return self._cache.run(self._embed([self._base.manifest.start_token])[None], 1)
         n_prefix = len(before) + self._base.manifest.n_image_tokens
         if self._cache.length >= n_prefix and (connector is None or self._read == question):
             self._cache.length = n_prefix  # rewind to the picture
             return self._cache.run(self._embed(after)[None], 1)
         self._cache.length = 0
-        image = self._features if connector is None else connector.embed(self._features, question)
-        joined = np.concatenate([self._embed(before), image[0], self._embed(after)])
-        logits = self._cache.run(joined[None], 1)
+        logits = self._cache.run(self._join(before, question, after), 1)
         self._read = question
         return logits
+
+    def _join(self, before: list[int], question: str, after: list[int]) -> NDArray[np.float32]:
+        """What the language model reads, as embeddings (1, n_all, n_text)."""
+        connector = self._base.connector
+        image = self._features if connector is None else connector.embed(self._features, question)
+        return np.concatenate([self._embed(before), image[0], self._embed(after)])[None]
 
     def _embed(self, ids: Any) -> NDArray[np.float32]:
         rows: NDArray[np.float32] = self._base.embeddings[np.asarray(ids, np.int64)].astype(np.float32, copy=False)

@@ -19,11 +19,9 @@ class CausalFamily(WordFamily):
     """A subclass gives `decoder`; and where its decoder differs, `positions`, `attention` or `advance`.
 
     position_axes: how many positions a token has; with 3 they are as Qwen2-VL's (see its `positions`).
-    eye_batches: whether the exporter can trace the eye for any number of pictures; if not, for one.
     """
 
     position_axes = 1
-    eye_batches = True
 
     @property
     def decoder(self) -> nn.Module:

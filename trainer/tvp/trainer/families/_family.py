@@ -31,13 +31,14 @@ class Family:
 
     reads_question: whether the image embeddings depend on the question, as InstructBLIP's do.
     generates: whether it answers in free text; if not, it only chooses among given answers.
-    exports: whether the exporter can write it.
+    exports: whether the exporter can write it; eye_batches: its eye for any number of pictures, or for one.
     """
 
     name = ""
     reads_question = False
     generates = True
     exports = False
+    eye_batches = True
 
     def __init__(self, model: Any, pixel_format: PixelFormat) -> None:
         self.model: Any = model.eval().requires_grad_(False)

@@ -62,6 +62,7 @@ class Blip2T5(Eye, SeqToSeqFamily):
     """`Blip2ForConditionalGeneration` of transformers with a Flan-T5."""
 
     name = "blip-2-t5"
+    exports = True
 
     def make_layout(self) -> Layout:
         token = self.image_token(self.model.config.image_token_index)

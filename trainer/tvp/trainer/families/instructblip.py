@@ -28,7 +28,7 @@ from ._template import layout_of
 from .blip2 import Blip2
 
 
-class _Eye(WordFamily):
+class ReadingEye(WordFamily):
     """ViT, and a Q-Former that reads the prompt with its own tokenizer."""
 
     reads_question = True
@@ -92,7 +92,7 @@ class _Eye(WordFamily):
         return states[:, :n_queries]  # type: ignore[no-any-return]
 
 
-class InstructBlip(_Eye, CausalFamily):
+class InstructBlip(ReadingEye, CausalFamily):
     """`InstructBlipForConditionalGeneration` of transformers with a decoder-only language model."""
 
     name = "instructblip"
@@ -105,10 +105,11 @@ class InstructBlip(_Eye, CausalFamily):
     decoder = Blip2.decoder
 
 
-class InstructBlipT5(_Eye, SeqToSeqFamily):
+class InstructBlipT5(ReadingEye, SeqToSeqFamily):
     """`InstructBlipForConditionalGeneration` of transformers with a Flan-T5."""
 
     name = "instructblip-t5"
+    exports = True
 
     def make_layout(self) -> Layout:
         return layout_of(self, self.image_token(self.model.config.image_token_index), "{question}", apart=True)
@@ -130,7 +131,7 @@ class Bliva(InstructBlip):
 
 
 def make(checkpoint: Checkpoint) -> WordFamily:
-    family: type[_Eye]
+    family: type[ReadingEye]
     if checkpoint.kind == "bliva":
         model, family = checkpoint.weights(BlivaForConditionalGeneration), Bliva
     else:

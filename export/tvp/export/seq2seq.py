@@ -1,0 +1,138 @@
+"""A T5 as ONNX graphs, through Optimum's export: an encoder that ends in what the decoder looks at, and the decoder.
+
+Attention of T5 does not go through transformers' interface, so there is no fused operator and no buffer
+that is written in place: the decoder's own keys and values grow by a token a run, which is little for answers.
+What it looks at of the encoder is computed once, by the encoder's graph, and is the same at every token.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from optimum.exporters.onnx import OnnxConfig
+from optimum.utils import NormalizedConfig
+from torch import Tensor, nn
+from transformers import DynamicCache, EncoderDecoderCache
+
+from tvp.trainer.families._seq2seq import SeqToSeqFamily
+
+from .graphs import N_DUMMY, Traced, write
+
+Pairs = list[tuple[Tensor, Tensor]]
+N_READ = 7  # tokens that the traced encoder reads; the axis is dynamic
+
+
+class Encoder(nn.Module):
+    """inputs_embeds -> keys and values of every layer of the decoder's attention to them."""
+
+    def __init__(self, family: SeqToSeqFamily) -> None:
+        super().__init__()
+        model = family.language_model
+        self.encoder, self.config = model.encoder, model.config
+        attentions = [block.layer[1].EncDecAttention for block in model.decoder.block]
+        self.projections = nn.ModuleList(linear for attention in attentions for linear in (attention.k, attention.v))
+
+    def forward(self, inputs_embeds: Tensor) -> tuple[Tensor, ...]:
+        states = self.encoder(inputs_embeds=inputs_embeds).last_hidden_state
+        shape = (states.shape[0], states.shape[1], self.config.num_heads, self.config.d_kv)
+        # (n, length, heads, head) -> (n, heads, length, head)
+        return tuple(linear(states).view(shape).transpose(1, 2) for linear in self.projections)
+
+
+class Decoder(nn.Module):
+    """inputs_embeds of new tokens, past keys and values and the encoder's -> logits, present keys and values."""
+
+    def __init__(self, family: SeqToSeqFamily) -> None:
+        super().__init__()
+        model = family.language_model
+        self.decoder, self.head, self.config = model.decoder, model.lm_head, model.config
+
+    def forward(self, inputs_embeds: Tensor, past_key_values: Pairs, cross_key_values: Pairs) -> tuple[Tensor, ...]:
+        cache = EncoderDecoderCache(_cache(past_key_values), _cache(cross_key_values))
+        cache.is_updated = dict.fromkeys(range(len(cross_key_values)), True)
+        hidden = self.decoder(
+            inputs_embeds=inputs_embeds,
+            encoder_hidden_states=cross_key_values[0][0][:, 0],  # of which only the length is read
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        if self.config.tie_word_embeddings:
+            hidden = hidden * self.config.d_model**-0.5
+        present = [t for layer in cache.self_attention_cache.layers for t in (layer.keys, layer.values)]
+        return (self.head(hidden), *present)
+
+
+def _cache(pairs: Pairs) -> DynamicCache:
+    cache = DynamicCache()
+    for layer, (key, value) in enumerate(pairs):
+        cache.update(key, value, layer)
+    return cache
+
+
+class EncoderConfig(OnnxConfig):  # type: ignore[misc]
+    """An encoder on embeddings."""
+
+    NORMALIZED_CONFIG_CLASS = NormalizedConfig
+    _MODEL_PATCHER = Traced
+
+    @property
+    def inputs(self) -> dict[str, dict[int, str]]:
+        return {"inputs_embeds": {0: "batch_size", 1: "encoder_length"}}
+
+    @property
+    def outputs(self) -> dict[str, dict[int, str]]:
+        return _named(self._config, "cross_key_values", "encoder_length")
+
+    def generate_dummy_inputs(self, framework: str = "pt", **_: Any) -> dict[str, Tensor]:
+        return {"inputs_embeds": torch.randn(2, N_READ, self._config.d_model)}
+
+
+class DecoderConfig(OnnxConfig):  # type: ignore[misc]
+    """A decoder on embeddings; its own keys and values grow."""
+
+    NORMALIZED_CONFIG_CLASS = NormalizedConfig
+    _MODEL_PATCHER = Traced
+
+    @property
+    def inputs(self) -> dict[str, dict[int, str]]:
+        return {
+            "inputs_embeds": {0: "batch_size", 1: "sequence_length"},
+            **_named(self._config, "past_key_values", "past_length"),
+            **_named(self._config, "cross_key_values", "encoder_length"),
+        }
+
+    @property
+    def outputs(self) -> dict[str, dict[int, str]]:
+        logits = {"logits": {0: "batch_size", 1: "sequence_length"}}
+        return logits | _named(self._config, "present", "total_length")
+
+    def generate_dummy_inputs(self, framework: str = "pt", **_: Any) -> dict[str, Any]:
+        config = self._config
+
+        def pairs(length: int) -> Pairs:
+            zeros = torch.zeros(2, config.num_heads, length, config.d_kv)
+            return [(zeros.clone(), zeros.clone()) for _ in range(config.num_decoder_layers)]
+
+        return {
+            "inputs_embeds": torch.randn(2, N_DUMMY, config.d_model),
+            "past_key_values": pairs(3),
+            "cross_key_values": pairs(N_READ),
+        }
+
+
+def export_encoder(family: SeqToSeqFamily, file: Path) -> None:
+    """Write the encoder and the projections that the decoder's attention to it needs."""
+    write(Encoder(family), EncoderConfig(family.language_model.config), file)
+
+
+def export_decoder(family: SeqToSeqFamily, file: Path) -> None:
+    """Write the decoder as one graph for the first and for later tokens."""
+    write(Decoder(family), DecoderConfig(family.language_model.config), file)
+
+
+def _named(config: Any, prefix: str, length: str) -> dict[str, dict[int, str]]:
+    """Names and dynamic axes of a key and a value for each layer of the decoder."""
+    layers = range(config.num_decoder_layers)
+    return {f"{prefix}.{i}.{kind}": {0: "batch_size", 2: length} for i in layers for kind in ("key", "value")}
