@@ -153,8 +153,9 @@ FAMILIES = (
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_exports(name, tmp_path):
-    """A line-break embedding after the patches, grouped key/value heads, marks around the picture, three positions a
-    token, an eye that takes one picture, a connector that reads the question, an encoder before the decoder; and a view that is asked again."""
+    """Line breaks after the patches, grouped key/value heads, marks around the picture, three positions a
+    token, an eye that takes one picture, a connector that reads the question, an encoder before the decoder; and a
+    view that is asked again."""
     model = save_tiny(name, tmp_path / "model")
     report = export(model, tasks.get("scenes"), tmp_path / "task", n_cases=4)
     assert report.tokens_equal == report.n_cases == 4
@@ -166,11 +167,18 @@ def test_every_family_exports(name, tmp_path):
             embeddings = family.see(pixels, [question])
             tokens, _ = family.generate_tokens(embeddings, [question], 12)
             assert list(view.ask(question, max_new_tokens=12).tokens) == tokens[0]
+            assert "".join(task.stream(picture, question, max_new_tokens=12)) == family.text(tokens[0])
             labels = ["yes", "a purple triangle and more", "3", "no way"]
             scores = family.answer_scores(embeddings, [question], labels)[0]
             ranked = view.rank(question, labels=labels)
             assert [row.label for row in ranked] == [labels[i] for i in scores.argsort(descending=True)]
             assert np.allclose([row.score for row in ranked], scores.sort(descending=True).values.numpy(), atol=1e-4)
+        asked = [
+            (picture[::step], question) for step in (1, 2) for question in ("What?", "Is there a red star or not?")
+        ]
+        together = task.ask_many([*asked, (picture, "What?")], batch=4, max_new_tokens=12)
+        alone = [task.ask(*request, max_new_tokens=12) for request in [*asked, (picture, "What?")]]
+        assert [answer.tokens for answer in together] == [answer.tokens for answer in alone]
 
 
 @pytest.mark.parametrize("name", ["visualglm", "paligemma", "clip"])

@@ -33,6 +33,7 @@ def test_the_public_names():
     assert sorted(sdk.__all__) == [
         "Answer",
         "ImageLike",
+        "Options",
         "Ranked",
         "Task",
         "View",

@@ -16,15 +16,31 @@ from . import errors
 
 if TYPE_CHECKING:
     from ._doctor import doctor
+    from ._generation import Options
     from ._image import ImageLike, read_image
-    from ._task import Answer, Ranked, Task, View, load, tasks
+    from ._task import Task, load, tasks
+    from ._view import Answer, Ranked, View
 
-__all__ = ["Answer", "ImageLike", "Ranked", "Task", "View", "doctor", "errors", "load", "read_image", "tasks"]
+__all__ = [
+    "Answer",
+    "ImageLike",
+    "Options",
+    "Ranked",
+    "Task",
+    "View",
+    "doctor",
+    "errors",
+    "load",
+    "read_image",
+    "tasks",
+]
 
 _HOMES = {
     "_doctor": ("doctor",),
     "_image": ("ImageLike", "read_image"),
-    "_task": ("Answer", "Ranked", "Task", "View", "load", "tasks"),
+    "_generation": ("Options",),
+    "_task": ("Task", "load", "tasks"),
+    "_view": ("Answer", "Ranked", "View"),
 }
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,33 +17,44 @@ BLOCK = 64  # positions by which a buffer grows
 
 
 class KeyValues:
-    """Keys and values of `n_rows` sequences that share their first `length` positions.
+    """Keys and values of `n_rows` sequences, of which each has a length of its own.
 
-    Each tensor is bound as input and output of the decoder, which writes behind `length` in place.
+    Each tensor is bound as input and output of the decoder, which writes behind a row's length in place.
     Going back to an earlier length costs nothing: what lies behind it is never read.
     """
 
     def __init__(self, base: Base, n_rows: int = 1) -> None:
         self._base = base
-        self._n_rows = n_rows
         self._tensors: list[Any] = []
         self._capacity = 0
-        self.length = 0
+        self.lengths = np.zeros(n_rows, np.int64)
+
+    @property
+    def length(self) -> int:
+        """Of the longest row."""
+        return int(self.lengths.max())
+
+    def room(self, row: int = 0) -> int:
+        """How many more tokens a row can take."""
+        n_positions = self._base.manifest.n_positions
+        return n_positions - int(self.lengths[row]) if n_positions else sys.maxsize
+
+    def rewind(self, length: int = 0) -> None:
+        """Go back to a length, all rows."""
+        self.lengths[:] = length
 
     def run(self, embeddings: NDArray[np.float32], n_logits: int) -> NDArray[np.float32]:
         """Append embeddings (n_rows, n_new, n_text); returns logits (n_rows, n_logits, n_vocab) of the last."""
         n_new = embeddings.shape[1]
-        total = self.length + n_new
-        self._reserve(total)
+        totals = self.lengths + n_new
+        self._reserve(int(totals.max()))
         ort = onnxruntime()
         binding = self._base.decoder.io_binding()
-        positions = positions_of(self._base, self.length, total)
-        positions = np.broadcast_to(positions[..., None, :], (*positions.shape[:-1], self._n_rows, n_new))
         inputs = {
             "inputs_embeds": np.ascontiguousarray(embeddings, np.float32),
-            "position_ids": np.ascontiguousarray(positions),
-            "seqlens_k": np.full(self._n_rows, total - 1, np.int32),
-            "total_sequence_length": np.array(total, np.int32),
+            "position_ids": positions_of(self._base, self.lengths[:, None] + np.arange(n_new)),
+            "seqlens_k": (totals - 1).astype(np.int32),
+            "total_sequence_length": np.array(totals.max(), np.int32),
             "num_logits_to_keep": np.array(n_logits, np.int64),
         }
         kept = {name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in inputs.items()}
@@ -56,19 +69,29 @@ class KeyValues:
             self._base.decoder.run_with_iobinding(binding)
         except RuntimeError as error:
             raise ProviderError(f"onnxruntime failed while decoding: {error}") from error
-        self.length = total
+        self.lengths = totals
         # A copy: OrtValue.numpy() does not keep the memory behind it alive.
         logits: NDArray[np.float32] = np.array(binding.get_outputs()[0].numpy(), copy=True)
         return logits
 
     def copies(self, n_rows: int, n_new: int) -> KeyValues:
         """Copies of a single sequence, to be continued in different ways by n_new tokens in one batch."""
-        other = KeyValues(self._base, n_rows)
-        other._reserve(self.length + n_new)
-        for mine, theirs in zip(self._tensors, other._tensors, strict=True):
-            theirs.numpy()[:, :, : self.length] = mine.numpy()[:, :, : self.length]
-        other.length = self.length
-        return other
+        return KeyValues.together([self] * n_rows, n_new)
+
+    @staticmethod
+    def together(rows: Sequence[KeyValues], n_new: int) -> KeyValues:
+        """Copies of single sequences as the rows of one batch, with room for n_new tokens each where the model has it.
+
+        onnxruntime continues several sequences by one token a run only.
+        """
+        both = KeyValues(rows[0]._base, len(rows))
+        longest, n_positions = max(row.length for row in rows), rows[0]._base.manifest.n_positions
+        both._reserve(min(longest + n_new, n_positions or longest + n_new))
+        for place, row in enumerate(rows):
+            for mine, theirs in zip(row._tensors, both._tensors, strict=True):
+                theirs.numpy()[place, :, : row.length] = mine.numpy()[0, :, : row.length]
+            both.lengths[place] = row.length
+        return both
 
     def _reserve(self, length: int) -> None:
         manifest = self._base.manifest
@@ -80,7 +103,7 @@ class KeyValues:
         if length <= self._capacity:
             return
         capacity = min(manifest.n_positions or length + BLOCK, -(-length // BLOCK) * BLOCK)
-        shape = (self._n_rows, manifest.n_kv_heads, capacity, manifest.head_size)
+        shape = (len(self.lengths), manifest.n_kv_heads, capacity, manifest.head_size)
         ort = onnxruntime()
         old, self._tensors = self._tensors, []
         for i in range(2 * manifest.n_layers):
@@ -106,7 +129,11 @@ class GrowingKeyValues:
         self._cross = dict(zip(names, run_all(session, {"inputs_embeds": embeddings}), strict=True))
         self.rewind()
 
-    def rewind(self) -> None:
+    def room(self, row: int = 0) -> int:
+        """How many more tokens a row can take: T5's positions are relative."""
+        return sys.maxsize
+
+    def rewind(self, length: int = 0) -> None:
         """Forget the answer, and keep what was read."""
         manifest = self._base.manifest
         empty = np.zeros((1, manifest.n_kv_heads, 0, manifest.head_size), np.float32)
@@ -127,13 +154,12 @@ class GrowingKeyValues:
         return other
 
 
-def positions_of(base: Base, start: int, stop: int) -> NDArray[np.int64]:
-    """Positions of the tokens `start` to `stop` of a sequence: (n,), or (3, n) of time, row and column.
+def positions_of(base: Base, order: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Positions of tokens by their places in sequences (n_rows, n): the same, or (3, n_rows, n), three a token.
 
-    Three positions are those of Qwen2-VL (get_rope_index of transformers) for one square picture: a picture's
-    tokens have their row and column, and text goes on behind the largest of them.
+    Three positions are those of Qwen2-VL (get_rope_index of transformers) for one square picture: time, row
+    and column, of which a picture's tokens have their own, and text goes on behind the largest of them.
     """
-    order = np.arange(start, stop, dtype=np.int64)
     if base.manifest.position_axes == 1:
         return order
     n_before, n_image = base.n_before, base.manifest.n_image_tokens

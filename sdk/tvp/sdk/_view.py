@@ -1,0 +1,232 @@
+"""A picture that a task has seen, and the answers about it: `View`, `Answer`, `Ranked`."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Unpack
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ._decoder import GrowingKeyValues, KeyValues, log_softmax
+from ._generation import Answering, Generation, Options
+from ._image import ImageLike
+from .errors import RequestError
+
+if TYPE_CHECKING:
+    from ._task import Task
+
+Cache = KeyValues | GrowingKeyValues
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a task answers; `str(answer)` is the text.
+
+    tokens: ids, the end token included where the model gave one.
+    log_probabilities: one a token.
+    timing: seconds, by step: `see` (0 where the view was there already), `first_token`, `total`.
+    finish: why it ends: `end` (the model said so), `length` (the limit or the context is reached), `stop`, `time` or
+        `cancelled`.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    log_probabilities: tuple[float, ...]
+    timing: Mapping[str, float]
+    finish: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A label and its score: the mean log-probability of its tokens."""
+
+    label: str
+    score: float
+
+
+class View:
+    """A picture as a loaded task sees it. Keys and values of picture and prefix are kept, so a second
+    question costs its own tokens only. One view may be asked from several threads; they take turns."""
+
+    def __init__(self, task: Task, features: NDArray[np.float32], seconds: float) -> None:
+        self._task = task
+        self._base = task.base
+        self._features = features  # image embeddings, but where a connector makes those with the question
+        self._read = ""  # the question that the connector or the encoder has read
+        self._seconds = seconds
+        self.cache: Cache = KeyValues(self._base) if self._base.encoder is None else GrowingKeyValues(self._base)
+        self._lock = threading.Lock()
+
+    def ask(self, question: str | None = None, **options: Unpack[Options]) -> Answer:
+        """Answer a question about this picture; see `Task.ask`."""
+        answering = self._begin(options)
+        with self._lock:
+            logits = self.prefill(question)
+            while (token := answering.take(logits[0, -1], self.cache.room())) is not None:
+                logits = self.cache.run(self.embed([token])[None], 1)
+        return self.finish(answering)
+
+    def stream(self, question: str | None = None, **options: Unpack[Options]) -> Iterator[str]:
+        """Answer in pieces of text as they come; see `Task.stream`.
+
+        The view can be asked other things in between: a stream goes on in a copy of its keys and values.
+        """
+        answering = self._begin(options)
+        with self._lock:
+            logits = self.prefill(question)
+            cache = self.cache.copies(1, answering.generation.max_new_tokens)
+        return self._say(answering, cache, logits)
+
+    def _say(self, answering: Answering, cache: Cache, logits: NDArray[np.float32]) -> Iterator[str]:
+        token: int | None = 0
+        while token is not None:
+            token = answering.take(logits[0, -1], cache.room())
+            if piece := answering.speech.more(answering.tokens, last=token is None):
+                yield piece
+            if token is not None:
+                logits = cache.run(self.embed([token])[None], 1)
+
+    def decode(self, question: str | None, limit: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Yield each new token with its logits (n_vocab,), greedily; the last is an end token or the limit's.
+
+        Not locked: the export's parity gate reads it; everybody else calls `ask`.
+        """
+        answering = self._begin({"max_new_tokens": limit})
+        logits = self.prefill(question)
+        token: int | None = 0
+        while token is not None:
+            token = answering.take(logits[0, -1], self.cache.room())
+            yield answering.tokens[-1], logits[0, -1]
+            if token is not None:
+                logits = self.cache.run(self.embed([token])[None], 1)
+
+    def _begin(self, options: Options) -> Answering:
+        return Answering(self._base, self._task.generation(options), time.perf_counter())
+
+    def finish(self, answering: Answering) -> Answer:
+        """The answer, whose time includes the picture's where it was not counted yet."""
+        text, _ = answering.speech.text(answering.tokens)
+        spent = time.perf_counter() - answering.began
+        timing = {"see": self._seconds, "first_token": answering.first_token, "total": self._seconds + spent}
+        self._seconds = 0.0
+        return Answer(text, tuple(answering.tokens), tuple(answering.scores), timing, answering.finish)
+
+    def rank(self, question: str | None = None, *, labels: Sequence[str] | None = None) -> list[Ranked]:
+        """Score labels as answers to a question about this picture; best first."""
+        if isinstance(labels, str):
+            raise RequestError(f"labels is the text {labels!r}; give a list of texts: labels=['…', …].")
+        labels = self._task.labels if labels is None else tuple(labels)
+        if not labels or not all(isinstance(label, str) and label for label in labels):
+            raise RequestError(
+                f"The task {self._task.name!r} has no labels to rank; give them as labels=['…', …]."
+                if not labels
+                else "Every label must be a text that is not empty."
+            )
+        with self._lock:
+            return self._rank(question, labels)
+
+    def _rank(self, question: str | None, labels: Sequence[str]) -> list[Ranked]:
+        candidates = [self._base.words.answer_ids(label) for label in labels]
+        first = log_softmax(self.prefill(question)[0, -1])
+        totals = np.array([first[ids[0]] for ids in candidates], np.float64)
+        length = max(len(ids) for ids in candidates) - 1
+        # onnxruntime continues several sequences by one token a run only, so: all labels, token by token.
+        branches = self.cache.copies(len(labels), length) if length else None
+        for step in range(length):
+            fed = [ids[step] if step + 1 < len(ids) else ids[0] for ids in candidates]  # short ones are idle
+            logits = log_softmax(branches.run(self.embed(fed)[:, None], 1)[:, -1])  # type: ignore[union-attr]
+            for row, ids in enumerate(candidates):
+                if step + 1 < len(ids):
+                    totals[row] += float(logits[row, ids[step + 1]])
+        scores = totals / np.array([len(ids) for ids in candidates])
+        order = np.argsort(-scores, kind="stable")
+        return [Ranked(labels[i], float(scores[i])) for i in order]
+
+    def prefill(self, question: str | None) -> NDArray[np.float32]:
+        """Run what comes before the answer; returns the logits of its first token (1, 1, n_vocab)."""
+        question = self._task.question(question)
+        before, after = self._base.words.prompt_ids(question)
+        connector = self._base.connector
+        if isinstance(self.cache, GrowingKeyValues):
+            if self._read != question:
+                self.cache.read(self._join(before, question, after))
+                self._read = question
+            self.cache.rewind()
+            return self.cache.run(self.embed([self._base.manifest.start_token])[None], 1)
+        n_prefix = len(before) + self._base.manifest.n_image_tokens
+        if self.cache.length >= n_prefix and (connector is None or self._read == question):
+            self.cache.rewind(n_prefix)  # to the picture
+            return self.cache.run(self.embed(after)[None], 1)
+        self.cache.rewind()
+        logits = self.cache.run(self._join(before, question, after), 1)
+        self._read = question
+        return logits
+
+    def _join(self, before: list[int], question: str, after: list[int]) -> NDArray[np.float32]:
+        """What the language model reads, as embeddings (1, n_all, n_text)."""
+        connector = self._base.connector
+        image = self._features if connector is None else connector.embed(self._features, question)
+        return np.concatenate([self.embed(before), image[0], self.embed(after)])[None]
+
+    def embed(self, ids: Any) -> NDArray[np.float32]:
+        rows: NDArray[np.float32] = self._base.embeddings[np.asarray(ids, np.int64)].astype(np.float32, copy=False)
+        return rows
+
+
+def answer_together(
+    task: Task, requests: Sequence[tuple[ImageLike, str | None]], generation: Generation
+) -> list[Answer]:
+    """Answer questions about pictures: pictures are encoded together, and tokens decoded together."""
+    began = time.perf_counter()
+    views = _see_together(task, [image for image, _ in requests])
+    answerings = [Answering(task.base, generation, began) for _ in requests]
+    caches: list[Cache] = []
+    tokens: list[int | None] = []
+    for view, answering, (_, question) in zip(views, answerings, requests, strict=True):
+        tokens.append(answering.take(view.prefill(question)[0, -1], view.cache.room()))
+        caches.append(view.cache.copies(1, generation.max_new_tokens))
+    embed = views[0].embed
+    together = [cache for cache in caches if isinstance(cache, KeyValues)]
+    if together:
+        batch = KeyValues.together(together, generation.max_new_tokens)
+        batch.lengths -= [token is None for token in tokens]
+        while any(token is not None for token in tokens):
+            logits = batch.run(embed([token or 0 for token in tokens])[:, None], 1)
+            for row, token in enumerate(tokens):
+                if token is not None:
+                    tokens[row] = answerings[row].take(logits[row, -1], batch.room(row))
+                batch.lengths[row] -= tokens[row] is None  # an answer that has ended stays where it is
+    else:
+        for cache, answering, token in zip(caches, answerings, tokens, strict=True):
+            while token is not None:
+                token = answering.take(cache.run(embed([token])[None], 1)[0, -1], cache.room())
+    return [view.finish(answering) for view, answering in zip(views, answerings, strict=True)]
+
+
+def _see_together(task: Task, images: Sequence[ImageLike]) -> list[View]:
+    """A view for each picture; the same one where a picture comes several times in a row."""
+    began = time.perf_counter()
+    place: list[int] = []
+    different: list[ImageLike] = []
+    for image in images:
+        if not different or not _same(image, different[-1]):
+            different.append(image)
+        place.append(len(different) - 1)
+    pixels = np.concatenate([task.pixel_values(image) for image in different])
+    takes_all = isinstance(task.base.vision_encoder.get_inputs()[0].shape[0], str)
+    features = task.encode(pixels) if takes_all else np.concatenate([task.encode(row[None]) for row in pixels])
+    seconds = (time.perf_counter() - began) / len(different)
+    views = [View(task, features[i : i + 1], seconds) for i in range(len(different))]
+    return [views[i] for i in place]
+
+
+def _same(image: ImageLike, other: ImageLike) -> bool:
+    return image is other or (isinstance(image, (str, os.PathLike)) and image == other)

@@ -1,0 +1,192 @@
+"""How answers are chosen, when they end and how they become text: alone, in pieces, together, from threads."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from tvp import sdk
+from tvp.sdk._generation import Answering, Generation, Speech
+from tvp.sdk.errors import ImageError, RequestError
+
+QUESTIONS = ["What?", "How many objects are there?", "Is there a red star or a blue one or a green one?"]
+PICTURES = [np.random.default_rng(i).integers(0, 256, (30 + 9 * i, 64, 3), np.uint8) for i in range(4)]
+REQUESTS = [(PICTURES[i // 3], QUESTIONS[i % 3]) for i in range(12)]
+
+
+@pytest.fixture(scope="module")
+def task(one_bundle):
+    with sdk.load(one_bundle) as loaded:
+        yield loaded
+
+
+def test_the_pieces_of_a_stream_are_the_answer(task):
+    for picture, question in REQUESTS:
+        pieces = list(task.stream(picture, question, max_new_tokens=24))
+        assert "".join(pieces) == task.ask(picture, question, max_new_tokens=24).text
+        assert all(pieces)
+    assert len(pieces) > 1
+
+
+def test_a_view_may_be_asked_while_it_streams(task):
+    view = task.see(PICTURES[0])
+    expected = [view.ask(question, max_new_tokens=12).text for question in QUESTIONS]
+    streams = [view.stream(question, max_new_tokens=12) for question in QUESTIONS]
+    said = ["", "", ""]
+    for _ in range(12):
+        for i, stream in enumerate(streams):
+            said[i] += next(stream, "")
+        view.ask("What?")
+    assert [text + "".join(stream) for text, stream in zip(said, streams, strict=True)] == expected
+
+
+def speech(spell, stop=()):
+    """A Speech whose tokens are bytes."""
+    base = SimpleNamespace(
+        manifest=SimpleNamespace(layout=SimpleNamespace(end=(999,))),
+        tokenizer=SimpleNamespace(
+            decode=lambda ids, skip_special_tokens: bytes(ids).decode(errors="replace"), id_to_token=chr
+        ),
+    )
+    made = Speech(base, stop)
+    tokens, pieces = [], []
+    for number, byte in enumerate(data := spell.encode()):
+        tokens.append(byte)
+        pieces.append(made.more(tokens, last=number == len(data) - 1))
+    return pieces
+
+
+@pytest.mark.parametrize("text", ["naïve café", "日本語の答え", "a 🦜 flies", " leading and trailing  ", "e\u0301"])
+def test_no_piece_holds_half_a_character_and_none_is_taken_back(text):
+    pieces = speech(text)
+    assert "".join(pieces) == text.strip()
+    assert "\ufffd" not in "".join(pieces)
+
+
+def test_what_may_become_a_stop_text_waits():
+    pieces = speech("one STone STOP two", stop=("STOP",))
+    assert "".join(pieces) == "one STone"
+    assert not any(piece.endswith("S") for piece in pieces)
+
+
+def test_a_stop_text_ends_the_answer_and_is_not_in_it(task):
+    whole = task.ask(PICTURES[0], QUESTIONS[1], max_new_tokens=24).text
+    stop = whole[len(whole) // 2 :][:3]
+    answer = task.ask(PICTURES[0], QUESTIONS[1], max_new_tokens=24, stop=stop)
+    assert answer.text == whole[: whole.index(stop)].rstrip()
+    assert answer.finish == "stop"
+    assert "".join(task.stream(PICTURES[0], QUESTIONS[1], max_new_tokens=24, stop=["never", stop])) == answer.text
+
+
+def test_why_an_answer_ends(task):
+    long = {"max_new_tokens": 400}
+    assert task.ask(PICTURES[0], "What?", max_new_tokens=1).finish == "length"
+    began = time.perf_counter()
+    cut = task.ask(PICTURES[0], "What?", time_limit=1e-6, **long)
+    assert (cut.finish, len(cut.tokens)) == ("time", 1)
+    cancel = threading.Event()
+    cancel.set()
+    assert task.ask(PICTURES[0], "What?", cancel=cancel, **long).finish == "cancelled"
+    assert time.perf_counter() - began < 30
+    end = Answering(SimpleNamespace(manifest=SimpleNamespace(layout=SimpleNamespace(end=(3,)))), Generation(9), 0.0)
+    assert end.take(np.eye(5, dtype=np.float32)[3], 9) is None
+    assert end.finish == "end"
+
+
+def test_drawn_tokens_follow_the_softmax():
+    """Against frequencies counted over many draws."""
+    logits = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32))
+    rng = np.random.default_rng(0)
+
+    def shares(**options):
+        generation = Generation.of({"temperature": 1.0, **options}, 1)
+        return np.bincount([generation.choose(logits, rng) for _ in range(4000)], minlength=4) / 4000
+
+    assert np.allclose(shares(), [0.5, 0.3, 0.15, 0.05], atol=0.03)
+    assert np.allclose(shares(temperature=0.5), np.array([25, 9, 2.25, 0.25]) / 36.5, atol=0.03)
+    assert np.allclose(shares(top_k=2), [0.625, 0.375, 0, 0], atol=0.03)
+    assert np.allclose(shares(top_p=0.7), [0.625, 0.375, 0, 0], atol=0.03)
+    assert np.allclose(shares(top_p=0.4), [1, 0, 0, 0])
+    assert np.allclose(shares(temperature=0), [1, 0, 0, 0])
+
+
+def test_a_seed_draws_the_same_answer_again(task):
+    def ask(seed):
+        return task.ask(PICTURES[0], "What?", temperature=2.0, seed=seed, max_new_tokens=12).tokens
+
+    assert ask(1) == ask(1)
+    assert len({ask(seed) for seed in range(5)}) > 1
+    assert "".join(task.stream(PICTURES[0], "What?", temperature=2.0, seed=1, max_new_tokens=12)) == (
+        task.ask(PICTURES[0], "What?", temperature=2.0, seed=1, max_new_tokens=12).text
+    )
+
+
+@pytest.mark.parametrize("batch", [1, 5, 12])
+def test_many_questions_get_the_answers_that_one_gets(task, batch):
+    together = task.ask_many(REQUESTS, batch=batch, max_new_tokens=12)
+    alone = [task.ask(*request, max_new_tokens=12) for request in REQUESTS]
+    assert [answer.tokens for answer in together] == [answer.tokens for answer in alone]
+    for one, other in zip(together, alone, strict=True):
+        assert np.allclose(one.log_probabilities, other.log_probabilities, atol=1e-4)
+        assert one.text == other.text
+    assert task.ask_many([]) == []
+
+
+def test_an_answer_ends_where_the_context_does(task, monkeypatch):
+    """Rows that have ended wait in place, and the answer so far is not lost."""
+    monkeypatch.setattr("tvp.sdk._generation.Generation.choose", lambda *_: 5)  # no end token
+    room = task.base.manifest.n_positions
+    requests = [(PICTURES[0], question) for question in QUESTIONS]
+    alone = [task.ask(*request, max_new_tokens=room) for request in requests]
+    assert {answer.finish for answer in alone} == {"length"}
+    assert len({len(answer.tokens) for answer in alone}) == 3  # the longer the question, the less room
+    together = task.ask_many(requests, max_new_tokens=room)
+    assert [answer.tokens for answer in together] == [answer.tokens for answer in alone]
+
+
+def test_sixteen_threads_get_the_answers_that_one_gets(task):
+    expected = [task.ask(*request, max_new_tokens=8).tokens for request in REQUESTS]
+    view = task.see(PICTURES[0])
+    with ThreadPoolExecutor(16) as pool:
+        given = list(pool.map(lambda request: task.ask(*request, max_new_tokens=8).tokens, REQUESTS * 4))
+        shared = list(pool.map(lambda question: view.ask(question, max_new_tokens=8).tokens, QUESTIONS * 16))
+    assert given == expected * 4
+    assert shared == expected[:3] * 16
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"temprature": 1}, "Did you mean temperature"),
+        ({"temperature": -1}, "temperature is -1"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"temperature": "hot"}, "temperature is 'hot'"),
+        ({"top_k": 1.5}, "top_k is 1.5"),
+        ({"top_p": 0}, "top_p is 0"),
+        ({"top_p": 1.1}, "top_p is 1.1"),
+        ({"seed": -1}, "seed is -1"),
+        ({"stop": ""}, "stop is"),
+        ({"stop": [3]}, "stop is"),
+        ({"stop": 3}, "stop is 3"),
+        ({"time_limit": 0}, "time_limit is 0"),
+        ({"cancel": True}, "cancel is True"),
+    ],
+)
+def test_bad_options_are_refused_before_a_picture_is_read(task, options, says):
+    for call in (task.ask, task.stream, lambda image, question, **given: task.ask_many([(image, question)], **given)):
+        with pytest.raises(RequestError, match=says):
+            call(b"not read", "What?", **options)
+
+
+def test_a_bad_request_among_many_is_refused(task):
+    with pytest.raises(RequestError, match="empty"):
+        task.ask_many([(b"not read", "What?"), (PICTURES[0], "")])
+    with pytest.raises(RequestError, match="batch is 0"):
+        task.ask_many(REQUESTS, batch=0)
+    with pytest.raises(ImageError):
+        task.ask_many([(PICTURES[0], "What?"), (b"", "What?")])
