@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 
@@ -189,3 +190,23 @@ def test_check_replays_the_golden_cases_and_lists_differences(copy):
 def test_doctor_tells_what_runs():
     facts = sdk.doctor()
     assert "CPUExecutionProvider" in facts["providers"]
+
+
+@pytest.mark.parametrize("place", ["../secret.bin", "{folder}/secret.bin"])
+def test_a_graph_may_not_read_weights_from_elsewhere(copy, place):
+    """onnxruntime refuses it itself; here it is a BundleError."""
+    onnx = pytest.importorskip("onnx")
+    np.arange(4, dtype=np.float32).tofile(copy / "secret.bin")
+    weight = onnx.TensorProto(name="w", data_type=1, dims=[4], data_location=onnx.TensorProto.EXTERNAL)
+    for key, value in (("location", place.format(folder=copy)), ("offset", "0"), ("length", "16")):
+        weight.external_data.add(key=key, value=value)
+    output = onnx.helper.make_tensor_value_info("y", 1, [4])
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["w"], ["y"])], "g", [], [output], [weight])
+    opset = [onnx.helper.make_opsetid("", 18)]
+    model = onnx.helper.make_model(graph, opset_imports=opset, ir_version=10).SerializeToString()
+    (copy / "preprocess.onnx").write_bytes(model)
+    content = json.loads((copy / "manifest.json").read_text())
+    content["files"]["preprocess.onnx"] = {"size": len(model), "sha256": hashlib.sha256(model).hexdigest()}
+    (copy / "manifest.json").write_bytes(seal(content))
+    with pytest.raises(BundleError, match="External data path"):
+        sdk.load(copy)

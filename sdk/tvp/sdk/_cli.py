@@ -6,6 +6,7 @@ import importlib
 import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -26,6 +27,9 @@ COMMANDS: dict[str, tuple[str, str, str, str]] = {
     "ask": ("tvp.sdk._cli", "ask", "Ask a task about a picture.", ""),
     "check": ("tvp.sdk._cli", "check", "Replay a bundle's golden cases on this machine.", ""),
     "inspect": ("tvp.sdk._cli", "inspect", "Show what a bundle is.", ""),
+    "pack": ("tvp.sdk._cli", "pack", "Make one file of a bundle.", ""),
+    "unpack": ("tvp.sdk._cli", "unpack", "Make a bundle's folder of its file.", ""),
+    "bench": ("tvp.sdk._cli", "bench", "Time a task on this machine.", ""),
     "doctor": ("tvp.sdk._cli", "doctor", "Show what this installation can run.", ""),
 }
 
@@ -96,6 +100,7 @@ def _run(command: Callable[..., Any], arguments: list[str]) -> None:
 @click.option("--label", "labels", multiple=True, help="A label to rank; give it once for each.")
 @click.option("--providers", default="auto", show_default=True, help="auto, cpu, cuda or tensorrt.")
 @click.option("--max-new-tokens", type=int, default=None, help="Longest answer, in tokens.")
+@click.option("--stream", is_flag=True, help="Print the answer in pieces as they come.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON with tokens, scores and timing.")
 def ask(
     task: str,
@@ -105,9 +110,10 @@ def ask(
     labels: tuple[str, ...],
     providers: str,
     max_new_tokens: int | None,
+    stream: bool,
     as_json: bool,
 ) -> None:
-    """Ask TASK (a folder or a name) about IMAGE."""
+    """Ask TASK (a folder, a name or a .tvp file) about IMAGE."""
     from ._task import load
 
     with load(task, providers=providers) as loaded:
@@ -119,6 +125,11 @@ def ask(
                 for row in ranked:
                     click.echo(f"{row.score:9.4f}  {row.label}")
             return
+        if stream:
+            for piece in loaded.stream(image, question, max_new_tokens=max_new_tokens):
+                click.echo(piece, nl=False)
+            click.echo()
+            return
         answer = loaded.ask(image, question, max_new_tokens=max_new_tokens)
         click.echo(
             json.dumps(
@@ -127,6 +138,7 @@ def ask(
                     "tokens": answer.tokens,
                     "log_probabilities": answer.log_probabilities,
                     "timing": dict(answer.timing),
+                    "finish": answer.finish,
                 }
             )
             if as_json
@@ -171,6 +183,59 @@ def inspect(task: str) -> None:
     }
     for name, value in rows.items():
         click.echo(f"{name:<13} {value}")
+
+
+@click.command()
+@click.argument("task")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+def pack(task: str, file: Path) -> None:
+    """Make FILE (usually NAME.tvp) of the bundle TASK (a folder or a name), which `tvp ask` and sdk.load take too."""
+    from ._pack import pack as write
+    from ._task import find
+
+    write(find(task), file)
+    click.echo(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("folder", type=click.Path(path_type=Path))
+def unpack(file: Path, folder: Path) -> None:
+    """Make the bundle in FILE a FOLDER again."""
+    from ._pack import unpack as write
+
+    write(file, folder)
+    click.echo(str(folder))
+
+
+@click.command()
+@click.argument("task")
+@click.option("--providers", default="auto", show_default=True, help="auto, cpu, cuda or tensorrt.")
+@click.option("--runs", type=click.IntRange(1), default=5, show_default=True, help="Runs that the medians are of.")
+@click.option("--max-new-tokens", type=click.IntRange(1), default=16, show_default=True, help="Longest answer.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, in seconds and MiB.")
+def bench(task: str, providers: str, runs: int, max_new_tokens: int, as_json: bool) -> None:
+    """Time TASK (a folder, a name or a .tvp file) on this machine: load, picture, first token, further tokens."""
+    from ._bench import bench as measure
+
+    facts = measure(task, providers=providers, n_runs=runs, max_new_tokens=max_new_tokens)
+    if as_json:
+        click.echo(json.dumps(facts))
+        return
+    for name, about in (
+        ("load", "load, with every digest checked"),
+        ("see", "picture to embeddings"),
+        ("first_token", "first token of a first question"),
+        ("again", "first token of a second question"),
+        ("token", "each further token"),
+        ("ask", f"ask, {facts['n_new_tokens']} tokens"),
+    ):
+        if facts[name] is not None:
+            click.echo(f"{about:<34}{1e3 * facts[name]:>10.2f} ms")
+    if facts["tokens_per_second"]:
+        click.echo(f"{'tokens a second':<34}{facts['tokens_per_second']:>10.1f}")
+    if facts["peak_mib"]:
+        click.echo(f"{'peak memory':<34}{facts['peak_mib']:>10.0f} MiB")
 
 
 @click.command()

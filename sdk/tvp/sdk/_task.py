@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ._generation import Generation, Options
 from ._image import ImageLike, read_image
 from ._manifest import TaskManifest, read_base_manifest, read_task_manifest, verify
+from ._pack import digest, unpack
 from ._sessions import Base, Providers, choose_providers, load_base, open_session, run
 from ._view import Answer, Ranked, View, answer_together
 from .errors import BundleError, ProviderError, RequestError, near
@@ -37,7 +38,7 @@ def tasks() -> list[str]:
 def load(task: str | os.PathLike[str], *, providers: Providers = "auto", verify_files: bool = True) -> Task:
     """Load a task.
 
-    task: a folder, or a name under $TVP_HOME/tasks.
+    task: a folder, a name under $TVP_HOME/tasks, or a `.tvp` file, which is unpacked to $TVP_HOME/cache.
     providers: `auto`, a provider's name, or a list of names and (name, options) as onnxruntime takes.
     verify_files: check the sha256 of every file first. Leave it on unless the storage is trusted.
     Raises BundleError for a bundle that is missing, damaged, of a newer format or without its base;
@@ -210,7 +211,9 @@ def find(task: str | os.PathLike[str]) -> Path:
     if path.is_dir():
         raise BundleError(f"The folder {path} has no manifest.json; it is not a bundle. `tvp export` makes one.")
     if path.is_file():
-        raise BundleError(f"{path} is a file; a bundle is a folder with a manifest.json.")
+        if path.suffix != ".tvp":
+            raise BundleError(f"{path} is a file; a bundle is a folder with a manifest.json, or a .tvp file.")
+        return _unpacked(path)
     named = home() / "tasks" / path
     if len(path.parts) == 1 and (named / "manifest.json").is_file():
         return named
@@ -219,3 +222,15 @@ def find(task: str | os.PathLike[str]) -> Path:
         f"There is no bundle {os.fspath(task)!r}: no folder of that path, and {home() / 'tasks'} has "
         f"{', '.join(known) or 'no tasks'}.{near(os.fspath(task), known)} `tvp export` makes one."
     )
+
+
+def _unpacked(file: Path) -> Path:
+    """The folder that a `.tvp` file is unpacked to, once, under $TVP_HOME/cache."""
+    folder = home() / "cache" / digest(file)
+    if not folder.exists():
+        try:
+            unpack(file, folder)
+        except BundleError:
+            if not folder.exists():  # another process may have been faster
+                raise
+    return folder

@@ -1,0 +1,79 @@
+"""How fast a task is on this machine: `tvp bench`."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from ._sessions import Providers
+from ._task import load
+from .errors import RequestError
+
+N_RUNS, N_NEW_TOKENS = 5, 16
+
+
+def bench(
+    task: str | os.PathLike[str],
+    *,
+    providers: Providers = "auto",
+    n_runs: int = N_RUNS,
+    max_new_tokens: int = N_NEW_TOKENS,
+) -> dict[str, Any]:
+    """Load a task, ask its first golden case, and time the parts; medians of `n_runs` after one to warm up.
+
+    Returns seconds: load, see (picture to embeddings), first_token (of a first question), again (of a second one
+    about the same picture), token (each further one), ask (picture to `n_new_tokens` tokens); tokens_per_second;
+    peak_mib: the most memory that this process has had (None where the system does not say).
+    """
+    if n_runs < 1:
+        raise RequestError(f"n_runs is {n_runs}; it must be at least 1.")
+    began = time.perf_counter()
+    with load(task, providers=providers) as loaded:
+        seconds: dict[str, list[float]] = {name: [] for name in ("see", "first_token", "again", "token", "ask")}
+        loading = time.perf_counter() - began
+        golden = loaded.folder / "golden"
+        case = json.loads((golden / "cases.json").read_bytes())[0]
+        picture, question = golden / case["picture"], case["question"]
+        n_new = 0
+        for run in range(n_runs + 1):
+            began = time.perf_counter()
+            view = loaded.see(picture)
+            seen = time.perf_counter()
+            first = view.ask(question, max_new_tokens=max_new_tokens)
+            done = time.perf_counter()
+            again = view.ask(question, max_new_tokens=1)
+            n_new = len(first.tokens)
+            if run:
+                seconds["see"].append(seen - began)
+                seconds["first_token"].append(first.timing["first_token"])
+                seconds["again"].append(again.timing["first_token"])
+                seconds["ask"].append(done - began)
+                if n_new > 1:
+                    seconds["token"].append((done - seen - first.timing["first_token"]) / (n_new - 1))
+    medians = {name: statistics.median(values) if values else None for name, values in seconds.items()}
+    token = medians["token"]
+    return {
+        "load": loading,
+        **medians,
+        "tokens_per_second": 1 / token if token else None,
+        "n_new_tokens": n_new,
+        "n_runs": n_runs,
+        "peak_mib": _peak(),
+    }
+
+
+def _peak() -> float | None:
+    status = Path("/proc/self/status")
+    if status.exists():
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) / 1024
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)

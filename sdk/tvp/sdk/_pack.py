@@ -1,0 +1,160 @@
+"""A bundle as one file: `name.tvp`, an uncompressed zip of exactly the files that its manifests list."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import stat
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO
+
+from ._manifest import (
+    MAX_MANIFEST,
+    BaseManifest,
+    FileEntry,
+    TaskManifest,
+    read_base_manifest,
+    read_task_manifest,
+    verify,
+)
+from .errors import BundleError
+
+MANIFESTS = ("manifest.json", "base/manifest.json")
+MAX_FILES = 1024  # a real bundle has some twenty
+BLOCK = 2**20  # bytes read at a time
+EPOCH = (1980, 1, 1, 0, 0, 0)  # the zip format's first moment: the same bundle is the same bytes
+
+
+def pack(folder: Path, file: Path) -> None:
+    """Write the bundle in `folder` to one file, whole or not at all; every digest is checked first.
+
+    Raises BundleError for a bundle that is damaged, and where `file` exists already.
+    """
+    task, base = _manifests(folder)
+    verify(folder, task.files)
+    verify(folder / "base", base.files)
+    if file.exists():
+        raise BundleError(f"{file} exists already. Choose another name.")
+    temporary = file.with_name(f".{file.name}.partial")
+    try:
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+            for name in sorted([*MANIFESTS, *_listed(task, base)]):
+                with (
+                    archive.open(zipfile.ZipInfo(name, EPOCH), "w", force_zip64=True) as to,
+                    open(folder / name, "rb") as f,
+                ):
+                    shutil.copyfileobj(f, to, BLOCK)
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def unpack(file: Path, folder: Path) -> None:
+    """Write the bundle in a `.tvp` file to `folder`, whole or not at all.
+
+    The archive must hold exactly the files that its manifests list, with their sizes, uncompressed; that is
+    checked before anything is written, so what would lie outside of the folder, be a link or grow is refused.
+    Raises BundleError for a file that is not such an archive or is damaged, and where `folder` exists already.
+    """
+    if folder.exists():
+        raise BundleError(f"{folder} exists already. Choose another folder.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
+    try:
+        with open(file, "rb") as stream, zipfile.ZipFile(stream) as archive:
+            _refuse_unusual(archive, file)
+            (work / "base").mkdir()
+            for name in MANIFESTS:
+                (work / name).write_bytes(archive.read(name))
+            listed = _listed(*_manifests(work))
+            _refuse_unlisted(archive, listed, file)
+            for name, entry in listed.items():
+                _extract(archive, name, entry, work / name, file)
+        os.chmod(work, 0o755)  # mkdtemp makes folders that only their owner reads
+        os.rename(work, folder)
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, UnicodeDecodeError, ValueError) as error:
+        raise BundleError(f"{file} is not an intact .tvp file: {error}") from error
+    except OSError as error:
+        raise BundleError(f"{file} cannot be unpacked to {folder}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def digest(file: Path) -> str:
+    """The digest of the task in a `.tvp` file, which names it in a cache; reads only its manifest."""
+    try:
+        with open(file, "rb") as stream, zipfile.ZipFile(stream) as archive, tempfile.TemporaryDirectory() as work:
+            _refuse_unusual(archive, file)
+            manifest = Path(work) / "manifest.json"
+            manifest.write_bytes(archive.read("manifest.json"))
+            read_task_manifest(manifest)
+            return hashlib.sha256(manifest.read_bytes()).hexdigest()
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, UnicodeDecodeError, ValueError) as error:
+        raise BundleError(f"{file} is not an intact .tvp file: {error}") from error
+    except OSError as error:
+        raise BundleError(f"{file} cannot be read: {error.strerror or error}") from error
+
+
+def _manifests(folder: Path) -> tuple[TaskManifest, BaseManifest]:
+    task = read_task_manifest(folder / "manifest.json")
+    base = read_base_manifest(folder / "base" / "manifest.json")
+    if base.digest != task.base_digest:
+        raise BundleError(f"The task in {folder} was exported with another base than the one beside it.")
+    return task, base
+
+
+def _listed(task: TaskManifest, base: BaseManifest) -> dict[str, FileEntry]:
+    return {**task.files, **{f"base/{name}": entry for name, entry in base.files.items()}}
+
+
+def _refuse_unusual(archive: zipfile.ZipFile, file: Path) -> None:
+    """What no packed bundle has, whatever its manifests say."""
+    entries = archive.infolist()
+    names = [entry.filename for entry in entries]
+    if len(entries) > MAX_FILES:
+        raise BundleError(f"{file} holds {len(entries):,} files; a bundle has at most {MAX_FILES:,}.")
+    if len(set(names)) < len(names):
+        raise BundleError(f"{file} holds a file twice: {next(n for n in names if names.count(n) > 1)!r}.")
+    for entry in entries:
+        if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 or entry.file_size != entry.compress_size:
+            raise BundleError(f"{file}: {entry.filename!r} is compressed or encrypted; a bundle's files are neither.")
+        kind = stat.S_IFMT(entry.external_attr >> 16)
+        if kind not in (0, stat.S_IFREG):
+            raise BundleError(f"{file}: {entry.filename!r} is a link or a device, not a file.")
+    for name in MANIFESTS:
+        if name not in names:
+            raise BundleError(f"{file} has no {name}; it is not a packed bundle. `tvp pack` makes one.")
+        if archive.getinfo(name).file_size > MAX_MANIFEST:
+            raise BundleError(f"{file}: {name} is larger than {MAX_MANIFEST >> 20} MiB; it is not a manifest.")
+
+
+def _refuse_unlisted(archive: zipfile.ZipFile, listed: Mapping[str, FileEntry], file: Path) -> None:
+    """What the manifests do not list, or list otherwise. They refuse names outside of the bundle themselves."""
+    found = {entry.filename: entry.file_size for entry in archive.infolist() if entry.filename not in MANIFESTS}
+    if unknown := sorted(found.keys() - listed.keys()):
+        raise BundleError(f"{file} holds {unknown[0]!r}, which its manifests do not list.")
+    if missing := sorted(listed.keys() - found.keys()):
+        raise BundleError(f"{file} lacks {missing[0]!r}, which its manifests list.")
+    for name, entry in listed.items():
+        if found[name] != entry.size:
+            raise BundleError(f"{file}: {name!r} has {found[name]} bytes, and its manifest says {entry.size}.")
+
+
+def _extract(archive: zipfile.ZipFile, name: str, entry: FileEntry, to: Path, file: Path) -> None:
+    to.parent.mkdir(parents=True, exist_ok=True)
+    total, left = hashlib.sha256(), entry.size
+    with archive.open(name) as source, open(to, "xb") as target:
+        while block := _read(source, left):
+            total.update(block)
+            target.write(block)
+            left -= len(block)
+    if left or total.hexdigest() != entry.sha256:
+        raise BundleError(f"{file}: {name!r} is damaged: its sha256 is not the one that its manifest says.")
+
+
+def _read(source: IO[bytes], left: int) -> bytes:
+    return source.read(min(BLOCK, left))

@@ -1,0 +1,178 @@
+"""A bundle as one file: the same bundle comes out, and nothing else ever does."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import stat
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+
+from tvp import sdk
+from tvp.sdk import _pack
+from tvp.sdk._manifest import seal
+from tvp.sdk.errors import BundleError
+
+PICTURE = np.full((20, 30, 3), 90, np.uint8)
+
+
+@pytest.fixture(scope="module")
+def packed(one_bundle, tmp_path_factory):
+    file = tmp_path_factory.mktemp("packed") / "count.tvp"
+    _pack.pack(one_bundle, file)
+    return file
+
+
+def files_of(folder):
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def rewrite(packed, to, change=lambda infos: infos, data=lambda name, content: content):
+    """Another archive: `change` the list of its entries, or the `data` of one."""
+    with zipfile.ZipFile(packed) as source, zipfile.ZipFile(to, "w") as target:
+        contents = {info.filename: source.read(info) for info in source.infolist()}
+        for info in change([zipfile.ZipInfo(name) for name in contents]):
+            target.writestr(info, data(info.filename, contents.get(info.orig_filename, b"evil")))
+    return to
+
+
+def test_what_is_packed_comes_out_again(one_bundle, packed, tmp_path):
+    _pack.unpack(packed, tmp_path / "out")
+    assert files_of(tmp_path / "out") == files_of(one_bundle)
+    _pack.pack(tmp_path / "out", tmp_path / "again.tvp")
+    assert (tmp_path / "again.tvp").read_bytes() == packed.read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["again.tvp", "out"]
+
+
+def test_a_file_is_loaded_and_unpacked_once(one_bundle, packed, tmp_path, monkeypatch):
+    monkeypatch.setenv("TVP_HOME", str(tmp_path))
+    with sdk.load(one_bundle) as a, sdk.load(packed) as b:
+        assert b.ask(PICTURE, "What?").tokens == a.ask(PICTURE, "What?").tokens
+        assert a.base is b.base
+    (folder,) = (tmp_path / "cache").iterdir()
+    monkeypatch.setattr("tvp.sdk._task.unpack", pytest.fail)
+    with sdk.load(packed) as b:
+        assert b.folder == folder
+
+
+def test_nothing_is_overwritten(one_bundle, packed, tmp_path):
+    (tmp_path / "mine").write_text("precious")
+    with pytest.raises(BundleError, match="exists already"):
+        _pack.pack(one_bundle, tmp_path / "mine")
+    with pytest.raises(BundleError, match="exists already"):
+        _pack.unpack(packed, tmp_path / "mine")
+    assert (tmp_path / "mine").read_text() == "precious"
+
+
+def test_a_damaged_bundle_is_not_packed(one_bundle, tmp_path):
+    copy = shutil.copytree(one_bundle, tmp_path / "copy")
+    (copy / "base" / "tokenizer.json").write_bytes(b"{}")
+    with pytest.raises(BundleError, match=r"tokenizer\.json is damaged"):
+        _pack.pack(copy, tmp_path / "x.tvp")
+    assert [p.name for p in tmp_path.iterdir()] == ["copy"]
+
+
+def moved(name, to):
+    def change(infos):
+        for info in infos:
+            if info.filename == name:
+                info.filename = to
+        return infos
+
+    return change
+
+
+def as_link(infos):
+    infos[-1].external_attr = (stat.S_IFLNK | 0o777) << 16
+    return infos
+
+
+def compressed(infos):
+    infos[-1].compress_type = zipfile.ZIP_DEFLATED
+    return infos
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (moved("preprocess.onnx", "../preprocess.onnx"), r"'\.\./preprocess\.onnx', which its manifests do not list"),
+        (moved("preprocess.onnx", "/tmp/preprocess.onnx"), "which its manifests do not list"),
+        (moved("manifest.json", "other.json"), r"has no manifest\.json"),
+        (lambda infos: [i for i in infos if i.filename != "preprocess.onnx"], r"lacks 'preprocess\.onnx'"),
+        (lambda infos: [*infos, zipfile.ZipInfo("more.txt")], r"'more\.txt', which its manifests do not list"),
+        (lambda infos: [*infos, zipfile.ZipInfo(infos[0].filename)], "holds a file twice"),
+        (lambda infos: [*infos, *(zipfile.ZipInfo(f"{i}") for i in range(2000))], "at most 1,024"),
+        (as_link, "a link or a device"),
+        (compressed, "compressed or encrypted"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_unusual_archives_are_refused_and_nothing_is_written(packed, tmp_path, change, says):
+    evil = rewrite(packed, tmp_path / "evil.tvp", change)
+    with pytest.raises(BundleError, match=says):
+        _pack.unpack(evil, tmp_path / "out" / "inner")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_manifest_that_lists_files_elsewhere_is_refused(packed, tmp_path):
+    def data(name, content):
+        if name != "manifest.json":
+            return content
+        manifest = json.loads(content)
+        manifest["files"]["../evil"] = {"size": 4, "sha256": "0"}
+        return seal(manifest)
+
+    evil = rewrite(packed, tmp_path / "evil.tvp", lambda infos: [*infos, zipfile.ZipInfo("../evil")], data)
+    with pytest.raises(BundleError, match="outside of the bundle"):
+        _pack.unpack(evil, tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == ["evil.tvp"]
+
+
+def test_every_changed_byte_is_noticed(packed, tmp_path):
+    """Two hundred of them; the only bytes that say nothing are in the zip's own tables."""
+    rng = np.random.default_rng(0)
+    whole = packed.read_bytes()
+    _pack.unpack(packed, tmp_path / "intact")
+    intact = files_of(tmp_path / "intact")
+    noticed = []
+    for _ in range(200):
+        broken = bytearray(whole)
+        broken[rng.integers(len(broken))] ^= 1 << rng.integers(8)
+        (tmp_path / "x.tvp").write_bytes(broken)
+        try:
+            _pack.unpack(tmp_path / "x.tvp", tmp_path / "out")
+        except BundleError as error:
+            noticed.append(str(error))
+        else:  # a time stamp, say
+            assert files_of(tmp_path / "out") == intact
+            shutil.rmtree(tmp_path / "out")
+    assert len(noticed) > 190
+    assert all("x.tvp" in said or "manifest.json" in said for said in noticed)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.999])
+def test_a_cut_off_file_is_refused(packed, tmp_path, share):
+    whole = packed.read_bytes()
+    (tmp_path / "x.tvp").write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(BundleError, match=r"x\.tvp is not an intact"):
+        sdk.load(tmp_path / "x.tvp")
+
+
+def test_the_commands(one_bundle, tmp_path):
+    def tvp(*arguments):
+        command = [sys.executable, "-m", "tvp.sdk._cli", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+    assert "MB" in tvp("pack", one_bundle, tmp_path / "a.tvp").stdout
+    assert tvp("unpack", tmp_path / "a.tvp", tmp_path / "a").returncode == 0
+    again = tvp("unpack", tmp_path / "a.tvp", tmp_path / "a")
+    assert (again.returncode, "exists already" in again.stderr) == (1, True)
+    assert "tokens a second" in (timed := tvp("bench", tmp_path / "a", "--runs", 2)).stdout, timed
+    facts = json.loads(tvp("bench", tmp_path / "a", "--runs", 2, "--json").stdout)
+    assert 0 < facts["token"] < facts["ask"] < 60
+    assert facts["see"] < facts["ask"]
+    assert facts["peak_mib"] > 10
