@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,14 @@ from jaxtyping import install_import_hook
 install_import_hook([f"tvp.trainer.{name}" for name in ("families", "losses", "update")], "beartype.beartype")
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_home(tmp_path_factory) -> Iterator[None]:
+    """Nobody's ~/.tvp is read or written."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TVP_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -94,7 +94,7 @@ def test_where_the_bundle_differs_nothing_is_written(tmp_path, monkeypatch):
         real(family, file)
         weight.data[3, 5] -= 0.5
 
-    monkeypatch.setattr(bundle_module.graphs, "export_decoder", slightly_wrong)
+    monkeypatch.setattr(graphs, "export_decoder", slightly_wrong)
     with pytest.raises(CheckError, match=r"not equal to the PyTorch model.*\n.*logits differ") as caught:
         export(model, tasks.get("count"), tmp_path / "out", prompt=random_prompt(), n_cases=4)
     assert len(caught.value.differences) >= 4
@@ -120,6 +120,32 @@ def test_what_is_there_is_kept_unless_forced(one_bundle, tmp_path):
     assert (tmp_path / "mine.txt").read_text() == "precious"
     with pytest.raises(BundleError, match="--force"):
         export("never loaded", tasks.get("count"), one_bundle)
+
+
+def test_a_second_task_on_a_model_shares_its_base(tmp_path, monkeypatch):
+    model = save_tiny("instructblip", tmp_path / "model")
+    export(model, tasks.get("count"), tmp_path / "tasks" / "a", n_cases=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(graphs, "export_decoder", pytest.fail)
+        export(model, tasks.get("scenes"), tmp_path / "tasks" / "b", n_cases=1, prompt=random_prompt())
+    files = [sorted(p for p in (tmp_path / "tasks" / name / "base").iterdir()) for name in "ab"]
+    assert [p.name for p in files[0]] == [p.name for p in files[1]]
+    assert all(a.samefile(b) for a, b in zip(*files, strict=True))
+    with sdk.load(tmp_path / "tasks" / "a") as a, sdk.load(tmp_path / "tasks" / "b") as b:
+        assert a.base is b.base
+    # Other weights by one bit, a damaged base, or none wanted: exported again.
+    family = families.load(model)
+    family.model.language_model.lm_head.weight.data[3, 3] += 1e-3
+    made = []
+    monkeypatch.setattr(graphs, "export_decoder", lambda *_: made.append(1) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        export(model, tasks.get("count"), tmp_path / "tasks" / "c", n_cases=1, family=family)
+    with pytest.raises(ZeroDivisionError):
+        export(model, tasks.get("count"), tmp_path / "tasks" / "c", n_cases=1, reuse=False)
+    (tmp_path / "tasks" / "a" / "base" / "decoder_model_merged.onnx").write_bytes(b"damaged")  # and b's with it
+    with pytest.raises(ZeroDivisionError):
+        export(model, tasks.get("count"), tmp_path / "tasks" / "c", n_cases=1)
+    assert len(made) == 3
 
 
 def test_force_replaces_a_bundle_and_nothing_else_stays(tmp_path):

@@ -2,39 +2,36 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from transformers import PreTrainedTokenizerBase
 
 from tvp import sdk
-from tvp.sdk._manifest import read_base_manifest, seal
+from tvp.sdk._manifest import seal
+from tvp.sdk._task import home
 from tvp.sdk.errors import BundleError, ModelError, RequestError
 from tvp.trainer import families
 from tvp.trainer.data import Data, Scenes
 from tvp.trainer.evaluate import MAX_NEW_TOKENS
 from tvp.trainer.families import Family
-from tvp.trainer.families._causal import CausalFamily
 from tvp.trainer.families._family import WordFamily
-from tvp.trainer.families._seq2seq import SeqToSeqFamily
-from tvp.trainer.families.instructblip import ReadingEye
 from tvp.trainer.prompt import Geometry, Prompt
 from tvp.trainer.tasks import Task
 
-from . import graphs, parity, seq2seq
+from . import parity
+from .base import entries, put_base, versions
 from .preprocess import preprocess_graph
 
 log = logging.getLogger("tvp.export")
@@ -53,6 +50,7 @@ def export(
     family: Family | None = None,
     n_cases: int = 16,
     force: bool = False,
+    reuse: bool = True,
 ) -> parity.Parity:
     """Write a bundle to the folder `output` and return its parity report.
 
@@ -62,6 +60,8 @@ def export(
     geometry: canvas of an export without a prompt.
     n_cases: cases that the parity gate compares.
     force: replace what is at `output`.
+    reuse: take the base of another bundle beside `output` or under $TVP_HOME/tasks, where one has been made of the
+        same model by the same versions, instead of exporting the model again; the files are shared by hard links.
     Raises CheckError, and writes nothing, where the bundle does not answer as PyTorch does.
     """
     output = Path(output)
@@ -86,7 +86,7 @@ def export(
     # Built beside its place, so that the last step is one rename on the same disk.
     work = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
     try:
-        base_digest = _write_base(family, model, work / "base")
+        base_digest = put_base(family, model, work / "base", [output.parent, home() / "tasks"] if reuse else [])
         onnx.save(preprocess_graph(geometry, family.pixel_format, prompt), work / "preprocess.onnx")
         if prompt is not None:
             prompt.save(work / "prompt.safetensors")
@@ -128,60 +128,6 @@ def _put(work: Path, output: Path) -> None:
         os.rename(output, old)
     os.rename(work, output)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _write_base(family: WordFamily, model: str | Path, folder: Path) -> str:
-    """Export the frozen model; returns the base's digest."""
-    folder.mkdir()
-    graphs.export_eye(family, folder / "vision_encoder.onnx")
-    if isinstance(family, SeqToSeqFamily):
-        seq2seq.export_encoder(family, folder / "encoder_model.onnx")
-        seq2seq.export_decoder(family, folder / "decoder_model_merged.onnx")
-    else:
-        assert isinstance(family, CausalFamily)
-        graphs.export_decoder(family, folder / "decoder_model_merged.onnx")
-    graphs.export_embeddings(family, folder / "embed_tokens.npy")
-    _write_tokenizer(family.tokenizer, model, folder / "tokenizer.json")
-    if isinstance(family, ReadingEye):
-        graphs.export_connector(family, folder / "connector.onnx")
-        _write_tokenizer(family.qformer_tokenizer, model, folder / "connector_tokenizer.json")
-    config = family.text_config
-    n_kv_heads, head_size = graphs.cache_shape(family)
-    with torch.no_grad():
-        size = family.pixel_format.size
-        n_image_tokens = family.see(torch.zeros(1, 3, size, size), ["a"]).shape[1]
-    layout = family.layout
-    content = {
-        "family": family.name,
-        "precision": "fp32",
-        "layout": {
-            "prompt": layout.prompt,
-            "answer": layout.answer,
-            "image_token": layout.image_token,
-            "end": list(layout.end),
-            "apart": layout.apart,
-        },
-        "n_image_tokens": n_image_tokens,
-        "n_text": family.embed_tokens.embedding_dim,
-        "n_layers": getattr(config, "num_decoder_layers", config.num_hidden_layers),
-        "n_kv_heads": n_kv_heads,
-        "head_size": head_size,
-        "n_vocab": family.embed_tokens.num_embeddings,
-        "n_positions": family.n_positions or 0,
-        "position_axes": getattr(family, "position_axes", 1),
-        "start_token": config.decoder_start_token_id if isinstance(family, SeqToSeqFamily) else -1,
-        "n_connector_positions": family.n_question_positions if isinstance(family, ReadingEye) else 0,
-        "files": _entries(folder),
-    }
-    (folder / "manifest.json").write_bytes(seal(content))
-    return read_base_manifest(folder / "manifest.json").digest
-
-
-def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, model: str | Path, file: Path) -> None:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise RequestError(f"The tokenizer of {str(model)!r} has no fast version, which the sdk needs.")
-    backend.save(os.fspath(file))
 
 
 def _golden_cases(
@@ -226,41 +172,21 @@ def _seal_task(work: Path, task: Task, base_digest: str, report: dict[str, Any],
             "max_new_tokens": MAX_NEW_TOKENS,
         },
         "base": {"digest": base_digest},
-        "files": _entries(work, skip="base"),
+        "files": entries(work, skip="base"),
         "parity": report,
         "provenance": provenance,
     }
     (work / "manifest.json").write_bytes(seal(content))
 
 
-def _entries(folder: Path, skip: str = "") -> dict[str, dict[str, Any]]:
-    """Size and sha256 of every file but the manifest."""
-    entries = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_file() and name != "manifest.json" and name.split("/")[0] != skip:
-            with open(path, "rb") as stream:
-                digest = hashlib.file_digest(stream, "sha256").hexdigest()
-            entries[name] = {"size": path.stat().st_size, "sha256": digest}
-    return entries
-
-
 def _provenance(family: WordFamily, model: str | Path, prompt: Prompt | None) -> dict[str, Any]:
-    packages = ("tvp", "torch", "transformers", "optimum-onnx", "onnx", "onnxruntime")
     return {
         "model": Path(families.locate(model)).name,
         "family": family.name,
         "weights": families.digest(model),
         "prompt": prompt.facts if prompt is not None else {},
-        "versions": {name: _version(name) for name in packages},
+        "versions": versions() | {"onnxruntime": onnxruntime.__version__},
     }
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except ImportError:
-        return "absent"
 
 
 def _first(data: Data, n: int) -> list[Any]:

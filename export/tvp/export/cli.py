@@ -20,9 +20,17 @@ from .bundle import export as run_export
 @click.option(
     "--cases", default=16, show_default=True, type=click.IntRange(1), help="Cases that the parity gate compares."
 )
+@click.option("--reuse/--no-reuse", default=True, help="Share the base of another bundle of the same model.")
 @click.option("--force", is_flag=True, help="Replace the bundle at OUTPUT.")
 def export(
-    model: str, prompt: Path | None, task_name: str, output: Path, data: str | None, cases: int, force: bool
+    model: str,
+    prompt: Path | None,
+    task_name: str,
+    output: Path,
+    data: str | None,
+    cases: int,
+    reuse: bool,
+    force: bool,
 ) -> None:
     """Turn a frozen model and a prompt into a bundle that the sdk runs without PyTorch.
 
@@ -30,7 +38,7 @@ def export(
     """
     task = tasks.get(task_name)
     source = tasks.open_data(data, task, "test", cases, seed=7) if data else None
-    report = run_export(model, task, output, prompt=prompt, data=source, n_cases=cases, force=force)
+    report = run_export(model, task, output, prompt=prompt, data=source, n_cases=cases, force=force, reuse=reuse)
     click.echo(
         f"parity: {report.tokens_equal} of {report.n_cases} answers equal, logits within {report.logits:.1e}, "
         f"{report.pixels_within_a_level:.2%} of pixel values within one level"

@@ -38,6 +38,7 @@ class BaseManifest:
     start_token: what the decoder behind an encoder starts from; -1 where there is no encoder.
     position_axes: positions a token has: 1, or 3 (time, row, column, as Qwen2-VL's).
     n_connector_positions: the most tokens of a question that a connector of its own reads; 0 for none.
+    made_from: digest of the model and the versions that it was made from, by which an export finds it again.
     """
 
     family: str
@@ -53,6 +54,7 @@ class BaseManifest:
     position_axes: int
     start_token: int
     n_connector_positions: int
+    made_from: str
     files: Mapping[str, FileEntry]
     digest: str
 
@@ -135,6 +137,7 @@ def read_base_manifest(file: Path) -> BaseManifest:
         start_token=_number(content, "start_token", -1, file),
         position_axes=_one_of(content, "position_axes", (1, 3), file),
         n_connector_positions=_number(content, "n_connector_positions", 0, file),
+        made_from=_take(content, "made_from", str, file),
         files=_files(content, file),
         digest=_take(content, "sha256", str, file),
     )

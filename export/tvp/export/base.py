@@ -1,0 +1,165 @@
+"""The base of a bundle: a frozen model as graphs, embeddings and tokenizers, made once and shared."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from tvp.sdk._manifest import read_base_manifest, seal, verify
+from tvp.sdk.errors import BundleError, RequestError
+from tvp.trainer.families._causal import CausalFamily
+from tvp.trainer.families._family import WordFamily
+from tvp.trainer.families._seq2seq import SeqToSeqFamily
+from tvp.trainer.families.instructblip import ReadingEye
+
+from . import graphs, seq2seq
+
+log = logging.getLogger("tvp.export")
+
+PRECISION = "fp32"
+
+
+def put_base(family: WordFamily, model: str | Path, folder: Path, places: Sequence[Path]) -> str:
+    """Put the base of a model to `folder`, which must not exist; returns its digest.
+
+    places: folders of bundles, one of which may have a base of the same model; it is then linked, or copied where
+        the disk is another.
+    """
+    key = made_from(family)
+    found = _find(key, places)
+    if found is None:
+        _write(family, model, key, folder)
+    else:
+        log.info("the model has been exported before: sharing %s", found)
+        for file in sorted(path for path in found.rglob("*") if path.is_file()):
+            _link(file, folder / file.relative_to(found))
+    return read_base_manifest(folder / "manifest.json").digest
+
+
+def made_from(family: WordFamily) -> str:
+    """A sha256 of all that a base is made from: weights, configuration, layout, tokenizers, and the versions that
+    make it."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(family.model.state_dict().items()):
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    tokenizers = [family.tokenizer, *([family.qformer_tokenizer] if isinstance(family, ReadingEye) else [])]
+    about = [
+        family.name,
+        family.model.config.to_json_string(),
+        repr(family.layout),
+        repr(family.pixel_format),
+        *(tokenizer.backend_tokenizer.to_str() for tokenizer in tokenizers if hasattr(tokenizer, "backend_tokenizer")),
+        json.dumps(versions()),
+        PRECISION,
+    ]
+    total.update("\0".join(about).encode())
+    return total.hexdigest()
+
+
+def _find(key: str, places: Sequence[Path]) -> Path | None:
+    for place in places:
+        for file in sorted(place.glob("*/base/manifest.json")):
+            try:
+                manifest = read_base_manifest(file)
+                if manifest.made_from == key:
+                    verify(file.parent, manifest.files)
+                    return file.parent
+            except BundleError as error:  # of an older version, or damaged: not to be shared
+                log.info("not sharing %s: %s", file.parent, error)
+    return None
+
+
+def _link(file: Path, to: Path) -> None:
+    to.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(file, to)
+    except OSError:  # another disk, or one without links
+        shutil.copyfile(file, to)
+
+
+def _write(family: WordFamily, model: str | Path, key: str, folder: Path) -> None:
+    folder.mkdir()
+    graphs.export_eye(family, folder / "vision_encoder.onnx")
+    if isinstance(family, SeqToSeqFamily):
+        seq2seq.export_encoder(family, folder / "encoder_model.onnx")
+        seq2seq.export_decoder(family, folder / "decoder_model_merged.onnx")
+    else:
+        assert isinstance(family, CausalFamily)
+        graphs.export_decoder(family, folder / "decoder_model_merged.onnx")
+    graphs.export_embeddings(family, folder / "embed_tokens.npy")
+    _write_tokenizer(family.tokenizer, model, folder / "tokenizer.json")
+    if isinstance(family, ReadingEye):
+        graphs.export_connector(family, folder / "connector.onnx")
+        _write_tokenizer(family.qformer_tokenizer, model, folder / "connector_tokenizer.json")
+    config = family.text_config
+    n_kv_heads, head_size = graphs.cache_shape(family)
+    with torch.no_grad():
+        size = family.pixel_format.size
+        n_image_tokens = family.see(torch.zeros(1, 3, size, size), ["a"]).shape[1]
+    layout = family.layout
+    content = {
+        "family": family.name,
+        "precision": PRECISION,
+        "layout": {
+            "prompt": layout.prompt,
+            "answer": layout.answer,
+            "image_token": layout.image_token,
+            "end": list(layout.end),
+            "apart": layout.apart,
+        },
+        "n_image_tokens": n_image_tokens,
+        "n_text": family.embed_tokens.embedding_dim,
+        "n_layers": getattr(config, "num_decoder_layers", config.num_hidden_layers),
+        "n_kv_heads": n_kv_heads,
+        "head_size": head_size,
+        "n_vocab": family.embed_tokens.num_embeddings,
+        "n_positions": family.n_positions or 0,
+        "position_axes": getattr(family, "position_axes", 1),
+        "start_token": config.decoder_start_token_id if isinstance(family, SeqToSeqFamily) else -1,
+        "n_connector_positions": family.n_question_positions if isinstance(family, ReadingEye) else 0,
+        "made_from": key,
+        "files": entries(folder),
+    }
+    (folder / "manifest.json").write_bytes(seal(content))
+
+
+def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, model: str | Path, file: Path) -> None:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise RequestError(f"The tokenizer of {str(model)!r} has no fast version, which the sdk needs.")
+    backend.save(os.fspath(file))
+
+
+def entries(folder: Path, skip: str = "") -> dict[str, dict[str, Any]]:
+    """Size and sha256 of every file but the manifest."""
+    entries = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name != "manifest.json" and name.split("/")[0] != skip:
+            with open(path, "rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            entries[name] = {"size": path.stat().st_size, "sha256": digest}
+    return entries
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that make a bundle."""
+    return {name: _version(name) for name in ("tvp", "torch", "transformers", "optimum-onnx", "onnx")}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except ImportError:
+        return "absent"
