@@ -39,6 +39,8 @@ HERE = Path(__file__).parent
 PHOTOS = HERE.parents[1] / "shared/data/cifar10"
 TASKS = ("bad-camera-cifar10", "bad-camera-count", "bad-camera-existence", "bad-camera-reasoning")
 SEEDS = (1, 2, 3)
+# What a frame does that nothing was taught: the picture is where a method puts it, and the frame is black.
+BLACK = {"black frame": "evp", "black frame, tvp's place": "tvp"}
 ROLES = ("source", "same eye", "other eye")
 RECORDED = ("layout", "inner", "pixel_range", "update", "lr", "batch", "steps", "fca", "tse")
 N_TRAIN, N_VALIDATION, N_TEST = 2400, 16, 512  # pictures
@@ -100,11 +102,13 @@ def measure(
     """Train the cell's prompt and measure it on every model; without a cell, measure without a prompt."""
     data = open_split(task, split, 0)
     if cell is None:
-        inner = make_config({"models": ("none",), "task": task.name, "method": "evp"}).inner
-        full, framed = Geometry(CANVAS, CANVAS, task.fit), Geometry(CANVAS, inner, task.fit)
+        shown = {"none": Geometry(CANVAS, CANVAS, task.fit)}
+        for name, method in BLACK.items():
+            config = make_config({"models": ("none",), "task": task.name, "method": method})
+            shown[name] = Geometry(CANVAS, config.inner, task.fit, config.layout)
         return {
-            shown: {name: accuracy(model, data, geometry, task=task).accuracy for name, model in models.items()}
-            for shown, geometry in (("none", full), ("black frame", framed))
+            name: {model: accuracy(family, data, geometry, task=task).accuracy for model, family in models.items()}
+            for name, geometry in shown.items()
         }
     config = make_config(
         {
@@ -160,13 +164,18 @@ def gains(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     found = []
     for row in rows:
         cell = row["cell"]
-        if cell["method"] == "none":
-            cell = {"task": cell["task"], "method": "black frame", "sources": [], "seed": 0}
-        eyes = {EYE_OF[name] for name in cell["sources"]}
-        for model, score in row.get("accuracy", row.get("black frame", {})).items():
-            role = "source" if model in cell["sources"] else "same eye" if EYE_OF[model] in eyes else "other eye"
-            gain = 100 * (score - plain[cell["task"]]["none"][model])
-            found.append({**cell, "sources": "+".join(cell["sources"]), "model": model, "role": role, "gain": gain})
+        nothing = {"task": cell["task"], "sources": [], "seed": 0}
+        measured = (
+            [({**nothing, "method": name}, row[name]) for name in BLACK if name in row]
+            if cell["method"] == "none"
+            else [(cell, row["accuracy"])]
+        )
+        eyes = {EYE_OF[name] for name in cell.get("sources", [])}
+        for of, scores in measured:
+            for model, score in scores.items():
+                role = "source" if model in of["sources"] else "same eye" if EYE_OF[model] in eyes else "other eye"
+                gain = 100 * (score - plain[cell["task"]]["none"][model])
+                found.append({**of, "sources": "+".join(of["sources"]), "model": model, "role": role, "gain": gain})
     return found
 
 
@@ -182,7 +191,9 @@ def mean(rows: list[dict[str, Any]], **wanted: Any) -> float:
 def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """A line for each choice of sources and method: mean gains by model and by role, and the worst (task, target)."""
     lines = []
-    for sources, method in dict.fromkeys((row["sources"], row["method"]) for row in rows):
+    order = [*BLACK, *METHODS]
+    found = {(row["sources"], row["method"]) for row in rows}
+    for sources, method in sorted(found, key=lambda pair: (len(pair[0]), pair[0], order.index(pair[1]))):
         here = [row for row in rows if (row["sources"], row["method"]) == (sources, method)]
         targets = [row for row in here if row["role"] != "source"]
         pairs = dict.fromkeys((row["task"], row["model"]) for row in targets)
@@ -249,15 +260,16 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Bars of the mean gain by method, a panel for each choice of sources."""
     from matplotlib.figure import Figure
 
-    sources, methods = (list(dict.fromkeys(row[key] for row in rows)) for key in ("sources", "method"))
+    sources = list(dict.fromkeys(row["sources"] for row in rows))
     figure = Figure(figsize=(4.2 * len(sources), 3.6), layout="constrained")
     panels = figure.subplots(1, len(sources), sharey=True, squeeze=False)[0]
     for axes, source in zip(panels, sources, strict=True):
+        methods = [name for name in METHODS if any((r["sources"], r["method"]) == (source, name) for r in rows)]
         for i, role in enumerate(ROLES):
             heights = [mean(rows, sources=source, method=method, role=role) for method in methods]
             axes.bar(np.arange(len(methods)) + 0.27 * (i - 1), heights, 0.25, label=role)
         axes.set_xticks(range(len(methods)), methods, rotation=40, ha="right")
-        axes.set_title(f"trained on {source}")
+        axes.set_title(f"trained on {source.replace('+', ' and ')}")
         axes.axhline(0, color="black", linewidth=0.8)
     panels[0].set_ylabel("gain, points of accuracy")
     panels[0].legend()

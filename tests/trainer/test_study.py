@@ -22,7 +22,8 @@ def line(task, method, sources, scores, seed=1):
 
 
 def baseline(task, level):
-    shown = {"none": dict.fromkeys(study.EYE_OF, level), "black frame": dict.fromkeys(study.EYE_OF, level - 0.1)}
+    lost = {"none": 0.0, "black frame": 0.1, "black frame, tvp's place": 0.02}
+    shown = {name: dict.fromkeys(study.EYE_OF, level - less) for name, less in lost.items()}
     return {"cell": {"task": task, "method": "none"}, **shown}
 
 
@@ -44,6 +45,7 @@ def test_gains_are_points_over_no_prompt_by_what_a_model_is_to_the_sources(lines
     table = {(found["sources"], found["method"]): found for found in study.summarise(study.gains(lines))}
     black = table["", "black frame"]
     assert black["blip2"] == pytest.approx(-10)
+    assert table["", "black frame, tvp's place"]["llava"] == pytest.approx(-2)
     one = table["blip2", "tvp"]
     assert one["blip2"] == pytest.approx((30 + 10) / 2)  # each task counts alike, whatever its seeds
     assert one["same eye"] == pytest.approx((10 + 0) / 2)
@@ -76,7 +78,7 @@ def test_the_report_is_a_table_a_json_file_and_a_picture(lines, tmp_path, monkey
     assert "| blip2 | tvp | *+20.0* |" in printed
     assert "MISSED blip2: other eye, at least 0.0: -0.5" in printed
     written = json.loads((tmp_path / "study.json").read_text(), parse_constant=pytest.fail)  # no NaN
-    assert len(written["table"]) == 4
+    assert len(written["table"]) == 5
     assert (tmp_path / "study.png").stat().st_size > 1000
 
 
