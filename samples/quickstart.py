@@ -18,6 +18,7 @@ from report import Row, write_report
 from tvp import sdk
 from tvp.export.bundle import export
 from tvp.trainer import families, tasks
+from tvp.trainer.config import make_config
 from tvp.trainer.data import Scenes
 from tvp.trainer.evaluate import accuracy
 from tvp.trainer.prompt import Geometry
@@ -30,25 +31,8 @@ ROLES = {
     "zoo:blip2-t5": "same eye, another language model; never saw the prompt",
     "zoo:llava": "another eye; never saw the prompt",
 }
-FULL, FRAMED = Geometry(64, 64), Geometry(64, 48)
-CONFIG = TrainConfig(
-    models=(SOURCE,),
-    task="bad-camera",
-    guide="zoo:guide",
-    canvas=64,
-    inner=48,
-    fca=0.002,
-    tse=0.001,
-    update="adam",
-    lr=0.04,
-    batch=32,
-    questions=4,
-    steps=150,
-    n_train=4800,
-    n_validation=128,
-    validate_every=50,
-    seed=1,
-)
+FULL = Geometry(64, 64)
+CONFIG = make_config({"models": (SOURCE,), "task": "bad-camera", "n_validation": 128, "validate_every": 50, "seed": 1})
 N_TEST, TEST_SEED = 512, 900
 
 
@@ -72,17 +56,17 @@ def main() -> None:
         row = Row(name, ROLES[name])
         row.clean = accuracy(model, clean, FULL)
         row.full = accuracy(model, bad, FULL)
-        row.black = accuracy(model, bad, FRAMED)
         print(f"{name}: {row.clean} on clean scenes, {row.full} through the bad camera (chance {CHANCE:.0%})")
         rows.append(row)
 
-    print(f"\nTraining a frame of {FRAMED.edge} px on {SOURCE}; no weight of any model changes.")
+    edge = (CONFIG.canvas - CONFIG.inner) // 2
+    print(f"\nTraining a frame of {edge} px on {SOURCE}; no weight of any model changes.")
     run = output / "run"
     shutil.rmtree(run, ignore_errors=True)
     config = TrainConfig(**{**vars(CONFIG), "steps": arguments.steps})
     trained = train(config, run, [models[SOURCE]])
     for row in rows:
-        row.prompted = accuracy(models[row.model], bad, FRAMED, trained.prompt)
+        row.prompted = accuracy(models[row.model], bad, trained.prompt.geometry, trained.prompt)
         print(f"{row.model}: {row.full.accuracy:.1%} -> {row.prompted.accuracy:.1%} with the prompt ({row.role})")
 
     print("\nExporting with the prompt baked in, compared with PyTorch:")
@@ -115,7 +99,7 @@ def main() -> None:
             )
 
     shown = [bad[i].picture for i in range(6)]
-    prompted = trained.prompt.on(FRAMED.show(shown))
+    prompted = trained.prompt.on(trained.prompt.geometry.show(shown))
     write_report(output / "report.html", rows, trained, shown, prompted, answers, CHANCE)
     print(f"\nWrote {output / 'report.html'} after {time.perf_counter() - began:.0f} s.")
 

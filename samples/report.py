@@ -41,7 +41,6 @@ class Row:
     role: str
     clean: Accuracy | None = None
     full: Accuracy | None = None
-    black: Accuracy | None = None
     prompted: Accuracy | None = None
     parity: Parity | None = None
 
@@ -68,6 +67,9 @@ def write_report(
         f"<td>{html.escape(right)}</td><td class='n'>{seconds * 1e3:.1f} ms</td></tr>"
         for path, question, answer, right, seconds in answers
     )
+    frame = trained.prompt.frame.permute(1, 2, 0).numpy()  # (3, h, w) -> (h, w, 3)
+    largest = float(np.abs(frame).max()) or 1.0
+    stretched = ((0.5 + frame / (2 * largest)) * 255).round().astype(np.uint8)
     n = rows[0].prompted.n if rows[0].prompted else 0
     page = f"""<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>TVP: a frame of pixels</title><style>{STYLE}</style>
@@ -75,10 +77,10 @@ def write_report(
 <p>The frame below was learned on one frozen model. No weight of any model was changed.
 <small>{n} held-out questions; the range is a 95 % bootstrap interval; a blind guesser reaches {chance:.0%}.</small></p>
 <h2>Accuracy</h2>
-<table><tr><th>model</th><th class="n">clean scenes</th><th class="n">bad camera</th><th class="n">in a black frame</th>
+<table><tr><th>model</th><th class="n">clean scenes</th><th class="n">bad camera</th>
 <th class="n">with the prompt</th><th class="n">change</th><th>exported</th></tr>{table}</table>
 <h2>The prompt, and what the models are shown</h2>
-<div class="row">{_figure(np.asarray(trained.prompt.picture()), "the learned frame, clipped to 8 bits")}</div>
+<div class="row">{_figure(stretched, f"the learned frame; white is {largest:+.3f}, black {-largest:+.3f}")}</div>
 <p><small>What the camera records:</small></p><div class="row">{before}</div>
 <p><small>What the models are shown:</small></p><div class="row">{after}</div>
 <h2>Training</h2>{_curves(trained)}
@@ -95,7 +97,7 @@ def write_report(
 
 def _table_row(row: Row) -> str:
     change = (row.prompted.accuracy - row.full.accuracy) * 100 if row.prompted and row.full else float("nan")
-    cells = "".join(f"<td class='n'>{_percent(value)}</td>" for value in (row.clean, row.full, row.black, row.prompted))
+    cells = "".join(f"<td class='n'>{_percent(value)}</td>" for value in (row.clean, row.full, row.prompted))
     parity = f"{row.parity.tokens_equal} of {row.parity.n_cases} answers equal" if row.parity else ""
     return (
         f"<tr><td>{html.escape(row.model)}<br><small>{row.role}</small></td>{cells}"

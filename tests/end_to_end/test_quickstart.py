@@ -29,9 +29,9 @@ def test_the_demo_writes_a_page_that_stands_alone(tmp_path, monkeypatch, capsys)
     assert page.count("data:image/png;base64,") >= 3 + 6 + 6 + 1 + 1  # asked, seen, shown, prompt, curves
     assert "zoo:llava" in page
     said = capsys.readouterr().out
-    assert said.count("answers equal") == 2
+    assert said.count("answers equal") == 3
     assert said.count("(right: ") == 3
-    for name in ("llava", "blip2"):
+    for name in ("llava", "blip2", "blip2-t5"):
         with sdk.load(tmp_path / "demo" / "tasks" / f"bad-camera-{name}") as task:
             assert task.check()["cases"] == 4
 
