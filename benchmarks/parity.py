@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 from pathlib import Path
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "samples" / "zoo"))
+from models import EYE_OF
 from tvp import sdk
 from tvp.export import parity
 from tvp.export.bundle import export
@@ -33,7 +36,7 @@ def main() -> None:
     if arguments.photos:
         sources["photos"] = Parquet(arguments.photos, "test", "What is in the photo?")
     rows = []
-    for name in ("zoo:llava", "zoo:blip2"):
+    for name in (f"zoo:{name}" for name in EYE_OF):
         model = families.load(name)
         with tempfile.TemporaryDirectory() as folder:
             export(name, tasks.get("scenes"), Path(folder) / "task", prompt=prompt, family=model)
@@ -43,7 +46,7 @@ def main() -> None:
                     report = parity.measure(task, model, prompt.geometry, prompt, cases)
                     rows.append({"model": name, "data": source, **report.facts()})
                     print(
-                        f"{name:<12} {source:<8} tokens {report.tokens_equal}/{report.n_cases}, end to end "
+                        f"{name:<17} {source:<8} tokens {report.tokens_equal}/{report.n_cases}, end to end "
                         f"{report.end_to_end_equal}/{report.n_cases}, logits {report.logits:.1e}, pixels within a "
                         f"level {report.pixels_within_a_level:.4%}"
                     )

@@ -41,8 +41,8 @@ def put_base(family: WordFamily, model: str | Path, folder: Path, places: Sequen
         _write(family, model, key, folder)
     else:
         log.info("the model has been exported before: sharing %s", found)
-        for file in sorted(path for path in found.rglob("*") if path.is_file()):
-            _link(file, folder / file.relative_to(found))
+        for name in ("manifest.json", *read_base_manifest(found / "manifest.json").files):
+            _link(found / name, folder / name)
     return read_base_manifest(folder / "manifest.json").digest
 
 
@@ -125,7 +125,7 @@ def _write(family: WordFamily, model: str | Path, key: str, folder: Path) -> Non
         "head_size": head_size,
         "n_vocab": family.embed_tokens.num_embeddings,
         "n_positions": family.n_positions or 0,
-        "position_axes": getattr(family, "position_axes", 1),
+        "position_axes": family.position_axes if isinstance(family, CausalFamily) else 1,
         "start_token": config.decoder_start_token_id if isinstance(family, SeqToSeqFamily) else -1,
         "n_connector_positions": family.n_question_positions if isinstance(family, ReadingEye) else 0,
         "made_from": key,
@@ -143,14 +143,14 @@ def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, model: str | Path, file
 
 def entries(folder: Path, skip: str = "") -> dict[str, dict[str, Any]]:
     """Size and sha256 of every file but the manifest."""
-    entries = {}
+    found = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and name != "manifest.json" and name.split("/")[0] != skip:
             with open(path, "rb") as stream:
                 digest = hashlib.file_digest(stream, "sha256").hexdigest()
-            entries[name] = {"size": path.stat().st_size, "sha256": digest}
-    return entries
+            found[name] = {"size": path.stat().st_size, "sha256": digest}
+    return found
 
 
 def versions() -> dict[str, str]:

@@ -55,11 +55,7 @@ def load(task: str | os.PathLike[str], *, providers: Providers = "auto", verify_
     chosen = choose_providers(providers)
     for needed, entries, place in (
         (("preprocess.onnx", "golden/cases.json"), manifest.files, folder),
-        (
-            base_manifest.needs,
-            base_manifest.files,
-            folder / "base",
-        ),
+        (base_manifest.needs, base_manifest.files, folder / "base"),
     ):
         missing = [name for name in needed if name not in entries]
         if missing:
@@ -121,12 +117,12 @@ class Task:
         question: default: the task's own question, where it has one.
         Raises ImageError, or RequestError for a question that cannot be asked or an option that cannot be.
         """
-        self._check(question, options)  # a bad question fails before the picture is encoded
+        self.question(question), self.generation(options)  # what is bad fails before the picture is encoded
         return self.see(image).ask(question, **options)
 
     def stream(self, image: ImageLike, question: str | None = None, **options: Unpack[Options]) -> Iterator[str]:
         """Answer as `ask` does, in pieces of text as they come; together they are the answer's text."""
-        self._check(question, options)
+        self.question(question), self.generation(options)
         return self.see(image).stream(question, **options)
 
     def ask_many(
@@ -140,11 +136,12 @@ class Task:
         rows = [(image, question) for image, question in requests]
         if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
             raise RequestError(f"batch is {batch!r}; it must be a whole number of at least 1.")
+        generation = self.generation(options)
         for _, question in rows:
-            self._check(question, options)
+            self.base.words.prompt_ids(self.question(question))
         answers: list[Answer] = []
         for start in range(0, len(rows), batch):
-            answers += answer_together(self, rows[start : start + batch], self.generation(options))
+            answers += answer_together(self, rows[start : start + batch], generation)
         return answers
 
     def rank(
@@ -183,10 +180,6 @@ class Task:
     def generation(self, options: Options) -> Generation:
         """Options, checked, with the bundle's own where nothing is given."""
         return Generation.of(options, self.manifest.max_new_tokens)
-
-    def _check(self, question: str | None, options: Options) -> None:
-        self.base.words.prompt_ids(self.question(question))
-        self.generation(options)
 
     def question(self, question: str | None) -> str:
         """The question to ask; raises RequestError for one that cannot be asked."""

@@ -62,17 +62,16 @@ class View:
         self._features = features  # image embeddings, but where a connector makes those with the question
         self._read = ""  # the question that the connector or the encoder has read
         self._seconds = seconds
-        self.cache: Cache = KeyValues(self._base) if self._base.encoder is None else GrowingKeyValues(self._base)
+        self._cache: Cache = KeyValues(self._base) if self._base.encoder is None else GrowingKeyValues(self._base)
         self._lock = threading.Lock()
 
     def ask(self, question: str | None = None, **options: Unpack[Options]) -> Answer:
         """Answer a question about this picture; see `Task.ask`."""
         answering = self._begin(options)
         with self._lock:
-            logits = self.prefill(question)
-            while (token := answering.take(logits[0, -1], self.cache.room())) is not None:
-                logits = self.cache.run(self.embed([token])[None], 1)
-        return self.finish(answering)
+            for _ in self._steps(answering, self._cache, self._prefill(question)):
+                pass
+        return self._finish(answering)
 
     def stream(self, question: str | None = None, **options: Unpack[Options]) -> Iterator[str]:
         """Answer in pieces of text as they come; see `Task.stream`.
@@ -81,18 +80,11 @@ class View:
         """
         answering = self._begin(options)
         with self._lock:
-            logits = self.prefill(question)
-            cache = self.cache.copies(1, answering.generation.max_new_tokens)
-        return self._say(answering, cache, logits)
-
-    def _say(self, answering: Answering, cache: Cache, logits: NDArray[np.float32]) -> Iterator[str]:
-        token: int | None = 0
-        while token is not None:
-            token = answering.take(logits[0, -1], cache.room())
-            if piece := answering.speech.more(answering.tokens, last=token is None):
-                yield piece
-            if token is not None:
-                logits = cache.run(self.embed([token])[None], 1)
+            logits = self._prefill(question)
+            cache = self._cache.copies(1, answering.generation.max_new_tokens)
+        steps = self._steps(answering, cache, logits)
+        pieces = (answering.speech.more(answering.tokens, last=bool(answering.finish)) for _ in steps)
+        return (piece for piece in pieces if piece)
 
     def decode(self, question: str | None, limit: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Yield each new token with its logits (n_vocab,), greedily; the last is an end token or the limit's.
@@ -100,18 +92,22 @@ class View:
         Not locked: the export's parity gate reads it; everybody else calls `ask`.
         """
         answering = self._begin({"max_new_tokens": limit})
-        logits = self.prefill(question)
-        token: int | None = 0
-        while token is not None:
-            token = answering.take(logits[0, -1], self.cache.room())
-            yield answering.tokens[-1], logits[0, -1]
-            if token is not None:
-                logits = self.cache.run(self.embed([token])[None], 1)
+        for logits in self._steps(answering, self._cache, self._prefill(question)):
+            yield answering.tokens[-1], logits
+
+    def _steps(self, answering: Answering, cache: Cache, logits: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
+        """Choose token after token, of the logits (1, 1, n_vocab) behind what the cache holds; yields each one's."""
+        while True:
+            token = answering.take(logits[0, -1], cache.room())
+            yield logits[0, -1]
+            if token is None:
+                return
+            logits = cache.run(self._embed([token])[None], 1)
 
     def _begin(self, options: Options) -> Answering:
         return Answering(self._base, self._task.generation(options), time.perf_counter())
 
-    def finish(self, answering: Answering) -> Answer:
+    def _finish(self, answering: Answering) -> Answer:
         """The answer, whose time includes the picture's where it was not counted yet."""
         text, _ = answering.speech.text(answering.tokens)
         spent = time.perf_counter() - answering.began
@@ -135,14 +131,14 @@ class View:
 
     def _rank(self, question: str | None, labels: Sequence[str]) -> list[Ranked]:
         candidates = [self._base.words.answer_ids(label) for label in labels]
-        first = log_softmax(self.prefill(question)[0, -1])
+        first = log_softmax(self._prefill(question)[0, -1])
         totals = np.array([first[ids[0]] for ids in candidates], np.float64)
         length = max(len(ids) for ids in candidates) - 1
         # onnxruntime continues several sequences by one token a run only, so: all labels, token by token.
-        branches = self.cache.copies(len(labels), length) if length else None
+        branches = self._cache.copies(len(labels), length) if length else None
         for step in range(length):
             fed = [ids[step] if step + 1 < len(ids) else ids[0] for ids in candidates]  # short ones are idle
-            logits = log_softmax(branches.run(self.embed(fed)[:, None], 1)[:, -1])  # type: ignore[union-attr]
+            logits = log_softmax(branches.run(self._embed(fed)[:, None], 1)[:, -1])  # type: ignore[union-attr]
             for row, ids in enumerate(candidates):
                 if step + 1 < len(ids):
                     totals[row] += float(logits[row, ids[step + 1]])
@@ -150,23 +146,23 @@ class View:
         order = np.argsort(-scores, kind="stable")
         return [Ranked(labels[i], float(scores[i])) for i in order]
 
-    def prefill(self, question: str | None) -> NDArray[np.float32]:
+    def _prefill(self, question: str | None) -> NDArray[np.float32]:
         """Run what comes before the answer; returns the logits of its first token (1, 1, n_vocab)."""
         question = self._task.question(question)
         before, after = self._base.words.prompt_ids(question)
         connector = self._base.connector
-        if isinstance(self.cache, GrowingKeyValues):
+        if isinstance(self._cache, GrowingKeyValues):
             if self._read != question:
-                self.cache.read(self._join(before, question, after))
+                self._cache.read(self._join(before, question, after))
                 self._read = question
-            self.cache.rewind()
-            return self.cache.run(self.embed([self._base.manifest.start_token])[None], 1)
+            self._cache.rewind()
+            return self._cache.run(self._embed([self._base.manifest.start_token])[None], 1)
         n_prefix = len(before) + self._base.manifest.n_image_tokens
-        if self.cache.length >= n_prefix and (connector is None or self._read == question):
-            self.cache.rewind(n_prefix)  # to the picture
-            return self.cache.run(self.embed(after)[None], 1)
-        self.cache.rewind()
-        logits = self.cache.run(self._join(before, question, after), 1)
+        if self._cache.length >= n_prefix and (connector is None or self._read == question):
+            self._cache.rewind(n_prefix)  # to the picture
+            return self._cache.run(self._embed(after)[None], 1)
+        self._cache.rewind()
+        logits = self._cache.run(self._join(before, question, after), 1)
         self._read = question
         return logits
 
@@ -174,9 +170,9 @@ class View:
         """What the language model reads, as embeddings (1, n_all, n_text)."""
         connector = self._base.connector
         image = self._features if connector is None else connector.embed(self._features, question)
-        return np.concatenate([self.embed(before), image[0], self.embed(after)])[None]
+        return np.concatenate([self._embed(before), image[0], self._embed(after)])[None]
 
-    def embed(self, ids: Any) -> NDArray[np.float32]:
+    def _embed(self, ids: Any) -> NDArray[np.float32]:
         rows: NDArray[np.float32] = self._base.embeddings[np.asarray(ids, np.int64)].astype(np.float32, copy=False)
         return rows
 
@@ -189,26 +185,34 @@ def answer_together(
     views = _see_together(task, [image for image, _ in requests])
     answerings = [Answering(task.base, generation, began) for _ in requests]
     caches: list[Cache] = []
-    tokens: list[int | None] = []
-    for view, answering, (_, question) in zip(views, answerings, requests, strict=True):
-        tokens.append(answering.take(view.prefill(question)[0, -1], view.cache.room()))
-        caches.append(view.cache.copies(1, generation.max_new_tokens))
-    embed = views[0].embed
-    together = [cache for cache in caches if isinstance(cache, KeyValues)]
-    if together:
-        batch = KeyValues.together(together, generation.max_new_tokens)
-        batch.lengths -= [token is None for token in tokens]
-        while any(token is not None for token in tokens):
-            logits = batch.run(embed([token or 0 for token in tokens])[:, None], 1)
-            for row, token in enumerate(tokens):
-                if token is not None:
-                    tokens[row] = answerings[row].take(logits[row, -1], batch.room(row))
-                batch.lengths[row] -= tokens[row] is None  # an answer that has ended stays where it is
+    first: list[NDArray[np.float32]] = []
+    for view, (_, question) in zip(views, requests, strict=True):
+        first.append(view._prefill(question))
+        caches.append(view._cache.copies(1, 0))  # a view may be asked again before its answer goes on
+    rows = [cache for cache in caches if isinstance(cache, KeyValues)]
+    if rows:
+        _decode_together(views[0], answerings, KeyValues.together(rows, generation.max_new_tokens), first)
     else:
-        for cache, answering, token in zip(caches, answerings, tokens, strict=True):
-            while token is not None:
-                token = answering.take(cache.run(embed([token])[None], 1)[0, -1], cache.room())
-    return [view.finish(answering) for view, answering in zip(views, answerings, strict=True)]
+        for view, answering, cache, logits in zip(views, answerings, caches, first, strict=True):
+            for _ in view._steps(answering, cache, logits):
+                pass
+    return [view._finish(answering) for view, answering in zip(views, answerings, strict=True)]
+
+
+def _decode_together(
+    view: View, answerings: Sequence[Answering], batch: KeyValues, first: Sequence[NDArray[np.float32]]
+) -> None:
+    """`View._steps` for all rows of a batch at once; first: each row's logits (1, 1, n_vocab)."""
+    logits = np.concatenate(first)
+    tokens: list[int | None] = [0] * len(answerings)
+    while True:
+        for row, token in enumerate(tokens):
+            if token is not None:
+                tokens[row] = answerings[row].take(logits[row, -1], batch.room(row))
+            batch.lengths[row] -= tokens[row] is None  # an answer that has ended stays where it is
+        if all(token is None for token in tokens):
+            return
+        logits = batch.run(view._embed([token or 0 for token in tokens])[:, None], 1)
 
 
 def _see_together(task: Task, images: Sequence[ImageLike]) -> list[View]:
