@@ -38,7 +38,7 @@ def test_our_step_and_scorer_need_less_arithmetic(bench):
 
     bench.ours.look(bench.prompt.geometry, range(len(bench.data)))
     bench.ours_new.look(bench.prompt.geometry, [0])
-    reference, ours, new = (count(bench.step(name), bench.indices(0)) for name in STEPS)
+    reference, ours, new = (count(bench.step(name), bench.indices(0)) for name in STEPS[:3])
     assert ours < new < reference
     assert reference >= 2 * ours
     embeddings = bench.embeddings()

@@ -374,8 +374,8 @@ def test_other_ways_to_train_resume_with_the_same_bits_too(config, tmp_path, mon
     assert torch.equal(train(config, tmp_path / "cut", quiet=True).prompt.frame, whole)
 
 
-def test_a_compiled_eye_gives_the_same_prompt(config, zoo, tmp_path, monkeypatch):
-    """The graph is captured as for a GPU, and run by PyTorch itself."""
+def test_compiled_eyes_give_the_same_prompt(config, zoo, tmp_path, monkeypatch):
+    """The graphs are captured as ever, and run by PyTorch itself: no compiler is needed here."""
     captured = []
 
     def backend(graph, inputs):
@@ -386,5 +386,5 @@ def test_a_compiled_eye_gives_the_same_prompt(config, zoo, tmp_path, monkeypatch
     monkeypatch.setattr(torch, "compile", lambda function: real(function, backend=backend))
     plain = train(config, tmp_path / "plain", [families.load(zoo[0])], quiet=True)
     compiled = train(config, tmp_path / "compiled", [families.load(zoo[0])], quiet=True, compile=True)
-    assert captured
+    assert len(captured) >= 2  # the source's and the guide's
     torch.testing.assert_close(compiled.prompt.frame, plain.prompt.frame, atol=1e-4, rtol=0)

@@ -48,6 +48,10 @@ class Guide:
         self.model: nn.Module = self._clip.model.to(device)
         self.scale = self._clip.scale
 
+    def compile(self) -> None:
+        """See `Family.compile`."""
+        self._clip.compile()
+
     def text_features(self, captions: Sequence[str]) -> Float[Tensor, "n n_features"]:
         """Unit text features of 'this is a photo of {caption}', each computed once."""
         return self._clip.text_features([f"this is a photo of {caption}" for caption in captions])

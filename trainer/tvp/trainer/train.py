@@ -71,7 +71,7 @@ def train(
     resume: go on from the folder's checkpoint, or else start anew; a checkpoint of another
         configuration, of other weights or of other data is an error.
     quiet: no progress bar (default: none where the output is not a terminal).
-    compile: run the eyes through `torch.compile`, which pays off on long runs on a GPU.
+    compile: run the models' eyes and the guide's through `torch.compile`, which pays off on long runs.
     offload: keep source models on the CPU but for the one whose turn it is, where memory is short.
     skip_bad: leave bad rows out, with a warning that lists them, instead of refusing the data.
     download: let torchvision fetch the task's data set, where it can.
@@ -109,7 +109,9 @@ def train(
     progress = load_checkpoint(folder, identity, home) or Progress(values=frame.values)
     if compile:
         for source in sources:
-            source.encode = torch.compile(source.encode)  # type: ignore[method-assign]
+            source.compile()
+        if guide:
+            guide.compile()
     # Clean features are worth remembering, in groups, only where pictures come round again.
     budget = CLEAN_BUDGET if n_steps > n_batches else 0
     objective = Objective(config, train_data, sources, guide, geometry, offload, budget)

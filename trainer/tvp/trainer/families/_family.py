@@ -50,6 +50,10 @@ class Family:
         """Return what the eye sees, before any question."""
         raise NotImplementedError
 
+    def compile(self) -> None:
+        """Run `encode` through `torch.compile` from now on: same values, to rounding, after a slow first call."""
+        self.encode = torch.compile(self.encode)  # type: ignore[method-assign]
+
     def connect(
         self, features: Float[Tensor, "n ... n_features"], questions: Sequence[str] | None = None
     ) -> Float[Tensor, "n n_image n_text"]:
