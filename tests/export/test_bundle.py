@@ -60,7 +60,8 @@ def test_the_reference_operator_is_causal_attention():
     def run(start, stop, past):
         lengths = torch.full((2,), stop - 1, dtype=torch.int32)
         parts = [t[:, start:stop] for t in (q, k, v)]
-        return group_query_attention(*parts, *past, lengths, torch.tensor(stop, dtype=torch.int32), 4, 2, 8**-0.5)
+        total = torch.tensor(stop, dtype=torch.int32)
+        return group_query_attention(*parts, *past, lengths, total, None, None, 4, 2, 8**-0.5)
 
     whole, *_ = run(0, 6, (empty, empty))
     split = [t.view(2, 6, -1, 8).transpose(1, 2) for t in (q, k, v)]

@@ -1,23 +1,29 @@
-"""Attention of an exported decoder: onnxruntime's GroupQueryAttention, through transformers' own door.
+"""Attention of exported models: onnxruntime's fused operators, through transformers' own door.
 
-transformers lets an attention implementation be registered by name. The one here calls a torch
-operator whose ONNX symbol is `com.microsoft::GroupQueryAttention`, so that Optimum's export writes
-the fused operator: keys and values live in one buffer that is written in place.
+transformers lets an attention implementation be registered by name. Those here call torch operators whose ONNX
+symbols are `com.microsoft::GroupQueryAttention` for decoders, whose keys and values live in one buffer that is
+written in place, and `com.microsoft::MultiHeadAttention` for eyes; so Optimum's export writes the fused operators.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, DynamicCache
-from transformers.masking_utils import AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 NAME = "tvp_group_query_attention"
+EYE_NAME = "tvp_multi_head_attention"
+# Kinds of rotary embeddings whose angles depend on a token's place alone, not on how long the text is.
+FIXED_ANGLES = ("default", "linear", "llama3")
 
 
 @torch.library.custom_op("tvp::group_query_attention", mutates_args=())
@@ -29,6 +35,8 @@ def group_query_attention(
     past_value: Tensor,
     seqlens_k: Tensor,
     total_sequence_length: Tensor,
+    cos_cache: Tensor | None,
+    sin_cache: Tensor | None,
     num_heads: int,
     kv_num_heads: int,
     scale: float,
@@ -36,13 +44,18 @@ def group_query_attention(
     """What onnxruntime's operator computes, in PyTorch: the reference, and what tracing runs.
 
     query (n, n_new, num_heads * head), key and value (n, n_new, kv_num_heads * head); past (n,
-    kv_num_heads, capacity, head); seqlens_k (n,) is the total length minus one.
+    kv_num_heads, capacity, head); seqlens_k (n,) is the total length minus one; cos_cache and sin_cache
+    (n_positions, head / 2) turn queries and keys by their places, where they are given.
     """
     n, n_new, _ = query.shape
     total = int(total_sequence_length)
     head = past_key.shape[-1]
     start = total - n_new
     split = [t.view(n, n_new, -1, head).transpose(1, 2) for t in (query, key, value)]
+    if cos_cache is not None and sin_cache is not None:
+        cos, sin = cos_cache[start:total], sin_cache[start:total]
+        for i, (a, b) in enumerate(t.chunk(2, -1) for t in split[:2]):
+            split[i] = torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
     present_key, present_value = past_key.clone(), past_value.clone()
     present_key[:, :, start:total], present_value[:, :, start:total] = split[1], split[2]
     rows, columns = torch.arange(start, total)[:, None], torch.arange(total)[None, :]
@@ -72,6 +85,8 @@ def _symbol(
     past_value: Any,
     seqlens_k: Any,
     total_sequence_length: Any,
+    cos_cache: Any,
+    sin_cache: Any,
     num_heads: Any,
     kv_num_heads: Any,
     scale: Any,
@@ -79,6 +94,7 @@ def _symbol(
     from torch.onnx import symbolic_helper
 
     constant: Any = symbolic_helper._get_const
+    turned = not symbolic_helper._is_none(cos_cache)
     outputs = g.op(
         "com.microsoft::GroupQueryAttention",
         query,
@@ -88,9 +104,11 @@ def _symbol(
         past_value,
         seqlens_k,
         total_sequence_length,
+        *((cos_cache, sin_cache) if turned else ()),
         num_heads_i=constant(num_heads, "i", "num_heads"),
         kv_num_heads_i=constant(kv_num_heads, "i", "kv_num_heads"),
         scale_f=constant(scale, "f", "scale"),
+        do_rotary_i=int(turned),
         outputs=3,
     )
     for output, like in zip(outputs, (query, past_key, past_value), strict=True):
@@ -98,12 +116,53 @@ def _symbol(
     return outputs
 
 
-class NewKeyValues(DynamicCache):  # type: ignore[misc]
-    """A cache that hands a layer its new keys and values only, and keeps what the operator returns."""
+@torch.library.custom_op("tvp::multi_head_attention", mutates_args=())
+def multi_head_attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int, scale: float) -> Tensor:
+    """Every token of (n, n_tokens, num_heads * head) attends to every one: onnxruntime's operator, in PyTorch."""
+    n, n_tokens, _ = query.shape
+    split = [t.view(n, t.shape[1], num_heads, -1).transpose(1, 2) for t in (query, key, value)]
+    attended = F.scaled_dot_product_attention(split[0], split[1], split[2], scale=scale)
+    return attended.transpose(1, 2).reshape(n, n_tokens, -1)
 
-    def __init__(self, past: list[tuple[Tensor, Tensor]], seqlens_k: Tensor, total: Tensor) -> None:
+
+@multi_head_attention.register_fake
+def _(query: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(query)
+
+
+def _eye_symbol(g: Any, query: Any, key: Any, value: Any, num_heads: Any, scale: Any) -> Any:
+    from torch.onnx import symbolic_helper
+
+    constant: Any = symbolic_helper._get_const
+    output = g.op(
+        "com.microsoft::MultiHeadAttention",
+        query,
+        key,
+        value,
+        num_heads_i=constant(num_heads, "i", "num_heads"),
+        scale_f=constant(scale, "f", "scale"),
+    )
+    output.setType(query.type())
+    return output
+
+
+class NewKeyValues(DynamicCache):  # type: ignore[misc]
+    """A cache that hands a layer its new keys and values only, and keeps what the operator returns.
+
+    angles: cosines and sines (n_positions, head / 2) by which the operator turns queries and keys; None where the
+        model does so itself.
+    """
+
+    def __init__(
+        self,
+        past: list[tuple[Tensor, Tensor]],
+        seqlens_k: Tensor,
+        total: Tensor,
+        angles: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
         super().__init__()
         self.past, self.seqlens_k, self.total = past, seqlens_k, total
+        self.angles = angles or (None, None)
         self.present: list[tuple[Tensor, Tensor] | None] = [None] * len(past)
 
     def update(
@@ -135,24 +194,94 @@ def _attend(
     # (n, heads, n_new, head) -> (n, n_new, heads * head)
     flat = [t.transpose(1, 2).reshape(n, n_new, -1) for t in (query, key, value)]
     attended, *present = group_query_attention(
-        *flat, *cache.past[layer], cache.seqlens_k, cache.total, num_heads, key.shape[1], float(scaling)
+        *flat, *cache.past[layer], cache.seqlens_k, cache.total, *cache.angles, num_heads, key.shape[1], float(scaling)
     )
     cache.present[layer] = (present[0], present[1])
     return attended.view(n, n_new, num_heads, -1), None
 
 
+def _look(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **more: Any,
+) -> tuple[Tensor, None]:
+    n, num_heads, n_tokens, head = query.shape
+    if attention_mask is not None or getattr(module, "is_causal", False) or key.shape != query.shape:
+        return sdpa_attention_forward(  # type: ignore[no-any-return]
+            module, query, key, value, attention_mask, scaling=scaling, **more
+        )
+    # (n, heads, n_tokens, head) -> (n, n_tokens, heads * head)
+    flat = [t.transpose(1, 2).reshape(n, n_tokens, -1) for t in (query, key, value)]
+    attended = multi_head_attention(*flat, num_heads, float(head**-0.5 if scaling is None else scaling))
+    return attended.view(n, n_tokens, num_heads, -1), None
+
+
+def angles_of(decoder: nn.Module, n_positions: int | None) -> tuple[Tensor, Tensor] | None:
+    """Cosines and sines (n_positions, head / 2) of a decoder whose tokens are turned by their places, Llama's way;
+    None for others."""
+    rotary = getattr(decoder, "rotary_emb", None)
+    if rotary is None or not n_positions or _turn_of(decoder) is None or rotary.rope_type not in FIXED_ANGLES:
+        return None
+    with torch.no_grad():
+        found = rotary(torch.zeros(1, 1, 1), torch.arange(n_positions)[None])
+    cos, sin = (angles[0, :, : angles.shape[-1] // 2].contiguous() for angles in found)
+    if not torch.equal(torch.cat([cos, cos], -1), found[0][0]):
+        return None
+    return cos, sin
+
+
+def _turn_of(decoder: nn.Module) -> Any:
+    """The module of transformers whose `apply_rotary_pos_emb` this decoder's attention calls."""
+    for layer in decoder.modules():
+        if hasattr(layer, "layer_idx") and hasattr(layer, "q_proj"):
+            module = sys.modules[type(layer).__module__]
+            return module if hasattr(module, "apply_rotary_pos_emb") else None
+    return None
+
+
 @contextmanager
-def fused_attention(decoder: nn.Module) -> Iterator[None]:
-    """Let a decoder run with the fused operator; its own attention comes back at the end."""
+def fused_attention(decoder: nn.Module, turned: bool = False) -> Iterator[None]:
+    """Let a decoder run with the fused operator; its own attention comes back at the end.
+
+    turned: the operator turns queries and keys by their places, and the model does not.
+    """
     AttentionInterface.register(NAME, _attend)
     AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
     torch.onnx.register_custom_op_symbolic(  # type: ignore[attr-defined]
         "tvp::group_query_attention", _symbol, 18
     )
-    configs: list[Any] = list({id(m.config): m.config for m in decoder.modules() if hasattr(m, "config")}.values())
+    with _attention(decoder, NAME):
+        if turned:
+            with mock.patch.object(
+                _turn_of(decoder), "apply_rotary_pos_emb", lambda query, key, *_, **__: (query, key)
+            ):
+                yield
+        else:
+            yield
+
+
+@contextmanager
+def fused_eye(eye: nn.Module) -> Iterator[None]:
+    """Let an eye run with the fused operator wherever a layer lets all tokens see all."""
+    AttentionInterface.register(EYE_NAME, _look)
+    AttentionMaskInterface.register(EYE_NAME, sdpa_mask)
+    torch.onnx.register_custom_op_symbolic(  # type: ignore[attr-defined]
+        "tvp::multi_head_attention", _eye_symbol, 18
+    )
+    with _attention(eye, EYE_NAME):
+        yield
+
+
+@contextmanager
+def _attention(model: nn.Module, name: str) -> Iterator[None]:
+    configs: list[Any] = list({id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values())
     before = [(config, config._attn_implementation) for config in configs]
     for config in configs:
-        config._attn_implementation = NAME
+        config._attn_implementation = name
     try:
         yield
     finally:

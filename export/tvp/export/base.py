@@ -23,22 +23,29 @@ from tvp.trainer.families._seq2seq import SeqToSeqFamily
 from tvp.trainer.families.instructblip import ReadingEye
 
 from . import graphs, seq2seq
+from .precision import lower
 
 log = logging.getLogger("tvp.export")
 
-PRECISION = "fp32"
 
-
-def put_base(family: WordFamily, model: str | Path, folder: Path, places: Sequence[Path]) -> str:
+def put_base(
+    family: WordFamily,
+    model: str | Path,
+    folder: Path,
+    places: Sequence[Path],
+    precision: str = "fp32",
+    fused: bool = True,
+) -> str:
     """Put the base of a model to `folder`, which must not exist; returns its digest.
 
+    fused: see `graphs.export_eye`.
     places: folders of bundles, one of which may have a base of the same model; it is then linked, or copied where
         the disk is another.
     """
-    key = made_from(family)
-    found = _find(key, places)
+    key = made_from(family, precision, fused)
+    found = find_base(key, places)
     if found is None:
-        _write(family, model, key, folder)
+        _write(family, model, key, folder, precision, fused)
     else:
         log.info("the model has been exported before: sharing %s", found)
         for name in ("manifest.json", *read_base_manifest(found / "manifest.json").files):
@@ -46,7 +53,7 @@ def put_base(family: WordFamily, model: str | Path, folder: Path, places: Sequen
     return read_base_manifest(folder / "manifest.json").digest
 
 
-def made_from(family: WordFamily) -> str:
+def made_from(family: WordFamily, precision: str = "fp32", fused: bool = True) -> str:
     """A sha256 of all that a base is made from: weights, configuration, layout, tokenizers, and the versions that
     make it."""
     total = hashlib.sha256()
@@ -61,13 +68,15 @@ def made_from(family: WordFamily) -> str:
         repr(family.pixel_format),
         *(tokenizer.backend_tokenizer.to_str() for tokenizer in tokenizers if hasattr(tokenizer, "backend_tokenizer")),
         json.dumps(versions()),
-        PRECISION,
+        precision,
+        repr(fused),
     ]
     total.update("\0".join(about).encode())
     return total.hexdigest()
 
 
-def _find(key: str, places: Sequence[Path]) -> Path | None:
+def find_base(key: str, places: Sequence[Path]) -> Path | None:
+    """The intact base in a bundle under `places` that was made from the same (see `made_from`), if there is one."""
     for place in places:
         for file in sorted(place.glob("*/base/manifest.json")):
             try:
@@ -88,9 +97,9 @@ def _link(file: Path, to: Path) -> None:
         shutil.copyfile(file, to)
 
 
-def _write(family: WordFamily, model: str | Path, key: str, folder: Path) -> None:
+def _write(family: WordFamily, model: str | Path, key: str, folder: Path, precision: str, fused: bool) -> None:
     folder.mkdir()
-    graphs.export_eye(family, folder / "vision_encoder.onnx")
+    graphs.export_eye(family, folder / "vision_encoder.onnx", fused)
     if isinstance(family, SeqToSeqFamily):
         seq2seq.export_encoder(family, folder / "encoder_model.onnx")
         seq2seq.export_decoder(family, folder / "decoder_model_merged.onnx")
@@ -102,6 +111,7 @@ def _write(family: WordFamily, model: str | Path, key: str, folder: Path) -> Non
     if isinstance(family, ReadingEye):
         graphs.export_connector(family, folder / "connector.onnx")
         _write_tokenizer(family.qformer_tokenizer, model, folder / "connector_tokenizer.json")
+    lower(folder, precision)
     config = family.text_config
     n_kv_heads, head_size = graphs.cache_shape(family)
     with torch.no_grad():
@@ -110,7 +120,7 @@ def _write(family: WordFamily, model: str | Path, key: str, folder: Path) -> Non
     layout = family.layout
     content = {
         "family": family.name,
-        "precision": PRECISION,
+        "precision": precision,
         "layout": {
             "prompt": layout.prompt,
             "answer": layout.answer,

@@ -7,14 +7,12 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -32,11 +30,16 @@ from tvp.trainer.tasks import Task
 
 from . import parity
 from .base import entries, put_base, versions
+from .fuse import merge
+from .precision import PRECISIONS
 from .preprocess import preprocess_graph
 
 log = logging.getLogger("tvp.export")
 
 N_GOLDEN = 4  # pictures that travel with a bundle
+DEVICES = ("cpu", "cuda", "tensorrt")
+MAX_LOSS = 0.1  # of answers, below fp32
+IMAGE_ENCODER = "image_encoder.onnx"
 
 
 def export(
@@ -51,6 +54,10 @@ def export(
     n_cases: int = 16,
     force: bool = False,
     reuse: bool = True,
+    precision: str = "fp32",
+    device: str = "cpu",
+    max_loss: float = MAX_LOSS,
+    single_file: bool = False,
 ) -> parity.Parity:
     """Write a bundle to the folder `output` and return its parity report.
 
@@ -62,18 +69,18 @@ def export(
     force: replace what is at `output`.
     reuse: take the base of another bundle beside `output` or under $TVP_HOME/tasks, where one has been made of the
         same model by the same versions, instead of exporting the model again; the files are shared by hard links.
+    precision: fp32 answers exactly as PyTorch; fp16, int8 and int4 may differ, see `tvp.export.precision.lower`.
+    device: where the bundle is meant to run: `cpu`, `cuda`, or `tensorrt`, whose eye is of standard operators only.
+    max_loss: share of the cases whose answers may differ from PyTorch's, below fp32.
+    single_file: also write IMAGE_ENCODER, the preprocessing and the vision encoder as one graph.
     Raises CheckError, and writes nothing, where the bundle does not answer as PyTorch does.
     """
     output = Path(output)
-    if n_cases < 1:
-        raise RequestError(f"n_cases is {n_cases}; the parity gate needs at least 1.")
-    _refuse_to_overwrite(output, force)
+    _refuse_what_cannot_be(n_cases, precision, device, max_loss)
+    refuse_to_overwrite(output, force)
     if prompt is not None and not isinstance(prompt, Prompt):
         prompt = Prompt.load(prompt)
-    if family is None:
-        family = families.load(model)
-    if not family.exports or not isinstance(family, WordFamily):
-        raise ModelError(f"A {family.name} model cannot be exported yet; it can be trained on and evaluated.")
+    family = exportable(family or families.load(model))
     if prompt is not None:
         geometry = prompt.geometry
     elif geometry is None:
@@ -86,21 +93,27 @@ def export(
     # Built beside its place, so that the last step is one rename on the same disk.
     work = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
     try:
-        base_digest = put_base(family, model, work / "base", [output.parent, home() / "tasks"] if reuse else [])
+        places = [output.parent, home() / "tasks"] if reuse else []
+        base_digest = put_base(family, model, work / "base", places, precision, device != "tensorrt")
         onnx.save(preprocess_graph(geometry, family.pixel_format, prompt), work / "preprocess.onnx")
         if prompt is not None:
             prompt.save(work / "prompt.safetensors")
+        if single_file:
+            merge(work / "preprocess.onnx", work / "base" / "vision_encoder.onnx", work / IMAGE_ENCODER)
         _write_golden(work, [])
         provenance = _provenance(family, model, prompt)
         _seal_task(work, task, base_digest, {}, provenance)
         with sdk.load(work, providers="cpu") as loaded:
-            report = parity.measure(loaded, family, geometry, prompt, cases)
-            report.check(task.name)
-            _write_golden(work, _golden_cases(loaded, family, cases[:N_GOLDEN]))
-        _seal_task(work, task, base_digest, report.facts(), provenance)
+            # Below fp32 a share of the cases is what is checked, and four would be few.
+            n_golden = N_GOLDEN if precision == "fp32" else len(cases)
+            report = parity.measure(loaded, family, geometry, prompt, cases, n_golden=n_golden)
+            report.check(task.name, precision, max_loss)
+            _write_golden(work, report.golden)
+        allowed = {} if precision == "fp32" else {"max_loss": max_loss}
+        _seal_task(work, task, base_digest, report.facts() | allowed, provenance)
         with sdk.load(work, providers="cpu") as loaded:
             loaded.check()
-        _refuse_to_overwrite(output, force)
+        refuse_to_overwrite(output, force)
         os.chmod(work, 0o755)  # mkdtemp makes folders that only their owner reads
         _put(work, output)
     finally:
@@ -109,7 +122,26 @@ def export(
     return report
 
 
-def _refuse_to_overwrite(output: Path, force: bool) -> None:
+def exportable(family: Family) -> WordFamily:
+    """The family, if there is an export of it; raises ModelError."""
+    if not family.exports or not isinstance(family, WordFamily):
+        raise ModelError(f"A {family.name} model cannot be exported yet; it can be trained on and evaluated.")
+    return family
+
+
+def _refuse_what_cannot_be(n_cases: int, precision: str, device: str, max_loss: float) -> None:
+    if n_cases < 1:
+        raise RequestError(f"n_cases is {n_cases}; the parity gate needs at least 1.")
+    if precision not in PRECISIONS:
+        raise RequestError(f"The precision {precision!r} is not known; there are {', '.join(PRECISIONS)}.")
+    if device not in DEVICES:
+        raise RequestError(f"The device {device!r} is not known; there are {', '.join(DEVICES)}.")
+    if not 0 <= max_loss <= 1:
+        raise RequestError(f"max_loss is {max_loss}; it is a share of answers, from 0 to 1.")
+
+
+def refuse_to_overwrite(output: Path, force: bool) -> None:
+    """Raise BundleError for what an export must not replace."""
     if output.is_symlink():
         raise BundleError(f"{output} is a symbolic link; name the folder itself.")
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
@@ -128,30 +160,6 @@ def _put(work: Path, output: Path) -> None:
         os.rename(output, old)
     os.rename(work, output)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _golden_cases(
-    task: sdk.Task, family: WordFamily, cases: Sequence[tuple[NDArray[np.uint8], str]]
-) -> list[tuple[NDArray[np.uint8], dict[str, Any]]]:
-    """PyTorch's answers to a few cases, from the pixel values that the bundle makes."""
-    golden = []
-    for number, (picture, question) in enumerate(cases):
-        embeddings = family.see(torch.from_numpy(task.pixel_values(picture)), [question])
-        tokens, logits = family.generate_tokens(embeddings, [question], 8)
-        chosen = logits[0].log_softmax(-1)[range(len(tokens[0])), tokens[0]]
-        golden.append(
-            (
-                picture,
-                {
-                    "picture": f"{number}.png",
-                    "question": question,
-                    "tokens": tokens[0],
-                    "text": family.text(tokens[0]),
-                    "log_probabilities": [float(f"{value:.7g}") for value in chosen.tolist()],
-                },
-            )
-        )
-    return golden
 
 
 def _write_golden(work: Path, cases: list[tuple[NDArray[np.uint8], dict[str, Any]]]) -> None:

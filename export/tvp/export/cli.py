@@ -8,7 +8,10 @@ import click
 
 from tvp.trainer import tasks
 
+from .bundle import DEVICES, IMAGE_ENCODER, MAX_LOSS
 from .bundle import export as run_export
+from .plan import plan
+from .precision import PRECISIONS
 
 
 @click.command()
@@ -21,6 +24,23 @@ from .bundle import export as run_export
     "--cases", default=16, show_default=True, type=click.IntRange(1), help="Cases that the parity gate compares."
 )
 @click.option("--reuse/--no-reuse", default=True, help="Share the base of another bundle of the same model.")
+@click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True)
+@click.option(
+    "--device",
+    type=click.Choice(DEVICES),
+    default="cpu",
+    show_default=True,
+    help="Where it is meant to run; TensorRT needs an eye of standard operators.",
+)
+@click.option(
+    "--max-loss",
+    default=MAX_LOSS,
+    show_default=True,
+    type=click.FloatRange(0, 1),
+    help="Share of the answers that may differ from PyTorch's, below fp32.",
+)
+@click.option("--single-file", is_flag=True, help=f"Also write {IMAGE_ENCODER}: preprocessing and eye in one graph.")
+@click.option("--dry-run", is_flag=True, help="Say what would be written and how large, and write nothing.")
 @click.option("--force", is_flag=True, help="Replace the bundle at OUTPUT.")
 def export(
     model: str,
@@ -30,6 +50,11 @@ def export(
     data: str | None,
     cases: int,
     reuse: bool,
+    precision: str,
+    device: str,
+    max_loss: float,
+    single_file: bool,
+    dry_run: bool,
     force: bool,
 ) -> None:
     """Turn a frozen model and a prompt into a bundle that the sdk runs without PyTorch.
@@ -37,8 +62,31 @@ def export(
     The bundle is compared with the PyTorch model first; where they differ, nothing is written.
     """
     task = tasks.get(task_name)
+    if dry_run:
+        rows = plan(model, task, output, prompt=prompt, precision=precision, device=device, reuse=reuse, force=force)
+        for name, size, note in rows:
+            click.echo(f"{size / 2**20:>10.1f} MiB  {name}{note and f'  ({note})'}")
+        click.echo(
+            f"{sum(size for _, size, _ in rows) / 2**20:>10.1f} MiB  in all, under {output}; nothing was written"
+        )
+        return
     source = tasks.open_data(data, task, "test", cases, seed=7) if data else None
-    report = run_export(model, task, output, prompt=prompt, data=source, n_cases=cases, force=force, reuse=reuse)
+    report = run_export(
+        model,
+        task,
+        output,
+        prompt=prompt,
+        data=source,
+        n_cases=cases,
+        force=force,
+        reuse=reuse,
+        precision=precision,
+        device=device,
+        max_loss=max_loss,
+        single_file=single_file,
+    )
+    if precision != "fp32":
+        click.echo(f"{precision}: {report.loss:.1%} of the answers are not PyTorch's (allowed {max_loss:.1%})")
     click.echo(
         f"parity: {report.tokens_equal} of {report.n_cases} answers equal, logits within {report.logits:.1e}, "
         f"{report.pixels_within_a_level:.2%} of pixel values within one level"

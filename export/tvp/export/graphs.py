@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from tvp.trainer.families._causal import CausalFamily
 from tvp.trainer.families._family import WordFamily
 from tvp.trainer.families.instructblip import ReadingEye
 
-from .attention import NewKeyValues, current_cache, fused_attention
+from .attention import NewKeyValues, angles_of, current_cache, fused_attention, fused_eye
+from .fuse import fuse_attention, fuse_gelu, rewrite
 
 OPSET = 18
 N_DUMMY = 5  # tokens in the sequence that is traced; the axis is dynamic
@@ -62,6 +63,11 @@ class Decoder(nn.Module):
         super().__init__()
         self.decoder, self.head = family.decoder, family.head
         self.config = family.model.config
+        angles = angles_of(family.decoder, family.n_positions) if family.position_axes == 1 else None
+        self.turned = angles is not None
+        cos, sin = angles or (None, None)
+        self.register_buffer("cos_cache", cos)
+        self.register_buffer("sin_cache", sin)
 
     def forward(
         self,
@@ -72,7 +78,8 @@ class Decoder(nn.Module):
         num_logits_to_keep: Tensor,
         past_key_values: list[tuple[Tensor, Tensor]],
     ) -> tuple[Tensor, ...]:
-        cache = NewKeyValues(past_key_values, seqlens_k, total_sequence_length)
+        angles: Any = (self.cos_cache, self.sin_cache) if self.turned else None
+        cache = NewKeyValues(past_key_values, seqlens_k, total_sequence_length, angles)
         with current_cache(cache):
             hidden = self.decoder(
                 inputs_embeds=inputs_embeds, position_ids=position_ids, past_key_values=cache, use_cache=True
@@ -189,11 +196,16 @@ class DecoderConfig(OnnxConfig):  # type: ignore[misc]
         return [f"{prefix}.{i}.{kind}" for i in range(self._n_layers) for kind in ("key", "value")]
 
 
-def export_eye(family: WordFamily, file: Path) -> None:
-    """Write the vision encoder as a graph, with the connector where it does not read the question."""
+def export_eye(family: WordFamily, file: Path, fused: bool = True) -> None:
+    """Write the vision encoder as a graph, with the connector where it does not read the question.
+
+    fused: with onnxruntime's own operators, which TensorRT has not.
+    """
     output = "image_features" if family.reads_question else "image_embeds"
     config = EyeConfig(family.model.config, family.pixel_format.size, family.eye_batches, output)
-    write(Eye(family), config, file)
+    with fused_eye(family.model) if fused else nullcontext():
+        write(Eye(family), config, file)
+    rewrite(file, fuse_gelu) if fused else None
 
 
 def export_connector(family: ReadingEye, file: Path) -> None:
@@ -216,8 +228,10 @@ def export_decoder(family: CausalFamily, file: Path) -> None:
         family.embed_tokens.embedding_dim,  # type: ignore[arg-type]
         family.position_axes,
     )
-    with fused_attention(family.decoder):
-        write(Decoder(family), onnx_config, file)
+    decoder = Decoder(family)
+    with fused_attention(family.decoder, decoder.turned):
+        write(decoder, onnx_config, file)
+    rewrite(file, fuse_attention)
 
 
 def export_embeddings(family: WordFamily, file: Path) -> None:

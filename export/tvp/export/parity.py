@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -35,15 +35,28 @@ class Parity:
     pixels: float = 0.0
     pixels_within_a_level: float = 1.0
     differences: list[str] = field(default_factory=list)
+    golden: list[tuple[NDArray[np.uint8], dict[str, Any]]] = field(default_factory=list)
+
+    @property
+    def loss(self) -> float:
+        """Share of the cases whose answer is not PyTorch's: the most accuracy that can be lost on them."""
+        return 1 - self.tokens_equal / max(1, self.n_cases)
 
     def facts(self) -> dict[str, Any]:
-        facts = asdict(self)
-        del facts["differences"]
-        return facts
+        kept = ("n_cases", "tokens_equal", "end_to_end_equal", "logits", "pixels", "pixels_within_a_level")
+        return {name: getattr(self, name) for name in kept}
 
-    def check(self, name: str) -> None:
-        """Raise CheckError with every difference, if there is one."""
-        if self.differences:
+    def check(self, name: str, precision: str = "fp32", max_loss: float = 0.0) -> None:
+        """Raise CheckError with every difference, if there is one; below fp32, if the loss is over `max_loss`."""
+        if precision != "fp32":
+            if self.loss > max_loss:
+                raise CheckError(
+                    f"The exported {name!r} in {precision} gives another answer than PyTorch in "
+                    f"{self.n_cases - self.tokens_equal} of {self.n_cases} cases ({self.loss:.1%}), and --max-loss "
+                    f"allows {max_loss:.1%}. Nothing was written. Take a higher precision, or allow more.",
+                    self.differences,
+                )
+        elif self.differences:
             raise CheckError(
                 f"The exported {name!r} is not equal to the PyTorch model: {len(self.differences)} differences in "
                 f"{self.n_cases} cases (logits differ by up to {self.logits:.1e}, allowed {LOGITS_TOLERANCE:.0e}). "
@@ -60,8 +73,12 @@ def measure(
     prompt: Prompt | None,
     cases: Iterable[tuple[NDArray[np.uint8], str]],
     max_new_tokens: int = 8,
+    n_golden: int = 0,
 ) -> Parity:
-    """Ask both sides every (picture, question) and compare pixel values, tokens and logits."""
+    """Ask both sides every (picture, question) and compare pixel values, tokens and logits.
+
+    n_golden: of so many cases PyTorch's answers are kept, as golden cases of the bundle.
+    """
     report = Parity()
     within, n_values = 0, 0
     std = np.reshape(family.pixel_format.std, (1, 3, 1, 1)) * 255  # normalised units -> levels
@@ -78,7 +95,19 @@ def measure(
         tokens, logits = family.generate_tokens(
             family.see(torch.from_numpy(given), [question]), [question], max_new_tokens
         )
-        own, _ = family.generate_tokens(family.see(expected, [question]), [question], max_new_tokens)
+        own = tokens
+        if gap.any():  # else the same answer to the same pixel values
+            own, _ = family.generate_tokens(family.see(expected, [question]), [question], max_new_tokens)
+        if len(report.golden) < n_golden:
+            chosen = logits[0].log_softmax(-1)[range(len(tokens[0])), tokens[0]]
+            case = {
+                "picture": f"{len(report.golden)}.png",
+                "question": question,
+                "tokens": tokens[0],
+                "text": family.text(tokens[0]),
+                "log_probabilities": [float(f"{value:.7g}") for value in chosen.tolist()],
+            }
+            report.golden.append((picture, case))
         mine = [token for token, _ in decoded]
         report.end_to_end_equal += mine == own[0]
         n_same = next((i for i, (a, b) in enumerate(zip(mine, tokens[0], strict=False)) if a != b), len(mine))

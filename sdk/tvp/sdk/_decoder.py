@@ -52,11 +52,12 @@ class KeyValues:
         binding = self._base.decoder.io_binding()
         inputs = {
             "inputs_embeds": np.ascontiguousarray(embeddings, np.float32),
-            "position_ids": positions_of(self._base, self.lengths[:, None] + np.arange(n_new)),
             "seqlens_k": (totals - 1).astype(np.int32),
             "total_sequence_length": np.array(totals.max(), np.int32),
             "num_logits_to_keep": np.array(n_logits, np.int64),
         }
+        if self._base.feeds_positions:
+            inputs["position_ids"] = positions_of(self._base, self.lengths[:, None] + np.arange(n_new))
         kept = {name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in inputs.items()}
         for name, value in kept.items():
             binding.bind_ortvalue_input(name, value)
@@ -107,7 +108,7 @@ class KeyValues:
         ort = onnxruntime()
         old, self._tensors = self._tensors, []
         for i in range(2 * manifest.n_layers):
-            array = np.zeros(shape, np.float32)
+            array = np.zeros(shape, self._base.cache_type)
             if old:
                 array[:, :, : self.length] = old[i].numpy()[:, :, : self.length]
             self._tensors.append(ort.OrtValue.ortvalue_from_numpy(array))
@@ -119,8 +120,8 @@ class GrowingKeyValues:
 
     def __init__(self, base: Base) -> None:
         self._base = base
-        self._cross: dict[str, NDArray[np.float32]] = {}
-        self._past: dict[str, NDArray[np.float32]] = {}
+        self._cross: dict[str, NDArray[Any]] = {}
+        self._past: dict[str, NDArray[Any]] = {}
 
     def read(self, embeddings: NDArray[np.float32]) -> None:
         """Run the encoder over embeddings (1, n_read, n_text), and begin a new answer."""
@@ -136,7 +137,7 @@ class GrowingKeyValues:
     def rewind(self, length: int = 0) -> None:
         """Forget the answer, and keep what was read."""
         manifest = self._base.manifest
-        empty = np.zeros((1, manifest.n_kv_heads, 0, manifest.head_size), np.float32)
+        empty = np.zeros((1, manifest.n_kv_heads, 0, manifest.head_size), self._base.cache_type)
         self._past = {name.replace("cross", "past"): empty for name in self._cross}
 
     def run(self, embeddings: NDArray[np.float32], n_logits: int) -> NDArray[np.float32]:

@@ -157,6 +157,12 @@ class Base:
     connector: Connector | None = None
     encoder: Any = None
 
+    def __post_init__(self) -> None:
+        inputs = {value.name: value.type for value in self.decoder.get_inputs()}
+        self.feeds_positions = "position_ids" in inputs  # a decoder that counts places by itself has none
+        half = any(kind == "tensor(float16)" for name, kind in inputs.items() if name.startswith("past_key_values"))
+        self.cache_type: type[np.floating[Any]] = np.float16 if half else np.float32
+
 
 _loaded: weakref.WeakValueDictionary[tuple[str, str], Base] = weakref.WeakValueDictionary()
 

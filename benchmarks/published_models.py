@@ -1,0 +1,85 @@
+"""Two models in published shapes, with random weights, for measuring the sdk at real sizes offline.
+
+SmolVLM-256M (SigLIP-B/16 eye at 512 px, Llama of 30 layers) and a LLaVA with a CLIP-B/16 eye at 224 px and the decoder
+of Qwen2-0.5B. Their tokenizers know bytes and special tokens, under ids as large as the published ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers as hf
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+CLIP = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
+
+
+def tokenizer(special: dict[str, int], n_vocab: int) -> hf.PreTrainedTokenizerFast:
+    """Byte-level; special: token -> id; every other id up to n_vocab is taken by a name that no text has."""
+    vocabulary = {f"unused {i}": i for i in range(n_vocab)}
+    names = dict(enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()), 1000)) | {i: t for t, i in special.items()}
+    for i, token in names.items():
+        del vocabulary[f"unused {i}"]
+        vocabulary[token] = i
+    inner = Tokenizer(models.BPE(vocabulary, []))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    return hf.PreTrainedTokenizerFast(tokenizer_object=inner, additional_special_tokens=list(special))
+
+
+def save_smolvlm(folder: Path) -> None:
+    """SmolVLM-256M: 93 M parameters in the eye, 163 M in the language model."""
+    special = {
+        "<|im_start|>": 1,
+        "<global-img>": 49152,
+        "<fake_token_around_image>": 49189,
+        "<image>": 49190,
+        "<end_of_utterance>": 49279,
+    }
+    eye = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+    text = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9}
+    text |= {"num_key_value_heads": 3, "vocab_size": 49280, "max_position_embeddings": 8192, "rope_theta": 100000.0}
+    config = hf.SmolVLMConfig(
+        vision_config=eye | {"image_size": 512, "patch_size": 16},
+        text_config=text | {"model_type": "llama", "tie_word_embeddings": False},
+        scale_factor=4,
+        image_token_id=49190,
+    )
+    save(hf.SmolVLMForConditionalGeneration, config, special, 49280, folder)
+    edge = {"longest_edge": 512}
+    hf.SmolVLMImageProcessor(size=edge, max_image_size=edge, do_image_splitting=False).save_pretrained(folder)
+
+
+def save_llava(folder: Path) -> None:
+    """A LLaVA with a CLIP-B/16 eye (196 image tokens) and Qwen2-0.5B."""
+    special = {"<image>": 151646, "<|im_end|>": 151645}
+    eye = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+    text = {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14}
+    text |= {"num_key_value_heads": 2, "vocab_size": 151936, "max_position_embeddings": 32768}
+    config = hf.LlavaConfig(
+        vision_config=eye | {"model_type": "clip_vision_model", "image_size": 224, "patch_size": 16},
+        text_config=text | {"model_type": "qwen2", "tie_word_embeddings": True, "rope_theta": 1000000.0},
+        image_token_index=151646,
+    )
+    save(hf.LlavaForConditionalGeneration, config, special, 151936, folder)
+    size = {"height": 224, "width": 224}
+    hf.CLIPImageProcessor(size=size, crop_size=size, do_center_crop=False, **CLIP).save_pretrained(folder)
+
+
+def save(architecture: Any, config: Any, special: dict[str, int], n_vocab: int, folder: Path) -> None:
+    torch.manual_seed(0)
+    model = architecture(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.03)  # transformers' own start gives every picture the same answer
+    model.tie_weights()
+    model.generation_config.eos_token_id = max(special.values())
+    model.save_pretrained(folder)
+    tokenizer(special, n_vocab).save_pretrained(folder)
+
+
+SAVERS: dict[str, Callable[[Path], None]] = {"smolvlm-256m": save_smolvlm, "llava-clip-b-qwen2-0.5b": save_llava}

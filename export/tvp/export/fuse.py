@@ -1,0 +1,159 @@
+"""What is left to fuse in a traced graph, by rewriting it: attention's inputs and outputs, and GELU.
+
+Tracing writes reshapes between a projection and the fused attention that change nothing, and onnxruntime runs
+every one of them for every token. Skipping them lets the three projections become one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import GraphProto, NodeProto, numpy_helper
+from onnxruntime.transformers.fusion_fastgelu import FusionFastGelu
+from onnxruntime.transformers.onnx_model import OnnxModel
+
+MAX_PROTOBUF = 2**31 - 2**24  # bytes; above, weights are kept in a file of their own
+
+
+class Graph:
+    """A graph's nodes by what they make and who reads it."""
+
+    def __init__(self, graph: GraphProto) -> None:
+        self.graph = graph
+        self.maker = {output: node for node in graph.node for output in node.output}
+        self.weights = {weight.name: weight for weight in graph.initializer}
+        self.readers = Counter(name for node in graph.node for name in node.input)
+        self.readers.update(output.name for output in graph.output)
+
+    def source(self, name: str, *through: str) -> str:
+        """Go back over nodes of these kinds, by their first input."""
+        while (node := self.maker.get(name)) is not None and node.op_type in through:
+            name = node.input[0]
+        return name
+
+    def projection(self, name: str) -> tuple[NodeProto, NodeProto | None] | None:
+        """The MatMul by a constant, and the Add of a constant behind it, that make a value."""
+        node, add = self.maker.get(name), None
+        if node is not None and node.op_type == "Add":
+            constant = next((i for i in node.input if i in self.weights), None)
+            other = next((i for i in node.input if i not in self.weights), None)
+            if constant is None or other is None or self.readers[other] != 1:
+                return None
+            node, add = self.maker.get(other), node
+        if node is None or node.op_type != "MatMul" or node.input[1] not in self.weights:
+            return None
+        return node, add
+
+    def array(self, name: str) -> np.ndarray:
+        array: np.ndarray = numpy_helper.to_array(self.weights[name])
+        return array
+
+    def bias(self, add: NodeProto) -> np.ndarray:
+        return self.array(next(i for i in add.input if i in self.weights))
+
+
+def rewrite(file: Path, *changes: Callable[[onnx.ModelProto], None]) -> None:
+    """Change a graph on disk."""
+    model = onnx.load(file)
+    for change in changes:
+        change(model)
+    _drop_unused(model.graph)
+    data = file.with_name(f"{file.name}_data")
+    file.unlink()
+    data.unlink(missing_ok=True)
+    save(model, file)
+
+
+def save(model: onnx.ModelProto, file: Path) -> None:
+    """Write a model, with its weights in `FILE_data` beside it where one file cannot hold them."""
+    large = sum(len(weight.raw_data) for weight in model.graph.initializer) > MAX_PROTOBUF
+    onnx.save(model, file, save_as_external_data=large, location=f"{file.name}_data")
+
+
+def merge(preprocess: Path, eye: Path, file: Path) -> None:
+    """Write a preprocessing graph and a vision encoder as one graph: picture (H, W, 3) -> what the encoder gives."""
+    first, second = onnx.load(preprocess), onnx.load(eye)
+    versions = {opset.domain: opset.version for opset in second.opset_import}
+    for opset in first.opset_import:
+        opset.version = versions.get(opset.domain, opset.version)
+    first.ir_version = second.ir_version = max(first.ir_version, second.ir_version)
+    save(onnx.compose.merge_models(first, second, io_map=[("pixel_values", "pixel_values")], prefix2="eye."), file)
+
+
+def fuse_attention(model: onnx.ModelProto) -> None:
+    """Let GroupQueryAttention read and write (n, n_new, heads * head) directly, and its three projections be one."""
+    graph = Graph(model.graph)
+    for node in [n for n in model.graph.node if n.op_type == "GroupQueryAttention"]:
+        for i in range(3):
+            name = graph.source(node.input[i], "Reshape", "Transpose")
+            # A projection is (n, n_new, heads * head) by itself; anything else keeps its reshapes.
+            if graph.projection(name):
+                node.input[i] = name
+        _pack(graph, node)
+        _skip_reshapes_behind(graph, node)
+
+
+def _pack(graph: Graph, node: NodeProto) -> None:
+    found = [graph.projection(name) for name in node.input[:3]]
+    if any(pair is None for pair in found) or len(set(node.input[:3])) != 3:
+        return
+    matmuls, adds = zip(*[pair for pair in found if pair], strict=True)
+    if len({matmul.input[0] for matmul in matmuls}) != 1 or len({add is None for add in adds}) != 1:
+        return
+    if any(graph.readers[matmul.output[0]] != 1 for matmul in matmuls):
+        return
+    first, prefix = matmuls[0], node.output[0]
+    packed = np.concatenate([graph.array(matmul.input[1]) for matmul in matmuls], 1)
+    made = [onnx.helper.make_node("MatMul", [first.input[0], f"{prefix}.qkv_weight"], [f"{prefix}.qkv"])]
+    weights = [numpy_helper.from_array(packed, f"{prefix}.qkv_weight")]
+    if adds[0] is not None:
+        bias = np.concatenate([graph.bias(add) for add in adds])
+        made.append(onnx.helper.make_node("Add", [f"{prefix}.qkv", f"{prefix}.qkv_bias"], [f"{prefix}.qkv_biased"]))
+        weights.append(numpy_helper.from_array(bias, f"{prefix}.qkv_bias"))
+    node.input[0], node.input[1], node.input[2] = made[-1].output[0], "", ""
+    at = list(graph.graph.node).index(node)
+    for offset, new in enumerate(made):
+        graph.graph.node.insert(at + offset, new)
+    graph.graph.initializer.extend(weights)
+
+
+def _skip_reshapes_behind(graph: Graph, node: NodeProto) -> None:
+    """(n, n_new, heads * head) -> (…, heads, head) -> (n, n_new, heads * head) changes nothing."""
+    name, reshapes = node.output[0], []
+    while graph.readers[name] == 1:
+        reader = next(n for n in graph.graph.node if name in n.input)
+        if reader.op_type != "Reshape" or reader.input[0] != name:
+            break
+        reshapes.append(reader)
+        name = reader.output[0]
+    if len(reshapes) == 2:
+        for other in graph.graph.node:
+            for i, read in enumerate(other.input):
+                if read == name:
+                    other.input[i] = node.output[0]
+
+
+def fuse_gelu(model: onnx.ModelProto) -> None:
+    """GELU's tanh approximation as one operator; onnxruntime fuses the exact one by itself."""
+    whole = OnnxModel(model)
+    FusionFastGelu(whole).apply()
+    whole.topological_sort()
+
+
+def _drop_unused(graph: GraphProto) -> None:
+    """Take out nodes and weights that nothing reads."""
+    wanted = {output.name for output in graph.output}
+    kept = []
+    for node in reversed(graph.node):
+        if wanted.intersection(node.output):
+            wanted.update(node.input)
+            kept.append(node)
+    del graph.node[:]
+    graph.node.extend(reversed(kept))
+    weights = [weight for weight in graph.initializer if weight.name in wanted]
+    del graph.initializer[:]
+    graph.initializer.extend(weights)

@@ -1,0 +1,72 @@
+"""What an export would write, without writing it: `tvp export --dry-run`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tvp.sdk._manifest import read_base_manifest
+from tvp.sdk._task import home
+from tvp.trainer import families
+from tvp.trainer.families._causal import CausalFamily
+from tvp.trainer.families._family import WordFamily
+from tvp.trainer.families._seq2seq import SeqToSeqFamily
+from tvp.trainer.prompt import Prompt
+from tvp.trainer.tasks import Task
+
+from .base import find_base, made_from
+from .bundle import exportable, refuse_to_overwrite
+from .precision import BYTES
+
+
+def plan(
+    model: str | Path,
+    task: Task,
+    output: Path,
+    *,
+    prompt: Path | None = None,
+    precision: str = "fp32",
+    device: str = "cpu",
+    reuse: bool = True,
+    force: bool = False,
+) -> list[tuple[str, int, str]]:
+    """Files that `export` would write: name, size in bytes, and a note.
+
+    Sizes of graphs are those of their weights; a shared base takes no room. Raises what `export` would raise before
+    it writes.
+    """
+    refuse_to_overwrite(output, force)
+    geometry = Prompt.load(prompt).geometry if prompt else None
+    family = exportable(families.load(model))
+    canvas = geometry.canvas if geometry else family.pixel_format.size
+    frame = 3 * canvas * canvas * 4 if prompt else 0
+    rows = [("preprocess.onnx", frame + 64 * 2**10, "")]
+    rows += [("prompt.safetensors", frame, "")] if prompt else []
+    rows += [("golden/", 64 * 2**10, "pictures and PyTorch's answers"), ("manifest.json", 4 * 2**10, "")]
+    places = [output.parent, home() / "tasks"] if reuse else []
+    found = find_base(made_from(family, precision, device != "tensorrt"), places)
+    if found is not None:
+        names = read_base_manifest(found / "manifest.json").files
+        return rows + [(f"base/{name}", 0, f"shared with {found}") for name in names]
+    rows += [(f"base/{name}", size, "") for name, size in _graphs(family, precision).items()]
+    return [*rows, ("base/tokenizer.json", len(family.tokenizer.backend_tokenizer.to_str()), "")]
+
+
+def _graphs(family: WordFamily, precision: str) -> dict[str, int]:
+    """Bytes of the weights of each part; the connector and T5's encoder are counted with what they stand beside."""
+    if isinstance(family, SeqToSeqFamily):
+        parts, head = [family.language_model], family.language_model.lm_head
+    else:
+        assert isinstance(family, CausalFamily)
+        parts, head = [family.decoder, family.head], family.head
+    words: Any = family.embed_tokens.weight
+    text = {id(weight): weight.numel() for part in parts for weight in part.parameters()} | {id(words): words.numel()}
+    eye = sum(weight.numel() for weight in family.model.parameters() if id(weight) not in text)
+    if head.weight is not words:
+        del text[id(words)]  # which only the table of embeddings holds
+    halves = 4 if precision == "fp32" else 2
+    return {
+        "vision_encoder.onnx": eye * {"fp32": 4, "fp16": 2}.get(precision, 1),
+        "decoder_model_merged.onnx": int(sum(text.values()) * BYTES[precision]),
+        "embed_tokens.npy": words.numel() * halves,
+    }

@@ -1,0 +1,86 @@
+"""Weights of fewer bits: what --precision does to the graphs of a base."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnxruntime.quantization import QuantType, quantize_dynamic
+from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
+
+from .fuse import save
+
+PRECISIONS = ("fp32", "fp16", "int8", "int4")
+# Bytes of a weight of a language model; blocks of 128 share a scale of four bytes.
+BYTES = {"fp32": 4.0, "fp16": 2.0, "int8": 1 + 4 / 128, "int4": 0.5 + 4 / 128}
+BLOCK = 128
+LANGUAGE = ("decoder_model_merged.onnx", "encoder_model.onnx")
+EYES = ("vision_encoder.onnx", "connector.onnx", "text_encoder.onnx")
+
+
+def lower(folder: Path, precision: str) -> None:
+    """Give the graphs in a folder and its token embeddings another precision than fp32.
+
+    int8, int4: a language model's matrices in blocks of 128 weights (MatMulNBits; activations in int8), and an eye's
+        with one scale a column (dynamic int8). fp16: everything but what graphs take and give; keys and values too.
+    """
+    if precision == "fp32":
+        return
+    for file in sorted(folder.glob("*.onnx")):
+        if precision == "fp16":
+            _halve(file)
+        elif file.name in LANGUAGE:
+            _block(file, 4 if precision == "int4" else 8)
+        else:
+            _dynamic(file)
+    for file in folder.glob("embed_tokens.npy"):
+        np.save(file, np.load(file).astype(np.float16), allow_pickle=False)
+
+
+def _block(file: Path, bits: int) -> None:
+    # The accuracy level lets the kernels multiply in int8: with the default, 8 bits are 20 times slower than fp32.
+    level = logging.getLogger("onnxruntime.quantization.matmul_nbits_quantizer")
+    before = level.level
+    level.setLevel(logging.WARNING)
+    try:
+        quantizer = MatMulNBitsQuantizer(
+            onnx.load(file), bits=bits, block_size=BLOCK, is_symmetric=True, accuracy_level=4
+        )
+        quantizer.process()
+    finally:
+        level.setLevel(before)
+    _replace(quantizer.model.model, file)
+
+
+def _dynamic(file: Path) -> None:
+    # Not the convolution of the patches: its integer kernel is slow, and it is little of the eye.
+    work = file.with_name(f"{file.name}.int8")
+    quantize_dynamic(
+        onnx.load(file),
+        work,
+        op_types_to_quantize=["MatMul"],
+        per_channel=True,
+        weight_type=QuantType.QInt8,
+        extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},  # of what fused operators give
+    )
+    _replace(onnx.load(work), file)
+    work.unlink()
+
+
+def _halve(file: Path) -> None:
+    # Squares of large activations overflow in fp16: what onnxruntime fuses to a norm stays in fp32.
+    model = convert_float_to_float16(
+        onnx.load(file),
+        keep_io_types=["pixel_values", "image_features", "image_embeds", "inputs_embeds", "logits", "text_features"],
+        op_block_list=[*DEFAULT_OP_BLOCK_LIST, "Pow", "ReduceMean", "LayerNormalization"],
+    )
+    _replace(model, file)
+
+
+def _replace(model: onnx.ModelProto, file: Path) -> None:
+    for old in (file, file.with_name(f"{file.name}_data")):
+        old.unlink(missing_ok=True)
+    save(model, file)

@@ -1,0 +1,174 @@
+"""Fewer bits: smaller bases, what is lost is measured and bounded, and every way of asking gives the same."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from click.testing import CliRunner
+
+from tests.bundles import random_prompt
+from tests.tiny import save_tiny
+from tvp import sdk
+from tvp.export import bundle as bundle_module
+from tvp.export.bundle import IMAGE_ENCODER, export
+from tvp.export.cli import export as command
+from tvp.export.plan import plan
+from tvp.sdk.errors import BundleError, CheckError, RequestError
+from tvp.trainer import families, tasks
+
+QUESTION = "How many objects are there?"
+
+
+@pytest.fixture(scope="module")
+def smolvlm():
+    return families.load("zoo:smolvlm")
+
+
+@pytest.fixture(scope="module")
+def exported(smolvlm, tmp_path_factory):
+    """The zoo's SmolVLM in each precision: bundle and report."""
+    folder = tmp_path_factory.mktemp("precisions")
+    return {
+        precision: (
+            folder / precision,
+            export(
+                "zoo:smolvlm", tasks.get("scenes"), folder / precision, family=smolvlm, precision=precision, n_cases=16
+            ),
+        )
+        for precision in ("fp32", "fp16", "int8", "int4")
+    }
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])
+def test_little_is_lost_and_the_base_is_smaller(exported, precision):
+    folder, report = exported[precision]
+    assert report.loss <= 0.1  # the default, which the export itself holds
+    assert report.logits > 1e-4  # it is another precision
+    sizes = {
+        name: sum(p.stat().st_size for p in (exported[name][0] / "base").glob("*.onnx")) for name in ("fp32", precision)
+    }
+    most = {"fp16": 0.6, "int8": 0.45, "int4": 0.4}  # graphs of a tiny model are not only weights
+    assert sizes[precision] < most[precision] * sizes["fp32"]
+    manifest = json.loads((folder / "base" / "manifest.json").read_text())
+    assert manifest["precision"] == precision
+    with sdk.load(folder) as task:
+        checked = task.check()
+        assert checked["cases"] == report.n_cases
+        assert checked["different"] == report.n_cases - report.tokens_equal
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])
+def test_every_way_of_asking_gives_the_same(exported, precision):
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 256, (64, 64, 3), np.uint8) for _ in range(3)]
+    questions = [QUESTION, "Is there a red star?"]
+    with sdk.load(exported[precision][0]) as task:
+        for picture in pictures:
+            view = task.see(picture)
+            for question in questions:
+                alone = task.ask(picture, question)
+                assert view.ask(question).text == alone.text == "".join(task.stream(picture, question))
+                assert view.rank(question, labels=["1", "2", "3"])[0].label in ("1", "2", "3")
+
+
+def test_over_max_loss_nothing_is_written(tmp_path, monkeypatch):
+    model = save_tiny("llava", tmp_path / "model")
+    real = bundle_module.parity.measure
+
+    def other_answers(*arguments, **options):
+        report = real(*arguments, **options)
+        report.tokens_equal = report.n_cases - 2
+        return report
+
+    monkeypatch.setattr(bundle_module.parity, "measure", other_answers)
+    with pytest.raises(CheckError, match=r"another answer than PyTorch in 2 of 8 cases \(25.0%\).*allows 10.0%"):
+        export(model, tasks.get("count"), tmp_path / "out", precision="int8", n_cases=8)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]
+    export(model, tasks.get("count"), tmp_path / "out", precision="int8", n_cases=8, max_loss=1)
+    assert (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_a_damaged_int8_bundle_fails_its_check(exported, monkeypatch):
+    """The share that may differ is the manifest's, and not everything."""
+    with sdk.load(exported["int8"][0]) as task:
+        embeddings = task.base.embeddings
+        monkeypatch.setattr(task.base, "embeddings", np.roll(embeddings, 7, 0))
+        with pytest.raises(CheckError, match="does not answer here as it did"):
+            task.check()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"precision": "int3"}, "int3"), ({"device": "tpu"}, "tpu"), ({"max_loss": 1.5}, "max_loss is 1.5")],
+)
+def test_an_option_that_cannot_be_is_refused(tmp_path, options, message):
+    with pytest.raises(RequestError, match=message):
+        export("never loaded", tasks.get("count"), tmp_path / "out", **options)
+
+
+def test_precisions_do_not_share_a_base(tmp_path):
+    model = save_tiny("llava", tmp_path / "model")
+    for precision in ("fp32", "int8"):
+        export(model, tasks.get("count"), tmp_path / "tasks" / precision, precision=precision, n_cases=2, max_loss=1)
+    bases = [json.loads((tmp_path / "tasks" / p / "base" / "manifest.json").read_text()) for p in ("fp32", "int8")]
+    assert bases[0]["sha256"] != bases[1]["sha256"]
+
+
+def test_one_file_from_picture_to_embeddings(tmp_path):
+    model = save_tiny("llava", tmp_path / "model")
+    export(model, tasks.get("count"), tmp_path / "out", prompt=random_prompt(), n_cases=1, single_file=True)
+    session = onnxruntime.InferenceSession(tmp_path / "out" / IMAGE_ENCODER, providers=["CPUExecutionProvider"])
+    picture = np.random.default_rng(1).integers(0, 256, (50, 70, 3), np.uint8)
+    with sdk.load(tmp_path / "out") as task:
+        expected = task.encode(task.pixel_values(picture))
+    np.testing.assert_allclose(session.run(None, {"image": picture})[0], expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "int4"])
+@pytest.mark.parametrize("name", ["zoo:smolvlm", "zoo:blip2-t5"])
+def test_a_plan_says_what_an_export_writes(exported, tmp_path, precision, name):
+    rows = plan(name, tasks.get("scenes"), tmp_path / "out", precision=precision)
+    assert not (tmp_path / "out").exists()
+    if name == "zoo:blip2-t5":
+        assert sum(size for _, size, _ in rows) > 2**20
+        return
+    planned = {row[0]: row[1] for row in rows}
+    folder = exported[precision][0]
+    for part in ("base/vision_encoder.onnx", "base/decoder_model_merged.onnx", "base/embed_tokens.npy"):
+        real = (folder / part).stat().st_size
+        assert abs(real - planned[part]) < 0.1 * real + 300_000, (part, real, planned[part])
+
+
+def test_a_plan_finds_the_base_that_would_be_shared(exported):
+    folder = exported["int8"][0]
+    rows = plan("zoo:smolvlm", tasks.get("count"), folder.with_name("another"), precision="int8")
+    shared = [row for row in rows if row[0].startswith("base/")]
+    assert shared
+    assert all(size == 0 and str(folder / "base") in note for _, size, note in shared)
+    with pytest.raises(BundleError, match="exists already"):
+        plan("zoo:smolvlm", tasks.get("count"), folder, precision="int8")
+
+
+def test_the_command_plans_and_says_what_was_lost(tmp_path):
+    model = save_tiny("llava", tmp_path / "model")
+    arguments = ["-m", str(model), "-t", "count", "-o", str(tmp_path / "out"), "--precision", "int8", "--cases", "2"]
+    planned = CliRunner().invoke(command, [*arguments, "--dry-run"])
+    assert planned.exit_code == 0
+    assert "decoder_model_merged.onnx" in planned.output
+    assert "nothing was written" in planned.output
+    assert not (tmp_path / "out").exists()
+    done = CliRunner().invoke(command, [*arguments, "--max-loss", "1"])
+    assert done.exit_code == 0, done.output
+    assert "of the answers are not PyTorch's (allowed 100.0%)" in done.output
+
+
+def test_a_half_precision_cache_takes_half_the_memory(exported):
+    with sdk.load(exported["fp16"][0]) as task:
+        view = task.see(np.zeros((64, 64, 3), np.uint8))
+        view.ask(QUESTION)
+        assert {tensor.numpy().dtype for tensor in view._cache._tensors} == {np.dtype(np.float16)}
+    assert torch.get_default_dtype() == torch.float32
