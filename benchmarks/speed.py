@@ -1,0 +1,274 @@
+"""The sdk beside PyTorch and other engines on models of published shapes: `python benchmarks/speed.py`.
+
+In one run and side by side, on random weights: end-to-end `ask` of 16 new tokens beside transformers' `generate` and
+beside Optimum's own exports with a cache that grows; a decoded token alone, also beside the graph that
+onnxruntime-genai's builder writes and beside llama.cpp, where those are installed (`--path` adds a folder of packages);
+a second question about a picture, ranking ten labels, and the prompt's own share. Every ratio is the median over pairs
+that were measured one after the other. Models, bundles and other engines' files are kept in `--folder`.
+Writes speed.json beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+import transformers as hf
+from PIL import Image
+
+from benchmarks.engines import GenAI, Growing, LlamaCpp
+from benchmarks.published_models import SAVERS
+from tvp import sdk
+from tvp.export.bundle import export
+from tvp.trainer import families, tasks
+from tvp.trainer.prompt import Geometry, Prompt
+
+QUESTION, SECOND = "How many objects are there?", "Is there a red star?"
+LABELS = [str(i) for i in range(10)]
+PRECISIONS = ("fp32", "int8", "int4")
+N_NEW = 16
+
+
+class PyTorch:
+    """transformers, as its own documentation runs it: image processor, `generate`, key/value cache."""
+
+    def __init__(self, folder: Path, family: Any) -> None:
+        self.family, self.model = family, family.model
+        self.processor = hf.AutoImageProcessor.from_pretrained(folder)
+        before, after = family.prompt_ids(QUESTION)
+        with torch.no_grad():
+            size = family.pixel_format.size
+            n_image = family.see(torch.zeros(1, 3, size, size)).shape[1]
+        image_token = getattr(self.model.config, "image_token_index", None) or self.model.config.image_token_id
+        self.ids = torch.tensor([[*before, *[image_token] * n_image, *after]])
+
+    @torch.no_grad()
+    def ask(self, picture: Image.Image, n_new: int) -> list[int]:
+        pixels = self.processor(picture, return_tensors="pt")["pixel_values"]
+        out = self.model.generate(
+            input_ids=self.ids,
+            attention_mask=torch.ones_like(self.ids),
+            pixel_values=pixels,
+            min_new_tokens=n_new,
+            max_new_tokens=n_new,
+            do_sample=False,
+        )
+        return out[0, -n_new:].tolist()
+
+    @torch.no_grad()
+    def tokens(self, n_new: int) -> Callable[[], None]:
+        """A call that decodes n_new tokens behind a prompt as long as a question about a picture."""
+        family, length = self.family, self.ids.shape[1]
+        cache = hf.DynamicCache()
+        inputs = family.embed_tokens(self.ids)
+        places = torch.arange(length)[None]
+        family.decode(inputs, torch.ones_like(self.ids), places, cache=cache)
+
+        @torch.no_grad()
+        def call() -> None:
+            cache.crop(length)
+            token = torch.tensor([[5]])
+            for i in range(n_new):
+                real = torch.ones(1, length + i + 1, dtype=torch.int64)
+                hidden = family.decode(family.embed_tokens(token), real, torch.tensor([[length + i]]), cache=cache)
+                token = family.head(hidden[:, -1:]).argmax(-1)
+
+        return call
+
+
+def sdk_tokens(task: sdk.Task, picture: Any, n_new: int) -> Callable[[], None]:
+    """A call that decodes n_new tokens behind a question, as `ask` does."""
+    view = task.see(picture)
+
+    def call() -> None:
+        steps = view.decode(QUESTION, n_new + 1)
+        next(steps)
+        began = time.perf_counter()
+        assert sum(1 for _ in steps) == n_new, "the answer ended early"
+        call.seconds = time.perf_counter() - began  # type: ignore[attr-defined]
+
+    return call
+
+
+def pairs(calls: dict[str, Callable[[], Any]], n: int) -> dict[str, list[float]]:
+    """Seconds of each call in n rounds, one after the other, after a round that warms up."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for i in range(n + 1):
+        for name, call in calls.items():
+            began = time.perf_counter()
+            call()
+            spent = getattr(call, "seconds", time.perf_counter() - began)
+            if i:
+                seconds[name].append(spent)
+    return seconds
+
+
+def table(seconds: dict[str, list[float]], reference: str) -> dict[str, dict[str, float]]:
+    """Medians in ms, and how many times as fast as the reference: median, lowest, highest over pairs."""
+    rows = {}
+    for name, values in seconds.items():
+        ratios = [a / b for a, b in zip(seconds[reference], values, strict=True)]
+        rows[name] = {
+            "ms": round(statistics.median(values) * 1e3, 2),
+            "faster": round(statistics.median(ratios), 3),
+            "lowest": round(min(ratios), 3),
+            "highest": round(max(ratios), 3),
+        }
+    return rows
+
+
+def bandwidth() -> float:
+    """Bytes a second that a plain copy reads and writes."""
+    source, target = torch.ones(2**27), torch.empty(2**27)
+    spent = []
+    for _ in range(7):
+        began = time.perf_counter()
+        target.copy_(source)
+        spent.append(time.perf_counter() - began)
+    return 2 * source.nbytes / min(spent)
+
+
+def prepare(name: str, folder: Path) -> tuple[Path, dict[str, Path]]:
+    """The model's folder and its bundles, made where they are missing."""
+    model = folder / "models" / name
+    if not model.exists():
+        SAVERS[name](model)
+    bundles = {precision: folder / "bundles" / name / precision for precision in PRECISIONS}
+    family = None
+    for precision, bundle in bundles.items():
+        if not bundle.exists():
+            family = family or families.load(model)
+            size = family.pixel_format.size
+            prompt = Prompt.start(Geometry(size, size * 164 // 224 // 2 * 2), "free")
+            task = tasks.get("scenes")
+            export(
+                model, task, bundle, family=family, prompt=prompt, precision=precision, n_cases=1, max_loss=1, reuse=False
+            )
+    return model, bundles
+
+
+def measure(name: str, folder: Path, n: int) -> dict[str, Any]:
+    model, bundles = prepare(name, folder)
+    family = families.load(model)
+    theirs = PyTorch(model, family)
+    picture = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
+    image = Image.fromarray(picture)
+    loaded = {precision: sdk.load(bundle, providers="cpu") for precision, bundle in bundles.items()}
+    row: dict[str, Any] = {"prompt_tokens": theirs.ids.shape[1]}
+
+    growing = Growing(family, folder / "optimum" / name, loaded["fp32"], theirs.ids)
+    asks: dict[str, Callable[[], Any]] = {"transformers": lambda: theirs.ask(image, N_NEW)}
+    asks["Optimum, growing cache"] = lambda: growing.ask(picture, N_NEW)
+    for precision, task in loaded.items():
+        asks[f"sdk {precision}"] = lambda task=task: _exactly(task.ask(picture, QUESTION, max_new_tokens=N_NEW))
+    row["ask"] = table(pairs(asks, n), "transformers")
+    growing.close()
+
+    decoders: dict[str, Callable[[], Any]] = {"transformers": theirs.tokens(N_NEW)}
+    for precision, task in loaded.items():
+        decoders[f"sdk {precision}"] = sdk_tokens(task, picture, N_NEW)
+    for engine in (GenAI, LlamaCpp):
+        decoders |= engine.calls(family, folder, name, theirs.ids.shape[1], N_NEW)
+    row["16 tokens"] = table(pairs(decoders, n), "transformers")
+
+    row["views"] = {}
+    for precision, task in loaded.items():
+        view = task.see(picture)
+        view.ask(QUESTION, max_new_tokens=1)
+        calls = {
+            "ask, 1 token": lambda task=task: task.ask(picture, QUESTION, max_new_tokens=1),
+            "second question, 1 token": lambda view=view: view.ask(SECOND, max_new_tokens=1),
+            "ask, 16 tokens": lambda task=task: task.ask(picture, QUESTION, max_new_tokens=N_NEW),
+            "second question, 16 tokens": lambda view=view: view.ask(SECOND, max_new_tokens=N_NEW),
+            "rank of ten": lambda task=task: task.rank(picture, QUESTION, labels=LABELS),
+            "the prompt's graph": lambda task=task: task.pixel_values(picture),
+        }
+        seconds = pairs(calls, n)
+        row["views"][precision] = {
+            "ms": {key: round(statistics.median(values) * 1e3, 2) for key, values in seconds.items()},
+            "second / first, 1 token": _share(seconds, "second question, 1 token", "ask, 1 token"),
+            "second / first, 16 tokens": _share(seconds, "second question, 16 tokens", "ask, 16 tokens"),
+            "rank / ask, 1 token": _share(seconds, "rank of ten", "ask, 1 token"),
+            "the prompt / ask, 16 tokens": _share(seconds, "the prompt's graph", "ask, 16 tokens"),
+        }
+    speed = bandwidth()
+    read = (bundles["fp32"] / "base" / "decoder_model_merged.onnx").stat().st_size
+    token = row["16 tokens"]["sdk fp32"]["ms"] / 1e3 / N_NEW
+    row["bandwidth"] = {
+        "copy_gb_s": round(speed / 1e9, 2),
+        "decoder_gb_s": round(read / token / 1e9, 2),
+        "share": round(read / token / speed, 3),
+    }
+    for task in loaded.values():
+        task.close()
+    return row
+
+
+def _exactly(answer: sdk.Answer) -> None:
+    assert len(answer.tokens) == N_NEW, "the answer ended early"
+
+
+def _share(seconds: dict[str, list[float]], part: str, whole: str) -> float:
+    return round(statistics.median(a / b for a, b in zip(seconds[part], seconds[whole], strict=True)), 4)
+
+
+def machine() -> dict[str, Any]:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "cpu": names[0] if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "load_average_before": [round(load, 2) for load in os.getloadavg()],
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": hf.__version__,
+        "onnxruntime": onnxruntime.__version__,
+    }
+
+
+def show(name: str, row: dict[str, Any]) -> None:
+    print(f"\n{name}, a prompt of {row['prompt_tokens']} tokens")
+    for part in ("ask", "16 tokens"):
+        print(f"{part:<28}{'ms':>10}{'times transformers':>32}")
+        for engine, facts in row[part].items():
+            spread = f"{facts['faster']:.2f} ({facts['lowest']:.2f}-{facts['highest']:.2f})"
+            print(f"  {engine:<26}{facts['ms']:>10.1f}{spread:>32}")
+    for precision, facts in row["views"].items():
+        print(f"{precision}: " + ", ".join(f"{key} {value:.1%}" for key, value in facts.items() if key != "ms"))
+    print("bandwidth: copy {copy_gb_s} GB/s, decoding {decoder_gb_s} GB/s, {share:.0%}".format(**row["bandwidth"]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True, help="where models and bundles are kept")
+    parser.add_argument("--model", choices=[*SAVERS], action="append", help="default: both")
+    parser.add_argument("-n", type=int, default=7, help="rounds (default 7)")
+    parser.add_argument("--path", type=Path, action="append", default=[], help="a folder of packages, for other engines")
+    arguments = parser.parse_args()
+    sys.path.extend(str(path) for path in arguments.path)
+    torch.set_num_threads(2)
+    hf.utils.logging.set_verbosity_error()
+    output = Path(__file__).with_suffix(".json")
+    report = json.loads(output.read_text()) if output.exists() else {}
+    for name in arguments.model or SAVERS:
+        about = {"command": shlex.join(["python", "-m", "benchmarks.speed", *sys.argv[1:]]), "machine": machine()}
+        report[name] = about | measure(name, arguments.folder, arguments.n)
+        report[name]["machine"]["load_average_after"] = [round(load, 2) for load in os.getloadavg()]
+        show(name, report[name])
+        output.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
