@@ -1,4 +1,4 @@
-"""Other engines on the same decoder, for benchmarks/speed.py: Optimum's own export, onnxruntime-genai's graph, llama.cpp.
+"""Other engines on the same decoder, for benchmarks/speed.py: Optimum's export, onnxruntime-genai's graph, llama.cpp.
 
 Each gets the weights of the same language model. Those that are not installed are left out.
 """

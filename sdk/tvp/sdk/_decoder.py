@@ -26,6 +26,7 @@ class KeyValues:
     def __init__(self, base: Base, n_rows: int = 1) -> None:
         self._base = base
         self._tensors: list[Any] = []
+        self._binding: Any = None  # the tensors, bound once for all runs until they grow
         self._capacity = 0
         self.lengths = np.zeros(n_rows, np.int64)
 
@@ -49,7 +50,7 @@ class KeyValues:
         totals = self.lengths + n_new
         self._reserve(int(totals.max()))
         ort = onnxruntime()
-        binding = self._base.decoder.io_binding()
+        binding = self._binding
         inputs = {
             "inputs_embeds": np.ascontiguousarray(embeddings, np.float32),
             "seqlens_k": (totals - 1).astype(np.int32),
@@ -61,11 +62,7 @@ class KeyValues:
         kept = {name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in inputs.items()}
         for name, value in kept.items():
             binding.bind_ortvalue_input(name, value)
-        binding.bind_output("logits")  # the first bound is the first of get_outputs()
-        for i, tensor in enumerate(self._tensors):
-            kind = "key" if i % 2 == 0 else "value"
-            binding.bind_ortvalue_input(f"past_key_values.{i // 2}.{kind}", tensor)
-            binding.bind_ortvalue_output(f"present.{i // 2}.{kind}", tensor)
+        binding.bind_output("logits")  # anew, or the last run's would be written over
         try:
             self._base.decoder.run_with_iobinding(binding)
         except RuntimeError as error:
@@ -113,6 +110,12 @@ class KeyValues:
                 array[:, :, : self.length] = old[i].numpy()[:, :, : self.length]
             self._tensors.append(ort.OrtValue.ortvalue_from_numpy(array))
         self._capacity = capacity
+        self._binding = self._base.decoder.io_binding()
+        self._binding.bind_output("logits")  # the first bound is the first of get_outputs()
+        for i, tensor in enumerate(self._tensors):
+            kind = "key" if i % 2 == 0 else "value"
+            self._binding.bind_ortvalue_input(f"past_key_values.{i // 2}.{kind}", tensor)
+            self._binding.bind_ortvalue_output(f"present.{i // 2}.{kind}", tensor)
 
 
 class GrowingKeyValues:
