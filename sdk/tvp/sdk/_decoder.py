@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ._sessions import Base, onnxruntime, run_all
+from ._providers import onnxruntime
+from ._sessions import Base, run_all
 from .errors import ProviderError, RequestError
 
 BLOCK = 64  # positions by which a buffer grows
