@@ -7,6 +7,8 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -53,6 +55,14 @@ def hashed(monkeypatch):
     monkeypatch.setattr(_manifest.hashlib, "file_digest", noted)
     monkeypatch.setattr(_manifest, "SETTLED", -(10**18))
     return names
+
+
+def reseal(bundle, base):
+    """Give a bundle's base another manifest."""
+    (bundle / "base" / "manifest.json").write_bytes(seal(base))
+    task = json.loads((bundle / "manifest.json").read_text())
+    task["base"]["digest"] = json.loads((bundle / "base" / "manifest.json").read_text())["sha256"]
+    (bundle / "manifest.json").write_bytes(seal(task))
 
 
 def test_two_tasks_on_one_base_share_its_sessions(one_bundle, copy):
@@ -131,11 +141,7 @@ def test_threads_that_load_a_base_open_it_once(copy, monkeypatch):
 def test_another_base_does_not_wait(copy, tmp_path, monkeypatch):
     other = shutil.copytree(copy, tmp_path / "other")
     base = json.loads((other / "base" / "manifest.json").read_text())
-    base["made_from"] = "elsewhere"
-    (other / "base" / "manifest.json").write_bytes(seal(base))
-    task = json.loads((other / "manifest.json").read_text())
-    task["base"]["digest"] = json.loads((other / "base" / "manifest.json").read_text())["sha256"]
-    (other / "manifest.json").write_bytes(seal(task))
+    reseal(other, {**base, "made_from": "elsewhere"})
 
     slow, done, open_base = threading.Event(), threading.Event(), _sessions._open_base
 
@@ -187,3 +193,78 @@ def test_a_base_is_let_go_of_with_the_last_task_and_view(copy):
         assert base() is None
     finally:
         gc.enable()
+
+
+MEMORY = """
+import pathlib, sys
+import numpy as np
+from tvp import sdk
+
+def resident():  # MiB
+    status = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in status if line.startswith("VmRSS")) / 1024
+
+picture = np.zeros((10, 10, 3), np.uint8)
+small, large = sys.argv[1:]
+with sdk.load(small) as task:
+    task.ask(picture, "What?")
+print(resident())
+for n in range(3):
+    with sdk.load(large) as task, sdk.load(large) as again:
+        view = task.see(picture)
+        print(view.ask("What?").tokens and resident())
+    if n == 2:
+        print(resident())  # the view holds the base
+    del view, task, again
+    print(resident())
+"""
+N_MIB = 256  # what is added to a base to see it come and go
+
+
+def enlarge(bundle):
+    """Give the bundle's eye a table of N_MIB random numbers, one row of which counts for nothing in its output."""
+    onnx = pytest.importorskip("onnx")
+    from onnx import helper, numpy_helper
+
+    file = bundle / "base" / "vision_encoder.onnx"
+    model = onnx.load(file)
+    graph = model.graph
+    table = np.random.default_rng(0).random((N_MIB, 2**18), np.float32)
+    graph.initializer.append(numpy_helper.from_array(table, "table"))
+    graph.initializer.append(numpy_helper.from_array(np.zeros((), np.float32), "nothing"))
+    graph.initializer.append(numpy_helper.from_array(np.zeros((), np.int64), "at"))
+    output = graph.output[0].name
+    for node in graph.node:
+        node.output[:] = ["embeds_before" if name == output else name for name in node.output]
+    graph.node.extend(
+        [
+            helper.make_node("Shape", ["pixel_values"], ["shape"]),
+            helper.make_node("Gather", ["shape", "at"], ["row"]),
+            helper.make_node("Gather", ["table", "row"], ["numbers"]),
+            helper.make_node("ReduceMean", ["numbers"], ["mean"], keepdims=0),
+            helper.make_node("Mul", ["mean", "nothing"], ["zero"]),
+            helper.make_node("Add", ["embeds_before", "zero"], [output]),
+        ]
+    )
+    onnx.save(model, file)
+    base = json.loads((bundle / "base" / "manifest.json").read_text())
+    data = file.read_bytes()
+    base["files"][file.name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    reseal(bundle, base)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="this system does not say what is resident")
+def test_closing_gives_the_memory_back(one_bundle, copy):
+    enlarge(copy)
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(one_bundle), str(copy)], capture_output=True, text=True, check=True
+    )
+    before, *rounds = map(float, done.stdout.split())
+    assert len(rounds) == 7
+    for number, loaded in enumerate(rounds[0:6:2]):
+        assert loaded - before > N_MIB, number  # once: two tasks share it
+        assert loaded - before < 2 * N_MIB, number
+    held = rounds.pop(5)
+    assert held - before > N_MIB
+    for closed in rounds[1::2]:
+        assert closed - before < N_MIB / 8, done.stdout
