@@ -178,7 +178,7 @@ class Task:
         return base
 
     def close(self) -> None:
-        """Let go of the sessions; memory is freed once no other task or view uses the base."""
+        """Let go of the sessions; the system gets their memory back once no other task or view uses the base."""
         self._base = None
         self._preprocess = None
 
