@@ -132,7 +132,7 @@ def runs_on(session: Any, what: str) -> str:
     first: str = session.get_providers()[0]
     if first == CPU or not hasattr(session, "get_provider_graph_assignment_info"):  # an older one
         return first
-    nodes = [
+    nodes: list[tuple[str, str]] = [
         (group.ep_name, node.op_type)
         for group in session.get_provider_graph_assignment_info()
         for node in group.get_nodes()
