@@ -157,14 +157,14 @@ def verify(folder: Path, files: Mapping[str, FileEntry], known: set[Identity] | 
         try:
             if path.is_symlink() or not path.is_file():
                 raise BundleError(f"The bundle's file {path} is missing. Export or copy the bundle again.")
-            stat = path.stat()
-            size = stat.st_size
+            status = path.stat()
+            size = status.st_size
             if size != entry.size:
                 raise BundleError(
                     f"The bundle's file {path} is damaged: it has {size} bytes, and its manifest says {entry.size}. "
                     "Export or copy the bundle again."
                 )
-            identity = (stat.st_dev, stat.st_ino, size, stat.st_mtime_ns, stat.st_ctime_ns, entry.sha256)
+            identity = (status.st_dev, status.st_ino, size, status.st_mtime_ns, status.st_ctime_ns, entry.sha256)
             if identity in known:
                 continue
             with open(path, "rb") as stream:
@@ -177,7 +177,7 @@ def verify(folder: Path, files: Mapping[str, FileEntry], known: set[Identity] | 
                 f"{entry.sha256[:16]}…. Export or copy the bundle again."
             )
         # A file that is written again within a tick of its clock keeps its times, so what is new is not trusted yet.
-        if time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > SETTLED:
+        if time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > SETTLED:
             known.add(identity)
 
 
