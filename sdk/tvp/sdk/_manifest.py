@@ -157,7 +157,7 @@ def verify(folder: Path, files: Mapping[str, FileEntry], known: set[Identity] | 
         try:
             if path.is_symlink() or not path.is_file():
                 raise BundleError(f"The bundle's file {path} is missing. Export or copy the bundle again.")
-            status = path.stat()
+            now, status = time.time_ns(), path.stat()
             size = status.st_size
             if size != entry.size:
                 raise BundleError(
@@ -176,8 +176,8 @@ def verify(folder: Path, files: Mapping[str, FileEntry], known: set[Identity] | 
                 f"The bundle's file {path} is damaged: its sha256 is {found[:16]}…, and its manifest says "
                 f"{entry.sha256[:16]}…. Export or copy the bundle again."
             )
-        # A file that is written again within a tick of its clock keeps its times, so what is new is not trusted yet.
-        if time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > SETTLED:
+        # A file that is written again within a tick of its clock keeps its times, so what was new is not trusted yet.
+        if now - max(status.st_mtime_ns, status.st_ctime_ns) > SETTLED:
             known.add(identity)
 
 
