@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 
 from ._layout import Words
 from ._manifest import BaseManifest
+from ._shapes import check_decoder, check_encoder, check_eye
 from .errors import BundleError, ProviderError, RequestError, near
 
 Providers = str | Sequence[str | tuple[str, dict[str, Any]]]
@@ -176,10 +177,15 @@ def _open_base(folder: Path, manifest: BaseManifest, providers: list[Any]) -> Ba
         embeddings = np.load(folder / "embed_tokens.npy", mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise BundleError(f"The base in {folder} is damaged: {error}") from error
-    if embeddings.ndim != 2 or embeddings.shape[1] != manifest.n_text:
+    if embeddings.dtype.kind != "f" or embeddings.shape != (manifest.n_vocab, manifest.n_text):
         raise BundleError(
-            f"{folder / 'embed_tokens.npy'} has the shape {embeddings.shape}; the manifest says "
-            f"({manifest.n_vocab}, {manifest.n_text})."
+            f"{folder / 'embed_tokens.npy'} is {embeddings.dtype} {embeddings.shape}; the manifest says "
+            f"({manifest.n_vocab}, {manifest.n_text}), of floats. Export the bundle again."
+        )
+    if (token := max(manifest.start_token, *manifest.layout.end)) >= manifest.n_vocab:
+        raise BundleError(
+            f"The manifest in {folder} names the token {token}, and its vocabulary has {manifest.n_vocab}. "
+            "Export the bundle again."
         )
     added = tokenizer.get_added_tokens_decoder()
     words = Words(
@@ -199,7 +205,7 @@ def _open_base(folder: Path, manifest: BaseManifest, providers: list[Any]) -> Ba
             manifest.n_connector_positions,
             manifest.layout.prompt,
         )
-    return Base(
+    base = Base(
         manifest,
         open_session(folder / "vision_encoder.onnx", providers),
         # TensorRT has no GroupQueryAttention; the decoder takes the providers after it.
@@ -211,6 +217,11 @@ def _open_base(folder: Path, manifest: BaseManifest, providers: list[Any]) -> Ba
         connector,
         open_session(folder / "encoder_model.onnx", providers) if manifest.start_token >= 0 else None,
     )
+    check_eye(base.vision_encoder, connector and connector.session, manifest)
+    check_decoder(base.decoder, manifest)
+    if base.encoder is not None:
+        check_encoder(base.encoder, manifest)
+    return base
 
 
 def _open_tokenizer(file: Path) -> Tokenizer:

@@ -17,6 +17,7 @@ from ._image import ImageLike, read_image
 from ._manifest import TaskManifest, read_base_manifest, read_task_manifest, verify
 from ._pack import digest, unpack
 from ._sessions import Base, Providers, choose_providers, load_base, open_session, run
+from ._shapes import check_preprocess
 from ._view import Answer, Ranked, View, answer_together
 from .errors import BundleError, ProviderError, RequestError, near
 
@@ -70,6 +71,7 @@ def load(task: str | os.PathLike[str], *, providers: Providers = "auto", verify_
         log.warning("%s Running on the CPU instead.", error)
         base = load_base(folder / "base", base_manifest, ["CPUExecutionProvider"])
     preprocess = open_session(folder / "preprocess.onnx", ["CPUExecutionProvider"])
+    check_preprocess(preprocess, base.vision_encoder)
     return Task(folder, manifest, base, preprocess)
 
 
