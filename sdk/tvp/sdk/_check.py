@@ -58,7 +58,7 @@ def _wrong(case: Any) -> str:
     for key in ("picture", "question", "text"):
         if not isinstance(case.get(key), str):
             return f"has no text {key!r}"
-    if Path(case["picture"]).name != case["picture"] or "\\" in case["picture"]:
+    if case["picture"] in ("", "..") or Path(case["picture"]).name != case["picture"] or "\\" in case["picture"]:
         return f"names the picture {case['picture']!r}, which would lie outside of its folder"
     tokens, scores = case.get("tokens"), case.get("log_probabilities")
     if not isinstance(tokens, list) or not tokens or not all(type(token) is int for token in tokens):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import warnings
 from pathlib import Path
 
@@ -44,9 +45,13 @@ def read_image(source: ImageLike) -> NDArray[np.uint8]:
         path = Path(source)
         name = f"the image file {path}"
         try:
-            if path.stat().st_size > MAX_BYTES:
-                raise ImageError(f"{_start(name)} is larger than {MAX_BYTES >> 20} MiB. Give a smaller picture.")
-            data = path.read_bytes()
+            status = path.stat()
+            if stat.S_ISDIR(status.st_mode):
+                raise ImageError(f"{_start(name)} cannot be read: Is a directory.")
+            if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for, a device may never end
+                raise ImageError(f"{_start(name)} cannot be read: it is a pipe or a device. Give its bytes instead.")
+            with open(path, "rb") as stream:
+                data = stream.read(MAX_BYTES + 1)  # what /proc holds says that it has 0 bytes
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             raise ImageError(f"{_start(name)} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
     else:
@@ -54,6 +59,8 @@ def read_image(source: ImageLike) -> NDArray[np.uint8]:
             f"A {type(source).__name__} is not a picture; give a path, bytes, a PIL image "
             "or a uint8 array (height, width, 3)."
         )
+    if len(data) > MAX_BYTES:
+        raise ImageError(f"{_start(name)} is larger than {MAX_BYTES >> 20} MiB. Give a smaller picture.")
     if not data:
         raise ImageError(f"{_start(name)} is empty (0 bytes).")
     try:

@@ -26,6 +26,8 @@ def check_decoder(session: Any, manifest: BaseManifest) -> None:
     cache = [None, manifest.n_kv_heads, None, manifest.head_size]
     inputs: dict[str, Shape] = {"inputs_embeds": [None, None, manifest.n_text]}
     if manifest.start_token >= 0:
+        if manifest.position_axes != 1:
+            raise BundleError(f"A decoder behind an encoder has no {manifest.position_axes} position_axes; it has 1.")
         inputs |= _cache("cross_key_values", manifest, cache)
     else:
         inputs["position_ids"] = [None] * 2 if manifest.position_axes == 1 else [manifest.position_axes, None, None]
