@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import sys
@@ -10,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ._check import golden_cases
 from ._providers import Providers
 from ._task import load
 from .errors import RequestError
@@ -39,7 +39,7 @@ def bench(
         loading = time.perf_counter() - began
         places = dict(loaded.providers)
         golden = loaded.folder / "golden"
-        case = json.loads((golden / "cases.json").read_bytes())[0]
+        case = golden_cases(loaded.folder)[0]
         picture, question = golden / case["picture"], case["question"]
         n_new = 0
         for run in range(n_runs + 1):

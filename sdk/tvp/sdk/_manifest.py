@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import stat
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -113,7 +114,7 @@ def read_base_manifest(file: Path) -> BaseManifest:
     content = _read(file)
     layout = _take(content, "layout", dict, file)
     end = _take(layout, "end", list, file)
-    if not end or not all(isinstance(token, int) and token >= 0 for token in end):
+    if not end or not all(type(token) is int and 0 <= token < 2**31 for token in end):
         raise BundleError(f"{file}: layout.end must list at least one token id.")
     return BaseManifest(
         family=_take(content, "family", str, file),
@@ -191,7 +192,10 @@ def _digest(content: Mapping[str, Any]) -> str:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        if file.stat().st_size > MAX_MANIFEST:
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+            raise BundleError(f"{file} is not a file; it is not a manifest.")
+        if status.st_size > MAX_MANIFEST:
             raise BundleError(f"{file} is larger than {MAX_MANIFEST >> 20} MiB; it is not a manifest.")
         data = file.read_bytes()
     except OSError as error:

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 from ._layout import Words
 from ._manifest import BaseManifest, Identity, verify
 from ._providers import CPU, ON_CPU, TENSORRT, Chosen, Plan, onnxruntime, runs_on
+from ._shapes import check_decoder, check_encoder, check_eye
 from .errors import BundleError, ProviderError, RequestError
 
 try:
@@ -191,10 +192,15 @@ def _open_base(folder: Path, manifest: BaseManifest, plan: Plan, verified: set[I
         embeddings = np.load(folder / "embed_tokens.npy", mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise BundleError(f"The base in {folder} is damaged: {error}") from error
-    if embeddings.ndim != 2 or embeddings.shape[1] != manifest.n_text:
+    if embeddings.dtype.kind != "f" or embeddings.shape != (manifest.n_vocab, manifest.n_text):
         raise BundleError(
-            f"{folder / 'embed_tokens.npy'} has the shape {embeddings.shape}; the manifest says "
-            f"({manifest.n_vocab}, {manifest.n_text})."
+            f"{folder / 'embed_tokens.npy'} is {embeddings.dtype} {embeddings.shape}; the manifest says "
+            f"({manifest.n_vocab}, {manifest.n_text}), of floats. Export the bundle again."
+        )
+    if (token := max(manifest.start_token, *manifest.layout.end)) >= manifest.n_vocab:
+        raise BundleError(
+            f"The manifest in {folder} names the token {token}, and its vocabulary has {manifest.n_vocab}. "
+            "Export the bundle again."
         )
     added = tokenizer.get_added_tokens_decoder()
     words = Words(
@@ -215,7 +221,7 @@ def _open_base(folder: Path, manifest: BaseManifest, plan: Plan, verified: set[I
             manifest.n_connector_positions,
             manifest.layout.prompt,
         )
-    return Base(
+    base = Base(
         manifest,
         sessions["vision_encoder"],
         sessions["decoder"],
@@ -229,6 +235,11 @@ def _open_base(folder: Path, manifest: BaseManifest, plan: Plan, verified: set[I
         fallbacks,
         verified,
     )
+    check_eye(base.vision_encoder, connector and connector.session, manifest)
+    check_decoder(base.decoder, manifest)
+    if base.encoder is not None:
+        check_encoder(base.encoder, manifest)
+    return base
 
 
 def _open_parts(folder: Path, plan: Plan) -> tuple[dict[str, Any], dict[str, str], dict[str, str]]:

@@ -18,6 +18,7 @@ from ._manifest import TaskManifest, read_base_manifest, read_task_manifest, ver
 from ._pack import digest, unpack
 from ._providers import CPU, ON_CPU, PREPROCESS, Providers, make_plan
 from ._sessions import FILES, Base, load_base, open_session, run
+from ._shapes import check_preprocess
 from ._view import Answer, Ranked, View, answer_together
 from .errors import BundleError, RequestError, near
 
@@ -77,6 +78,7 @@ def load(task: str | os.PathLike[str], *, providers: Providers = "auto", verify_
     for part, reason in base.fallbacks.items():
         log.warning("%s Running the %s on the CPU instead.", reason, part)
     preprocess = open_session(folder / "preprocess.onnx", ON_CPU)
+    check_preprocess(preprocess, base.vision_encoder)
     return Task(folder, manifest, base, preprocess)
 
 
