@@ -195,6 +195,18 @@ def test_a_base_is_let_go_of_with_the_last_task_and_view(copy):
         gc.enable()
 
 
+def test_a_base_that_goes_is_not_found_and_its_sessions_go_first(copy, monkeypatch):
+    """What another thread would see at the moment when memory is given back."""
+    seen = []
+    task = sdk.load(copy)
+    digest, decoder = task.manifest.base_digest, weakref.ref(task.base.decoder)
+    monkeypatch.setattr(
+        _sessions, "_trim", lambda pad: seen.append((digest in [key for key, _ in _sessions._loaded], decoder()))
+    )
+    task.close()
+    assert seen == [(False, None)]
+
+
 MEMORY = """
 import pathlib, sys
 import numpy as np

@@ -149,10 +149,17 @@ class Base:
     providers: Mapping[str, str] = field(default_factory=dict)
     fallbacks: Mapping[str, str] = field(default_factory=dict)
     verified: set[Identity] = field(default_factory=set)
+    last: _Trims = field(default_factory=lambda: _Trims())  # goes when all above have gone
+
+
+class _Trims:
+    """Gives freed memory back to the system when it goes.
+
+    glibc keeps the weights of a closed base for later, up to all of 620 MB when measured. It is not the base itself
+    that does this: a base whose `__del__` runs can still be found in `_loaded` by another thread.
+    """
 
     def __del__(self) -> None:
-        # glibc keeps freed weights for later (all of a base of 620 MB, measured), so it is told to give them back.
-        self.__dict__.clear()
         _trim(0)
 
 
