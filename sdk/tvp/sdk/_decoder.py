@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ._sessions import Base, onnxruntime, run_all
+from ._providers import onnxruntime
+from ._sessions import Base, run_all
 from .errors import ProviderError, RequestError
 
 BLOCK = 64  # positions by which a buffer grows
@@ -78,13 +79,15 @@ class KeyValues:
 
     @staticmethod
     def together(rows: Sequence[KeyValues], n_new: int) -> KeyValues:
-        """Copies of single sequences as the rows of one batch, with room for n_new tokens each where the model has it.
+        """Copies of single sequences as the rows of one batch, with room for the first of n_new tokens each.
 
         onnxruntime continues several sequences by one token a run only.
         """
         both = KeyValues(rows[0]._base, len(rows))
         longest, n_positions = max(row.length for row in rows), rows[0]._base.manifest.n_positions
-        both._reserve(min(longest + n_new, n_positions or longest + n_new))
+        # A limit is not a length: what is asked for may be far more than what comes, or than there is memory for.
+        most = longest + min(n_new, BLOCK)
+        both._reserve(min(most, n_positions or most))
         for place, row in enumerate(rows):
             for mine, theirs in zip(row._tensors, both._tensors, strict=True):
                 theirs.numpy()[place, :, : row.length] = mine.numpy()[0, :, : row.length]
