@@ -26,7 +26,7 @@ def check(task: Task) -> dict[str, Any]:
     """
     cases = golden_cases(task.folder)
     exact = task.base.manifest.precision == "fp32"
-    allowed = 0.0 if exact else task.manifest.parity.get("max_loss")
+    allowed: Any = 0.0 if exact else task.manifest.parity.get("max_loss")
     if type(allowed) not in (int, float) or not 0 <= allowed <= 1:
         raise BundleError(f"The manifest in {task.folder}: parity.max_loss is {allowed!r}; it must be from 0 to 1.")
     differences, largest = compare(task, cases, TOLERANCE if exact else float("inf"))

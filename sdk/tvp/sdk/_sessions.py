@@ -151,6 +151,12 @@ class Base:
     verified: set[Identity] = field(default_factory=set)
     last: _Trims = field(default_factory=lambda: _Trims())  # goes when all above have gone
 
+    def __post_init__(self) -> None:
+        inputs = {value.name: value.type for value in self.decoder.get_inputs()}
+        self.feeds_positions = "position_ids" in inputs  # a decoder that counts places by itself has none
+        half = any(kind == "tensor(float16)" for name, kind in inputs.items() if name.startswith("past_key_values"))
+        self.cache_type: type[np.floating[Any]] = np.float16 if half else np.float32
+
 
 class _Trims:
     """Gives freed memory back to the system when it goes.
@@ -161,12 +167,6 @@ class _Trims:
 
     def __del__(self) -> None:
         _trim(0)
-
-    def __post_init__(self) -> None:
-        inputs = {value.name: value.type for value in self.decoder.get_inputs()}
-        self.feeds_positions = "position_ids" in inputs  # a decoder that counts places by itself has none
-        half = any(kind == "tensor(float16)" for name, kind in inputs.items() if name.startswith("past_key_values"))
-        self.cache_type: type[np.floating[Any]] = np.float16 if half else np.float32
 
 
 _loaded: weakref.WeakValueDictionary[tuple[str, str], Base] = weakref.WeakValueDictionary()

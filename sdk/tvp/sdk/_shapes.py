@@ -30,7 +30,10 @@ def check_decoder(session: Any, manifest: BaseManifest) -> None:
             raise BundleError(f"A decoder behind an encoder has no {manifest.position_axes} position_axes; it has 1.")
         inputs |= _cache("cross_key_values", manifest, cache)
     else:
-        inputs["position_ids"] = [None] * 2 if manifest.position_axes == 1 else [manifest.position_axes, None, None]
+        if manifest.position_axes > 1:
+            inputs["position_ids"] = [manifest.position_axes, None, None]
+        elif any(value.name == "position_ids" for value in session.get_inputs()):
+            inputs["position_ids"] = [None, None]  # which a decoder that counts places by itself has not
         inputs |= {"seqlens_k": [None], "total_sequence_length": [], "num_logits_to_keep": []}
     inputs |= _cache("past_key_values", manifest, cache)
     given = {"logits": [None, None, manifest.n_vocab], **_cache("present", manifest, cache)}
