@@ -183,7 +183,7 @@ def measure(name: str, folder: Path, n: int) -> dict[str, Any]:
         asks[f"sdk {precision}"] = lambda task=task: _exactly(task.ask(picture, QUESTION, max_new_tokens=N_NEW))
     row["ask"] = table(pairs(asks, n), "transformers")
     growing.close()
-
+    print(name, "ask", row["ask"], flush=True)
     decoders: dict[str, Callable[[], Any]] = {"transformers": theirs.tokens(N_NEW)}
     for precision, task in loaded.items():
         decoders[f"sdk {precision}"] = sdk_tokens(task, picture, N_NEW)
