@@ -28,6 +28,8 @@ class KeyValues:
         self._base = base
         self._tensors: list[Any] = []
         self._binding: Any = None  # the tensors, bound once for all runs until they grow
+        self._fed: dict[str, Any] = {}  # what a run takes and gives besides, bound for all runs of one shape
+        self._shape = (0, 0)  # which that is: new tokens, logits
         self._capacity = 0
         self.lengths = np.zeros(n_rows, np.int64)
 
@@ -50,28 +52,39 @@ class KeyValues:
         n_new = embeddings.shape[1]
         totals = self.lengths + n_new
         self._reserve(int(totals.max()))
-        ort = onnxruntime()
-        binding = self._binding
         inputs = {
-            "inputs_embeds": np.ascontiguousarray(embeddings, np.float32),
-            "seqlens_k": (totals - 1).astype(np.int32),
-            "total_sequence_length": np.array(totals.max(), np.int32),
-            "num_logits_to_keep": np.array(n_logits, np.int64),
+            "inputs_embeds": embeddings,
+            "seqlens_k": totals - 1,
+            "total_sequence_length": totals.max(),
+            "num_logits_to_keep": np.int64(n_logits),
         }
         if self._base.feeds_positions:
             inputs["position_ids"] = positions_of(self._base, self.lengths[:, None] + np.arange(n_new))
-        kept = {name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in inputs.items()}
-        for name, value in kept.items():
-            binding.bind_ortvalue_input(name, value)
-        binding.bind_output("logits")  # anew, or the last run's would be written over
+        if self._shape != (n_new, n_logits):
+            self._bind(inputs, n_new, n_logits)
+        for name, value in inputs.items():
+            self._fed[name].numpy()[...] = value
         try:
-            self._base.decoder.run_with_iobinding(binding)
+            self._base.decoder.run_with_iobinding(self._binding)
         except RuntimeError as error:
             raise ProviderError(f"onnxruntime failed while decoding: {error}") from error
         self.lengths = totals
-        # A copy: OrtValue.numpy() does not keep the memory behind it alive.
-        logits: NDArray[np.float32] = np.array(binding.get_outputs()[0].numpy(), copy=True)
+        logits: NDArray[np.float32] = self._fed["logits"].numpy().copy()  # the next run writes over them
         return logits
+
+    def _bind(self, inputs: dict[str, Any], n_new: int, n_logits: int) -> None:
+        """Make what runs of this shape take and give; the next run of the same shape uses it again."""
+        ort, manifest = onnxruntime(), self._base.manifest
+        kinds = {"inputs_embeds": np.float32, "seqlens_k": np.int32, "total_sequence_length": np.int32}
+        arrays = {name: np.zeros(np.shape(value), kinds.get(name, np.int64)) for name, value in inputs.items()}
+        arrays["logits"] = np.zeros((len(self.lengths), n_logits, manifest.n_vocab), np.float32)
+        self._fed = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
+        for name, value in self._fed.items():
+            if name == "logits":
+                self._binding.bind_ortvalue_output(name, value)
+            else:
+                self._binding.bind_ortvalue_input(name, value)
+        self._shape = (n_new, n_logits)
 
     def copies(self, n_rows: int, n_new: int) -> KeyValues:
         """Copies of a single sequence, to be continued in different ways by n_new tokens in one batch."""
@@ -113,8 +126,7 @@ class KeyValues:
                 array[:, :, : self.length] = old[i].numpy()[:, :, : self.length]
             self._tensors.append(ort.OrtValue.ortvalue_from_numpy(array))
         self._capacity = capacity
-        self._binding = self._base.decoder.io_binding()
-        self._binding.bind_output("logits")  # the first bound is the first of get_outputs()
+        self._binding, self._shape = self._base.decoder.io_binding(), (0, 0)
         for i, tensor in enumerate(self._tensors):
             kind = "key" if i % 2 == 0 else "value"
             self._binding.bind_ortvalue_input(f"past_key_values.{i // 2}.{kind}", tensor)
@@ -183,3 +195,10 @@ def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     shifted = logits - logits.max(-1, keepdims=True)
     result: NDArray[np.float32] = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
     return result
+
+
+def log_probability(logits: NDArray[np.float32], token: int) -> float:
+    """Of one token of logits (n_vocab,): as log_softmax, with half of its work, for it is asked at every token."""
+    largest = logits.max()
+    odds = np.exp(logits - largest)
+    return float(logits[token] - largest - np.log(odds.sum()))

@@ -13,7 +13,7 @@ from typing import Any, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from ._decoder import log_softmax
+from ._decoder import log_probability
 from ._sessions import Base
 from .errors import RequestError, near
 
@@ -170,7 +170,7 @@ class Answering:
         generation = self.generation
         token = generation.choose(logits, self._rng)
         self.tokens.append(token)
-        self.scores.append(float(log_softmax(logits)[token]))
+        self.scores.append(log_probability(logits, token))
         passed = time.perf_counter() - self.began
         self.first_token = self.first_token or passed
         if token in self.base.manifest.layout.end:
