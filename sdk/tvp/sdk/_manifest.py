@@ -38,8 +38,8 @@ class BaseManifest:
     start_token: what the decoder behind an encoder starts from; -1 where there is no encoder.
     position_axes: positions a token has: 1, 2 (place, and place behind the prompt, as VisualGLM's), or 3 (time, row,
         column, as Qwen2-VL's).
-    n_causal: -1 where every token sees only what is before it; else how many at a prompt's end do so, as an answer's
-        tokens, while all others of the prompt see each other.
+    n_causal: -1 where every token sees only what is before it; else how many at a prompt's end (0 or 1) do so, as an
+        answer's tokens, while all others of the prompt see each other.
     n_connector_positions: the most tokens of a question that a connector of its own reads; 0 for none.
     made_from: digest of the model and the versions that it was made from, by which an export finds it again.
     """
@@ -140,7 +140,7 @@ def read_base_manifest(file: Path) -> BaseManifest:
         n_positions=_number(content, "n_positions", 0, file),
         start_token=_number(content, "start_token", -1, file),
         position_axes=_one_of(content, "position_axes", (1, 2, 3), file),
-        n_causal=_number(content, "n_causal", -1, file),
+        n_causal=_one_of(content, "n_causal", (-1, 0, 1), file),
         n_connector_positions=_number(content, "n_connector_positions", 0, file),
         made_from=_take(content, "made_from", str, file),
         files=_files(content, file),
