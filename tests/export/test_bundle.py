@@ -181,8 +181,8 @@ FAMILIES = (
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_exports(name, tmp_path):
     """Line breaks after the patches, grouped key/value heads, marks around the picture, three positions a
-    token, an eye that takes one picture, a connector that reads the question, an encoder before the decoder; and a
-    view that is asked again."""
+    token, an eye that takes one picture, a connector that reads the question, an encoder before the decoder, a
+    prompt that sees all of itself; and a view that is asked again."""
     model = save_tiny(name, tmp_path / "model")
     report = export(model, tasks.get("scenes"), tmp_path / "task", n_cases=4)
     assert report.tokens_equal == report.n_cases == 4

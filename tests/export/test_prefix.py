@@ -15,13 +15,15 @@ from tests.bundles import make_bundle
 from tests.tiny import save_tiny
 from tvp import sdk
 from tvp.export import graphs
+from tvp.export.bundle import export
+from tvp.export.plan import plan
 from tvp.export.precision import lower
 from tvp.export.tokenizer import write_tokenizer
 from tvp.sdk._decoder import KeyValues, positions_of
 from tvp.sdk._layout import Words
 from tvp.sdk._manifest import read_base_manifest, seal
 from tvp.sdk.errors import BundleError, ModelError, ProviderError
-from tvp.trainer import families
+from tvp.trainer import families, tasks
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
 QUESTIONS = "How many objects are there?", "Is there a red star or not?"
@@ -105,6 +107,24 @@ def test_a_question_that_failed_is_not_taken_for_read(exported, monkeypatch):
             with pytest.raises(ProviderError, match="no memory"):
                 view.ask(f"{QUESTIONS[1]} {QUESTIONS[1]}")
         assert view.rank(QUESTIONS[0], labels=["a", "b c"]) == expected
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])
+@pytest.mark.parametrize("name", N_CAUSAL)
+def test_every_way_of_asking_is_the_same_in_fewer_bits(name, precision, tmp_path):
+    model, task = save_tiny(name, tmp_path / "model"), tasks.get("scenes")
+    planned = {row[0] for row in plan(model, task, tmp_path / "out", precision=precision)}
+    report = export(model, task, tmp_path / "out", precision=precision, n_cases=4, max_loss=1)
+    assert report.loss == 0 or precision != "fp16"
+    with sdk.load(tmp_path / "out") as loaded:
+        assert {f"base/{file}" for file in loaded.base.manifest.needs} <= planned
+        view = loaded.see(PICTURE)
+        for question in (*QUESTIONS, QUESTIONS[0]):
+            alone = loaded.ask(PICTURE, question)
+            assert view.ask(question).text == alone.text == "".join(loaded.stream(PICTURE, question))
+            assert loaded.ask_many([(PICTURE, question)] * 2)[1].tokens == alone.tokens
+        assert {t.numpy().dtype for t in view._cache._tensors} == {np.dtype(loaded.base.cache_type)}
+        assert loaded.base.cache_type == (np.float16 if precision == "fp16" else np.float32)
 
 
 def test_positions_are_those_of_the_family(tmp_path):
