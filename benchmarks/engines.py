@@ -1,4 +1,4 @@
-"""Other engines on the same decoder, for benchmarks/speed.py: Optimum's own export, onnxruntime-genai's graph, llama.cpp.
+"""Other engines on the same decoder, for benchmarks/speed.py: Optimum's export, onnxruntime-genai's graph, llama.cpp.
 
 Each gets the weights of the same language model. Those that are not installed are left out.
 """
@@ -115,11 +115,11 @@ class GenAI:
             zeros = np.zeros((1, n_kv_heads, capacity, head), np.float32)
             tensors.append(onnxruntime.OrtValue.ortvalue_from_numpy(zeros))
         binding = session.io_binding()
+        binding.bind_output("logits")  # the first bound is the first of get_outputs()
         for i, tensor in enumerate(tensors):
             kind = ("key", "value")[i % 2]
             binding.bind_ortvalue_input(f"past_key_values.{i // 2}.{kind}", tensor)
             binding.bind_ortvalue_output(f"present.{i // 2}.{kind}", tensor)
-        binding.bind_output("logits")
         names = {value.name for value in session.get_inputs()}
 
         def step(rows: Any, total: int) -> int:
@@ -129,11 +129,9 @@ class GenAI:
             kept = {key: onnxruntime.OrtValue.ortvalue_from_numpy(value) for key, value in feeds.items()}
             for key, value in kept.items():
                 binding.bind_ortvalue_input(key, value)
+            binding.bind_output("logits")
             session.run_with_iobinding(binding)
-            at = [output.name for output in session.get_outputs()].index("logits")
-            outputs = binding.get_outputs()
-            logits = next(o for o in outputs if o.shape()[-1] == len(words)) if at else outputs[0]
-            return int(logits.numpy()[0, -1].argmax())
+            return int(binding.get_outputs()[0].numpy()[0, -1].argmax())
 
         step(words[np.zeros(length, np.int64)][None], length)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import onnxruntime
@@ -164,6 +166,23 @@ def test_the_command_plans_and_says_what_was_lost(tmp_path):
     done = CliRunner().invoke(command, [*arguments, "--max-loss", "1"])
     assert done.exit_code == 0, done.output
     assert "of the answers are not PyTorch's (allowed 100.0%)" in done.output
+
+
+def test_a_program_keeps_its_own_logging():
+    """onnxruntime's quantiser configures the root logger when it is imported."""
+    code = (
+        "import logging, pathlib, tempfile, numpy, onnx; from onnx import helper, numpy_helper as nh\n"
+        "from tvp.export.precision import lower\n"
+        "x = [helper.make_tensor_value_info(n, 1, [2, 4]) for n in 'xy']\n"
+        "g = helper.make_graph([helper.make_node('MatMul', ['x', 'w'], ['y'])], 'g', x[:1], x[1:],\n"
+        "    [nh.from_array(numpy.ones((4, 4), numpy.float32), 'w')])\n"
+        "folder = pathlib.Path(tempfile.mkdtemp())\n"
+        "onnx.save(helper.make_model(g, opset_imports=[helper.make_opsetid('', 18)]), folder / 'encoder_model.onnx')\n"
+        "lower(folder, 'int8')\n"
+        "assert 'MatMulNBits' in str(onnx.load(folder / 'encoder_model.onnx').graph.node)\n"
+        "root = logging.getLogger(); assert not root.handlers and root.level == logging.WARNING, root.level\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_half_precision_cache_takes_half_the_memory(exported):

@@ -28,7 +28,9 @@ def test_ask_check_inspect_and_doctor(one_bundle, picture):
     answer = json.loads(tvp("ask", one_bundle, picture, "What?", "--json").stdout)
     assert set(answer) == {"text", "tokens", "log_probabilities", "timing", "finish"}
     assert len(tvp("ask", one_bundle, picture, "--rank").stdout.splitlines()) == 4
-    assert "4 golden cases equal" in tvp("check", one_bundle).stdout
+    checked = tvp("check", one_bundle).stdout
+    assert "4 golden cases equal" in checked
+    assert "preprocess, vision_encoder, decoder on CPUExecutionProvider" in checked
     assert "llava" in tvp("inspect", one_bundle).stdout
     assert "CPUExecutionProvider" in tvp("doctor").stdout
 

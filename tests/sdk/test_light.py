@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +25,8 @@ COMPANIONS = {
     "mpmath",
     "sympy",
 }
+
+PICKLING = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 
 
 def run(code):
@@ -121,3 +126,76 @@ print(CliRunner().invoke(cli, ['ask', '--help']).exit_code)
     assert said.startswith("1 ")
     assert "pip install 'tvp[train]'" in said
     assert said.rstrip().endswith("0")
+
+
+def test_nothing_that_runs_code_is_unpickled():
+    """Pickles run what their author wants; no package reads one, and arrays and checkpoints only without."""
+    folders = [Path(importlib.import_module(f"tvp.{name}").__file__).parent for name in ("sdk", "export", "trainer")]
+    found = [line for folder in folders for file in sorted(folder.rglob("*.py")) for line in unpickles(file)]
+    assert not found, found
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import pickle",
+        "from pickle import loads",
+        "import _pickle as harmless",
+        "import dill, os",
+        "from joblib import load",
+        "import shelve",
+        "import torch\ntorch.load('x')",
+        "import torch\ntorch.load('x', weights_only=False)",
+        "import torch as t\nt.load('x', 'cpu')",
+        "import numpy as np\nnp.load('x', allow_pickle=True)",
+        "import numpy as np\nallowed = True\nnp.load('x', allow_pickle=allowed)",
+        "import pandas as pd\npd.read_pickle('x')",
+        "__import__('pickle').loads(b'')",
+        "import importlib\nimportlib.import_module('pickle')",
+        "from numpy import load\nload('x', allow_pickle=True)",
+        "from torch import load",
+    ],
+)
+def test_what_unpickles_is_found(code, tmp_path):
+    (tmp_path / "x.py").write_text(code)
+    assert unpickles(tmp_path / "x.py")
+
+
+def unpickles(file):
+    """Lines of a file that unpickle, or may: modules that do, torch.load and np.load where nothing forbids it."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    imported = {}  # a name here -> what it is
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imported |= {alias.asname or alias.name.split(".")[0]: alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+    for node in ast.walk(tree):
+        where = f"{file}:{getattr(node, 'lineno', 0)}"
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            names = [node.value] if node.value in PICKLING else []
+        if any(name.split(".")[0] in PICKLING or name == "torch.load" for name in names):
+            yield where
+        if isinstance(node, ast.Attribute) and node.attr in ("read_pickle", "to_pickle", "unpickle"):
+            yield where
+        if not isinstance(node, ast.Call):
+            continue
+        options = {keyword.arg: keyword.value for keyword in node.keywords}
+        allowed = options.get("allow_pickle")
+        if allowed is not None and not (isinstance(allowed, ast.Constant) and allowed.value is False):
+            yield where
+        function = node.func
+        if (
+            isinstance(function, ast.Attribute)
+            and function.attr == "load"
+            and isinstance(function.value, ast.Name)
+            and imported.get(function.value.id) == "torch"
+        ):
+            safe = options.get("weights_only")
+            if not (isinstance(safe, ast.Constant) and safe.value is True):
+                yield where

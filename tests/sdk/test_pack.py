@@ -176,3 +176,4 @@ def test_the_commands(one_bundle, tmp_path):
     assert 0 < facts["token"] < facts["ask"] < 60
     assert facts["see"] < facts["ask"]
     assert facts["peak_mib"] > 10
+    assert facts["providers"]["decoder"] == "CPUExecutionProvider"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
-from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
 from .fuse import save
@@ -41,18 +42,25 @@ def lower(folder: Path, precision: str) -> None:
 
 
 def _block(file: Path, bits: int) -> None:
+    with _root_logger_kept():
+        from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+    logging.getLogger(MatMulNBitsQuantizer.__module__).setLevel(logging.WARNING)  # a line for every node
     # The accuracy level lets the kernels multiply in int8: with the default, 8 bits are 20 times slower than fp32.
-    level = logging.getLogger("onnxruntime.quantization.matmul_nbits_quantizer")
-    before = level.level
-    level.setLevel(logging.WARNING)
-    try:
-        quantizer = MatMulNBitsQuantizer(
-            onnx.load(file), bits=bits, block_size=BLOCK, is_symmetric=True, accuracy_level=4
-        )
-        quantizer.process()
-    finally:
-        level.setLevel(before)
+    quantizer = MatMulNBitsQuantizer(onnx.load(file), bits=bits, block_size=BLOCK, is_symmetric=True, accuracy_level=4)
+    quantizer.process()
     _replace(quantizer.model.model, file)
+
+
+@contextmanager
+def _root_logger_kept() -> Iterator[None]:
+    """Take back what a module that configures the root logger, when it is imported, does to a user's program."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
 
 
 def _dynamic(file: Path) -> None:

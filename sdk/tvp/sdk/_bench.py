@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import sys
@@ -10,7 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ._sessions import Providers
+from ._check import golden_cases
+from ._providers import Providers
 from ._task import load
 from .errors import RequestError
 
@@ -28,7 +28,8 @@ def bench(
 
     Returns seconds: load, see (picture to embeddings), first_token (of a first question), again (of a second one
     about the same picture), token (each further one), ask (picture to `n_new_tokens` tokens); tokens_per_second;
-    peak_mib: the most memory that this process has had (None where the system does not say).
+    peak_mib: the most memory that this process has had (None where the system does not say); providers: what each
+    part ran on.
     """
     if n_runs < 1:
         raise RequestError(f"n_runs is {n_runs}; it must be at least 1.")
@@ -36,8 +37,9 @@ def bench(
     with load(task, providers=providers) as loaded:
         seconds: dict[str, list[float]] = {name: [] for name in ("see", "first_token", "again", "token", "ask")}
         loading = time.perf_counter() - began
+        places = dict(loaded.providers)
         golden = loaded.folder / "golden"
-        case = json.loads((golden / "cases.json").read_bytes())[0]
+        case = golden_cases(loaded.folder)[0]
         picture, question = golden / case["picture"], case["question"]
         n_new = 0
         for run in range(n_runs + 1):
@@ -64,6 +66,7 @@ def bench(
         "n_new_tokens": n_new,
         "n_runs": n_runs,
         "peak_mib": _peak(),
+        "providers": places,
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +155,9 @@ def check(task: str, providers: str) -> None:
 
     with load(task, providers=providers) as loaded:
         report = loaded.check()
+        places = loaded.providers
     click.echo(f"{report['cases']} golden cases equal; largest difference {report['largest_difference']:.1e}")
+    click.echo(_by_provider(places))
 
 
 @click.command()
@@ -236,6 +238,13 @@ def bench(task: str, providers: str, runs: int, max_new_tokens: int, as_json: bo
         click.echo(f"{'tokens a second':<34}{facts['tokens_per_second']:>10.1f}")
     if facts["peak_mib"]:
         click.echo(f"{'peak memory':<34}{facts['peak_mib']:>10.0f} MiB")
+    click.echo(_by_provider(facts["providers"]))
+
+
+def _by_provider(places: Mapping[str, str]) -> str:
+    """What ran on what, in a line: parts that share a provider together."""
+    names = dict.fromkeys(places.values())
+    return "; ".join(f"{', '.join(part for part in places if places[part] == name)} on {name}" for name in names)
 
 
 @click.command()

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ._sessions import Base, onnxruntime, run_all
+from ._providers import onnxruntime
+from ._sessions import Base, run_all
 from .errors import ProviderError, RequestError
 
 BLOCK = 64  # positions by which a buffer grows
@@ -26,6 +27,7 @@ class KeyValues:
     def __init__(self, base: Base, n_rows: int = 1) -> None:
         self._base = base
         self._tensors: list[Any] = []
+        self._binding: Any = None  # the tensors, bound once for all runs until they grow
         self._capacity = 0
         self.lengths = np.zeros(n_rows, np.int64)
         self._firsts = np.ones(n_rows, np.int64)  # how many tokens each row began with, which may see each other
@@ -54,7 +56,7 @@ class KeyValues:
         totals = self.lengths + n_new
         self._reserve(int(totals.max()))
         ort = onnxruntime()
-        binding = self._base.decoder.io_binding()
+        binding = self._binding
         inputs = {
             "inputs_embeds": np.ascontiguousarray(embeddings, np.float32),
             "seqlens_k": (totals - 1).astype(np.int32),
@@ -66,11 +68,7 @@ class KeyValues:
         kept = {name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in inputs.items()}
         for name, value in kept.items():
             binding.bind_ortvalue_input(name, value)
-        binding.bind_output("logits")  # the first bound is the first of get_outputs()
-        for i, tensor in enumerate(self._tensors):
-            kind = "key" if i % 2 == 0 else "value"
-            binding.bind_ortvalue_input(f"past_key_values.{i // 2}.{kind}", tensor)
-            binding.bind_ortvalue_output(f"present.{i // 2}.{kind}", tensor)
+        binding.bind_output("logits")  # anew, or the last run's would be written over
         try:
             self._base.decoder.run_with_iobinding(binding)
         except RuntimeError as error:
@@ -86,13 +84,15 @@ class KeyValues:
 
     @staticmethod
     def together(rows: Sequence[KeyValues], n_new: int) -> KeyValues:
-        """Copies of single sequences as the rows of one batch, with room for n_new tokens each where the model has it.
+        """Copies of single sequences as the rows of one batch, with room for the first of n_new tokens each.
 
         onnxruntime continues several sequences by one token a run only.
         """
         both = KeyValues(rows[0]._base, len(rows))
         longest, n_positions = max(row.length for row in rows), rows[0]._base.manifest.n_positions
-        both._reserve(min(longest + n_new, n_positions or longest + n_new))
+        # A limit is not a length: what is asked for may be far more than what comes, or than there is memory for.
+        most = longest + min(n_new, BLOCK)
+        both._reserve(min(most, n_positions or most))
         for place, row in enumerate(rows):
             for mine, theirs in zip(row._tensors, both._tensors, strict=True):
                 theirs.numpy()[place, :, : row.length] = mine.numpy()[0, :, : row.length]
@@ -118,6 +118,12 @@ class KeyValues:
                 array[:, :, : self.length] = old[i].numpy()[:, :, : self.length]
             self._tensors.append(ort.OrtValue.ortvalue_from_numpy(array))
         self._capacity = capacity
+        self._binding = self._base.decoder.io_binding()
+        self._binding.bind_output("logits")  # the first bound is the first of get_outputs()
+        for i, tensor in enumerate(self._tensors):
+            kind = "key" if i % 2 == 0 else "value"
+            self._binding.bind_ortvalue_input(f"past_key_values.{i // 2}.{kind}", tensor)
+            self._binding.bind_ortvalue_output(f"present.{i // 2}.{kind}", tensor)
 
 
 class GrowingKeyValues:

@@ -2,29 +2,151 @@
 
 from __future__ import annotations
 
+import base64
+import math
 import os
 import platform
-from importlib.metadata import version
-from typing import Any
+import tempfile
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
-from ._sessions import choose_providers, onnxruntime
+from ._providers import CPU, ON_CPU, PARTS, choose_providers, onnxruntime
+from ._sessions import open_session
 from ._task import home, tasks
 from .errors import ProviderError
 
+PROC, CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
+# An ONNX model that adds a number to itself (opset 18): enough to see whether a provider starts.
+MODEL = base64.b64decode("CAg6NQoOCgF4CgF4EgF5IgNBZGQSAWdaDwoBeBIKCggIARIECgIIAWIPCgF5EgoKCAgBEgQKAggBQgQKABAS")
 
-def doctor() -> dict[str, Any]:
-    """Versions, providers, where each part of a bundle would run, cores and known tasks."""
-    facts: dict[str, Any] = {
+
+def doctor() -> dict[str, str]:
+    """Versions, providers, where each part of a bundle would run, cores, memory, cache and known tasks."""
+    facts = {
         "tvp": version("tvp"),
         "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        **{name: _version(name) for name in ("numpy", "pillow", "tokenizers")},
+        "machine": f"{platform.system()} {platform.machine()}",
+        "cores": f"{usable_cores()} usable of {os.cpu_count()}",
+        "memory": ", ".join(f"{n / 2**30:.1f} GiB {what}" for what, n in memory().items()) or "unknown",
     }
     try:
-        facts["onnxruntime"] = onnxruntime().__version__
-        facts["providers"] = ", ".join(onnxruntime().get_available_providers())
-        facts["auto runs on"] = ", ".join(choose_providers("auto"))
+        ort = onnxruntime()
+        facts["onnxruntime"] = ort.__version__
+        facts["providers"] = ", ".join(ort.get_available_providers())
+        facts["devices"] = ", ".join(_devices(ort)) or "not reported"
+        facts["auto"] = _auto()
     except ProviderError as error:
         facts["onnxruntime"] = str(error)
     facts["home"] = str(home())
+    facts["cache"] = f"{_size(home() / 'cache') / 1e6:.1f} MB in {home() / 'cache'}"
     facts["tasks"] = ", ".join(tasks()) or "none"
     return facts
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: by its affinity, and by the limit of its container, rounded up."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for folder in _cgroups("cpu"):
+        quota, period = [*_read(folder / "cpu.max").split(), "", ""][:2]
+        if not quota:  # the older kind
+            quota, period = _read(folder / "cpu.cfs_quota_us").strip(), _read(folder / "cpu.cfs_period_us").strip()
+        if quota.isdigit() and period.isdigit():
+            cores = min(cores, max(1, math.ceil(int(quota) / int(period))))
+    return cores
+
+
+def memory() -> dict[str, int]:
+    """Bytes of memory in `total` and `available` to this process, its container's limit included.
+
+    Empty where the system does not say.
+    """
+    lines = [line.split() for line in _read(PROC / "meminfo").splitlines()]
+    kib = {line[0]: int(line[1]) for line in lines if len(line) > 1 and line[1].isdigit()}
+    if "MemTotal:" in kib and "MemAvailable:" in kib:
+        total, available = kib["MemTotal:"] * 2**10, kib["MemAvailable:"] * 2**10
+    else:
+        try:
+            page = os.sysconf("SC_PAGE_SIZE")
+            total, available = page * os.sysconf("SC_PHYS_PAGES"), page * os.sysconf("SC_AVPHYS_PAGES")
+        except (AttributeError, OSError, ValueError):  # Windows, macOS
+            return {}
+    for folder in _cgroups("memory"):
+        for limit_file, used_file, cached in (
+            ("memory.max", "memory.current", "inactive_file"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        ):
+            limit, used = _read(folder / limit_file).strip(), _read(folder / used_file).strip()
+            if limit.isdigit() and used.isdigit():
+                stat = dict(line.split() for line in _read(folder / "memory.stat").splitlines())
+                free = int(limit) - int(used) + int(stat.get(cached, 0))  # the cache of files is given up
+                total, available = min(total, int(limit)), min(available, max(0, free))
+    return {"total": total, "available": available}
+
+
+def _auto() -> str:
+    """What runs where with providers='auto', and why not elsewhere."""
+    places: dict[str, list[str]] = {}
+    reasons: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "add.onnx"
+        file.write_bytes(MODEL)
+        for part in PARTS:
+            chosen = choose_providers("auto", part, home() / "cache")
+            name = chosen[0][0]
+            if chosen != ON_CPU and name not in reasons:
+                try:
+                    open_session(file, chosen)
+                    reasons[name] = ""
+                except ProviderError as error:
+                    reasons[name] = str(error)
+            places.setdefault(CPU if reasons.get(name) else name, []).append(part)
+    says = [f"{', '.join(parts)} on {name}" for name, parts in places.items()]
+    return "; ".join(says + [reason for reason in reasons.values() if reason])
+
+
+def _devices(ort: object) -> Iterator[str]:
+    """Devices as onnxruntime reports them, where it does."""
+    try:
+        found = ort.get_ep_devices()  # type: ignore[attr-defined]
+    except Exception:  # it is new, and what it raises is not said
+        return
+    for item in found:
+        yield f"{item.device.type.name} of {item.device.vendor or 'an unknown maker'} by {item.ep_name}"
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _cgroups(controller: str) -> Iterator[Path]:
+    """The folders that limit this process, its own first; of both kinds of control groups."""
+    for line in _read(PROC / "self" / "cgroup").splitlines():
+        _, names, path = [*line.split(":", 2), "", ""][:3]
+        if names and controller not in names.split(","):
+            continue
+        own = (CGROUP / controller if names else CGROUP) / path.lstrip("/")
+        yield from (folder for folder in (own, *own.parents) if folder.is_relative_to(CGROUP))
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _size(folder: Path) -> int:
+    """Bytes of the files in a folder; what vanishes meanwhile does not count."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += os.lstat(os.path.join(place, name)).st_size
+            except OSError:
+                continue
+    return total

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import warnings
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 # Image.open knows a named format only once its plugin is imported.
 from PIL import TiffImagePlugin as _tiff  # noqa: F401
@@ -22,6 +23,10 @@ ImageLike = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
 MAX_PIXELS = 100_000_000  # 10,000 x 10,000: more than any camera here, far less than a bomb
 MAX_BYTES = 256 * 2**20
 MAX_RATIO = 100  # of the sides: a strip would be enlarged to gigabytes before its middle is cut out
+STRIP = 2**21  # pixels that are converted at once
+# EXIF's orientation -> quarter turns to the left, then whether left and right change places.
+ORIENTATION = 0x0112
+UPRIGHT = {2: (0, True), 3: (2, False), 4: (2, True), 5: (3, True), 6: (3, False), 7: (1, True), 8: (1, False)}
 # What cameras and phones write. Pillow opens far more, some of it by starting other programs.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
@@ -44,9 +49,13 @@ def read_image(source: ImageLike) -> NDArray[np.uint8]:
         path = Path(source)
         name = f"the image file {path}"
         try:
-            if path.stat().st_size > MAX_BYTES:
-                raise ImageError(f"{_start(name)} is larger than {MAX_BYTES >> 20} MiB. Give a smaller picture.")
-            data = path.read_bytes()
+            status = path.stat()
+            if stat.S_ISDIR(status.st_mode):
+                raise ImageError(f"{_start(name)} cannot be read: Is a directory.")
+            if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for, a device may never end
+                raise ImageError(f"{_start(name)} cannot be read: it is a pipe or a device. Give its bytes instead.")
+            with open(path, "rb") as stream:
+                data = stream.read(MAX_BYTES + 1)  # what /proc holds says that it has 0 bytes
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             raise ImageError(f"{_start(name)} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
     else:
@@ -54,6 +63,8 @@ def read_image(source: ImageLike) -> NDArray[np.uint8]:
             f"A {type(source).__name__} is not a picture; give a path, bytes, a PIL image "
             "or a uint8 array (height, width, 3)."
         )
+    if len(data) > MAX_BYTES:
+        raise ImageError(f"{_start(name)} is larger than {MAX_BYTES >> 20} MiB. Give a smaller picture.")
     if not data:
         raise ImageError(f"{_start(name)} is empty (0 bytes).")
     try:
@@ -85,15 +96,42 @@ def _from_array(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def _decode(image: Image.Image, name: str) -> NDArray[np.uint8]:
     _check_size(*image.size, name)
     try:
-        image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I") or image.mode == "F":
-            image = _to_8_bits(image)
-        if "A" in image.getbands() or "transparency" in image.info:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
-        return np.array(image.convert("RGB"))
+        image.load()
+        turned, mirrored = UPRIGHT.get(image.getexif().get(ORIENTATION, 1), (0, False))
+        pixels = _to_rgb(image)
+        pixels = np.rot90(pixels, turned)
+        return np.ascontiguousarray(pixels[:, ::-1] if mirrored else pixels)
+    except MemoryError as error:
+        raise ImageError(f"{_start(name)} needs more memory than there is. Give a smaller picture.") from error
     except Exception as error:  # as above
         raise ImageError(f"{_start(name)} is damaged or cut off: {error}") from error
+
+
+def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    """A loaded image as uint8 (height, width, 3). Strip by strip, since a file of some KB may hold 100 megapixels, of
+    which each of Pillow's conversions makes a copy of up to 8 bytes a pixel."""
+    width, height = image.size
+    # 16-bit greys keep their upper 8 bits, floats in [0, 1] are stretched; Pillow itself would clip both.
+    scale = 1.0
+    if image.mode == "F":
+        scale = 255.0 if image.getextrema()[1] <= 1 else 1.0  # type: ignore[operator]
+    elif image.mode.startswith("I"):  # mode I holds 16-bit values too, in some formats
+        scale = 1 / 257 if image.mode != "I" or image.getextrema()[1] > 255 else 1.0  # type: ignore[operator]
+    pixels = np.empty((height, width, 3), np.uint8)
+    n_rows = max(1, STRIP // width)
+    for top in range(0, height, n_rows):
+        strip = image.crop((0, top, width, min(height, top + n_rows)))
+        if strip.mode.startswith("I") or strip.mode == "F":
+            values = np.nan_to_num(np.asarray(strip).astype(np.float64), posinf=2**16, neginf=0)
+            if isinstance(clear := strip.info.get("transparency"), int):  # the grey that is not there
+                values[values == clear] = 0
+            values *= scale
+            strip = Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
+        if "A" in strip.getbands() or "transparency" in strip.info:
+            strip = strip.convert("RGBA")
+            strip = Image.alpha_composite(Image.new("RGBA", strip.size, (0, 0, 0, 255)), strip)
+        pixels[top : top + n_rows] = np.asarray(strip.convert("RGB"))
+    return pixels
 
 
 def _check_size(width: int, height: int, name: str) -> None:
@@ -105,16 +143,6 @@ def _check_size(width: int, height: int, name: str) -> None:
         raise ImageError(
             f"{_start(name)} is {width} x {height} pixels; one side may be at most {MAX_RATIO} times the other."
         )
-
-
-def _to_8_bits(image: Image.Image) -> Image.Image:
-    """16-bit greys keep their upper 8 bits, floats in [0, 1] are stretched; Pillow itself would clip both."""
-    values = np.asarray(image).astype(np.float64)
-    if image.mode == "F":
-        scale = 255.0 if values.max(initial=0) <= 1 else 1.0
-    else:  # mode I holds 16-bit values too, in some formats
-        scale = 1 / 257 if image.mode != "I" or values.max(initial=0) > 255 else 1.0
-    return Image.fromarray(np.clip(np.rint(values * scale), 0, 255).astype(np.uint8))
 
 
 def _start(name: str) -> str:

@@ -1,11 +1,13 @@
-"""onnxruntime sessions: which providers they run on, and one set of sessions for each base."""
+"""onnxruntime sessions: opened on what was chosen, and one set of them for each base."""
 
 from __future__ import annotations
 
+import ctypes
 import os
+import threading
 import weakref
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,86 +16,74 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from ._layout import Words
-from ._manifest import BaseManifest
-from .errors import BundleError, ProviderError, RequestError, near
+from ._manifest import BaseManifest, Identity, verify
+from ._providers import CPU, ON_CPU, TENSORRT, Chosen, Plan, onnxruntime, runs_on
+from ._shapes import check_decoder, check_encoder, check_eye
+from .errors import BundleError, ProviderError, RequestError
 
-Providers = str | Sequence[str | tuple[str, dict[str, Any]]]
+try:
+    _trim: Callable[[int], Any] = ctypes.CDLL(None).malloc_trim
+except (AttributeError, OSError, TypeError):  # another C library, another system
 
-SHORT_NAMES = {
-    "cpu": "CPUExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "tensorrt": "TensorrtExecutionProvider",
+    def _trim(pad: int) -> None:
+        pass
+
+
+# The graphs of a base, by part.
+FILES = {
+    "vision_encoder": "vision_encoder.onnx",
+    "connector": "connector.onnx",
+    "encoder": "encoder_model.onnx",
+    "decoder": "decoder_model_merged.onnx",
 }
 
 
-def onnxruntime() -> Any:
-    """Import onnxruntime, or say which line installs one."""
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise ProviderError(
-            "onnxruntime is not installed. On a CPU: pip install 'tvp[cpu]'. With CUDA or TensorRT: "
-            "pip install 'tvp[gpu]'. On a Jetson install NVIDIA's own onnxruntime-gpu wheel."
-        ) from error
-    return onnxruntime
-
-
-def choose_providers(wanted: Providers) -> list[Any]:
-    """Turn `auto`, a name or a list into what onnxruntime takes.
-
-    `auto` is CUDA where onnxruntime reports it, and CPU. Names may be short (`cpu`, `cuda`,
-    `tensorrt`) or onnxruntime's own.
-    Raises ProviderError for a name that is unknown or not available in this installation.
-    """
-    available = onnxruntime().get_available_providers()
-    if isinstance(wanted, str):
-        if wanted == "auto":
-            return [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
-        wanted = [wanted]
-    chosen: list[Any] = []
-    if not isinstance(wanted, Sequence):
-        raise ProviderError(f"providers is {wanted!r}; give 'auto', a name, or a list of names and (name, options).")
-    for item in wanted:
-        pair = (item, None) if isinstance(item, str) else item
-        if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str)):
-            raise ProviderError(f"{item!r} is not a provider; give a name or (name, options).")
-        name, options = pair
-        full = SHORT_NAMES.get(name.lower(), name)
-        if full not in available:
-            usable = [*(short for short, name_ in SHORT_NAMES.items() if name_ in available), *available]
-            raise ProviderError(
-                f"The provider {name!r} is not available in this onnxruntime; available are "
-                f"{', '.join(available)}.{near(name, usable)}"
-            )
-        chosen.append(full if options is None else (full, options))
-    if not chosen:
-        raise ProviderError("No provider was given; use 'auto', 'cpu', 'cuda' or 'tensorrt'.")
-    return chosen
-
-
-def open_session(file: Path, providers: list[Any]) -> Any:
-    """Open a model; a provider that fell back silently is an error."""
+def open_session(file: Path, providers: Chosen) -> Any:
+    """Open a model on exactly these providers; one that does not start is an error, now or in a later run."""
     ort = onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 3
     # One pool of threads per session spins between runs by default, and three sessions' pools fight
     # over the same cores.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if hasattr(ort, "preload_dlls") and providers[0] != "CPUExecutionProvider":
-        ort.preload_dlls()  # finds CUDA's libraries where they come from pip wheels
-    first = providers[0] if isinstance(providers[0], str) else providers[0][0]
+    # An arena of its own keeps, for as long as a session lives, the most that one picture ever took (12 megapixels:
+    # 37 MiB), and a plan of its memory for every size of picture; without, answers take the same time.
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = False
+    first, tensorrt = providers[0][0], dict(providers).get(TENSORRT)
+    if first != CPU:
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        if hasattr(ort, "preload_dlls"):
+            ort.preload_dlls()  # finds CUDA's libraries where they come from pip wheels
+    if tensorrt is not None:
+        _make_folders(tensorrt)
+        if "trt_profile_min_shapes" not in tensorrt:  # one shape, and so one engine: a picture at a time
+            options.add_free_dimension_override_by_name("batch_size", 1)
     try:
-        session = ort.InferenceSession(file, options, providers=providers)
+        # By default onnxruntime goes on with other providers when one fails, in a run too, and only prints it.
+        session = ort.InferenceSession(file, options, providers=providers, enable_fallback=False)
     except Exception as error:  # onnxruntime raises its own types, one for each status code
-        if first == "CPUExecutionProvider":
+        if first == CPU:
             raise BundleError(f"onnxruntime cannot load {file}: {error}") from error
         raise ProviderError(f"{first} failed to start with {file.name}: {error}") from error
-    if first not in session.get_providers():
+    missing = [name for name, _ in providers if name not in session.get_providers()]
+    if missing:
         raise ProviderError(
-            f"{first} did not start for {file.name}; onnxruntime fell back to {session.get_providers()}. "
-            "`tvp doctor` shows what is installed; providers='cpu' runs without it."
+            f"{' and '.join(missing)} did not start for {file.name}; onnxruntime fell back to "
+            f"{', '.join(session.get_providers())}. `tvp doctor` shows what is installed; providers='cpu' runs "
+            "without it."
         )
     return session
+
+
+def _make_folders(settings: Mapping[str, str]) -> None:
+    for key in ("trt_engine_cache_path", "trt_timing_cache_path"):
+        try:
+            Path(settings[key]).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ProviderError(
+                f"TensorRT's cache {settings[key]} cannot be made: {error.strerror or error}. "
+                f"Set TVP_HOME or the option {key} to a folder that can be written."
+            ) from error
 
 
 def run(session: Any, output: str, inputs: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
@@ -145,6 +135,9 @@ class Base:
     n_before: tokens before the image embeddings; no question changes them.
     connector: what makes image embeddings of picture and question, where the vision encoder alone does not.
     encoder: what reads picture and question for a decoder that only writes the answer, as T5's.
+    providers: what each part really runs on.
+    fallbacks: why a part is on the CPU that was not to be, by part.
+    verified: the files that were found to be as the manifest says, by identity; see `verify`.
     """
 
     manifest: BaseManifest
@@ -156,6 +149,10 @@ class Base:
     n_before: int
     connector: Connector | None = None
     encoder: Any = None
+    providers: Mapping[str, str] = field(default_factory=dict)
+    fallbacks: Mapping[str, str] = field(default_factory=dict)
+    verified: set[Identity] = field(default_factory=set)
+    last: _Trims = field(default_factory=lambda: _Trims())  # goes when all above have gone
 
     def __post_init__(self) -> None:
         inputs = {value.name: value.type for value in self.decoder.get_inputs()}
@@ -164,28 +161,62 @@ class Base:
         self.cache_type: type[np.floating[Any]] = np.float16 if half else np.float32
 
 
+class _Trims:
+    """Gives freed memory back to the system when it goes.
+
+    glibc keeps the weights of a closed base for later, up to all of 620 MB when measured. It is not the base itself
+    that does this: a base whose `__del__` runs can still be found in `_loaded` by another thread.
+    """
+
+    def __del__(self) -> None:
+        _trim(0)
+
+
 _loaded: weakref.WeakValueDictionary[tuple[str, str], Base] = weakref.WeakValueDictionary()
+_locks: weakref.WeakValueDictionary[str, _Lock] = weakref.WeakValueDictionary()
+_locks_lock = threading.Lock()
 
 
-def load_base(folder: Path, manifest: BaseManifest, providers: list[Any]) -> Base:
-    """Open a verified base, or return the one that another task has open."""
-    key = (manifest.digest, repr(providers))
-    base = _loaded.get(key)
-    if base is None:
-        base = _loaded[key] = _open_base(folder, manifest, providers)
-    return base
+class _Lock:
+    """A lock that a weak dictionary can hold."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
 
 
-def _open_base(folder: Path, manifest: BaseManifest, providers: list[Any]) -> Base:
+def load_base(folder: Path, manifest: BaseManifest, plan: Plan, *, verify_files: bool = True) -> Base:
+    """Verify and open a base, or return the one that another task has open on the same providers.
+
+    Threads that load the same base open it once; other bases do not wait for it.
+    """
+    key = (manifest.digest, repr(sorted(plan.chosen.items())))
+    with _locks_lock:
+        turn = _locks.setdefault(manifest.digest, _Lock())
+    with turn.lock:
+        base = _loaded.get(key)
+        verified: set[Identity] = set() if base is None else base.verified
+        if verify_files:
+            verify(folder, manifest.files, verified)
+        if base is None or not base.fallbacks.keys() <= plan.automatic:
+            base = _loaded[key] = _open_base(folder, manifest, plan, verified)
+        return base
+
+
+def _open_base(folder: Path, manifest: BaseManifest, plan: Plan, verified: set[Identity]) -> Base:
     try:
         tokenizer = _open_tokenizer(folder / "tokenizer.json")
         embeddings = np.load(folder / "embed_tokens.npy", mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise BundleError(f"The base in {folder} is damaged: {error}") from error
-    if embeddings.ndim != 2 or embeddings.shape[1] != manifest.n_text:
+    if embeddings.dtype.kind != "f" or embeddings.shape != (manifest.n_vocab, manifest.n_text):
         raise BundleError(
-            f"{folder / 'embed_tokens.npy'} has the shape {embeddings.shape}; the manifest says "
-            f"({manifest.n_vocab}, {manifest.n_text})."
+            f"{folder / 'embed_tokens.npy'} is {embeddings.dtype} {embeddings.shape}; the manifest says "
+            f"({manifest.n_vocab}, {manifest.n_text}), of floats. Export the bundle again."
+        )
+    if (token := max(manifest.start_token, *manifest.layout.end)) >= manifest.n_vocab:
+        raise BundleError(
+            f"The manifest in {folder} names the token {token}, and its vocabulary has {manifest.n_vocab}. "
+            "Export the bundle again."
         )
     added = tokenizer.get_added_tokens_decoder()
     words = Words(
@@ -197,26 +228,53 @@ def _open_base(folder: Path, manifest: BaseManifest, providers: list[Any]) -> Ba
         n_before = len(words.prompt_ids("a")[0])
     except ValueError as error:
         raise BundleError(f"The base in {folder} is damaged: its tokenizer does not know its image token.") from error
+    sessions, places, fallbacks = _open_parts(folder, plan)
     connector = None
     if manifest.n_connector_positions:
         connector = Connector(
-            open_session(folder / "connector.onnx", providers),
+            sessions["connector"],
             _open_tokenizer(folder / "connector_tokenizer.json"),
             manifest.n_connector_positions,
             manifest.layout.prompt,
         )
-    return Base(
+    base = Base(
         manifest,
-        open_session(folder / "vision_encoder.onnx", providers),
-        # TensorRT has no GroupQueryAttention; the decoder takes the providers after it.
-        open_session(folder / "decoder_model_merged.onnx", _without_tensorrt(providers)),
+        sessions["vision_encoder"],
+        sessions["decoder"],
         embeddings,
         tokenizer,
         words,
         n_before,
         connector,
-        open_session(folder / "encoder_model.onnx", providers) if manifest.start_token >= 0 else None,
+        sessions.get("encoder"),
+        places,
+        fallbacks,
+        verified,
     )
+    check_eye(base.vision_encoder, connector and connector.session, manifest)
+    check_decoder(base.decoder, manifest)
+    if base.encoder is not None:
+        check_encoder(base.encoder, manifest)
+    return base
+
+
+def _open_parts(folder: Path, plan: Plan) -> tuple[dict[str, Any], dict[str, str], dict[str, str]]:
+    """Open each part; returns sessions, what they run on, and why some are on the CPU that were to be elsewhere."""
+    sessions: dict[str, Any] = {}
+    places: dict[str, str] = {}
+    fallbacks: dict[str, str] = {}
+    for part, providers in plan.chosen.items():
+        file = folder / FILES[part]
+        try:
+            session = open_session(file, providers)
+            places[part] = runs_on(session, file.name)
+        except ProviderError as error:
+            if part not in plan.automatic or providers == ON_CPU:
+                raise
+            fallbacks[part] = str(error)
+            session, places[part] = open_session(file, ON_CPU), CPU
+        sessions[part] = session
+    return sessions, places, fallbacks
 
 
 def _open_tokenizer(file: Path) -> Tokenizer:
@@ -227,8 +285,3 @@ def _open_tokenizer(file: Path) -> Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
-
-
-def _without_tensorrt(providers: list[Any]) -> list[Any]:
-    left = [p for p in providers if (p if isinstance(p, str) else p[0]) != "TensorrtExecutionProvider"]
-    return left or choose_providers("auto")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -16,9 +16,11 @@ from ._generation import Generation, Options
 from ._image import ImageLike, read_image
 from ._manifest import TaskManifest, read_base_manifest, read_task_manifest, verify
 from ._pack import digest, unpack
-from ._sessions import Base, Providers, choose_providers, load_base, open_session, run
+from ._providers import CPU, ON_CPU, PREPROCESS, Providers, make_plan
+from ._sessions import FILES, Base, load_base, open_session, run
+from ._shapes import check_preprocess
 from ._view import Answer, Ranked, View, answer_together
-from .errors import BundleError, ProviderError, RequestError, near
+from .errors import BundleError, RequestError, near
 
 log = logging.getLogger("tvp.sdk")
 
@@ -39,8 +41,13 @@ def load(task: str | os.PathLike[str], *, providers: Providers = "auto", verify_
     """Load a task.
 
     task: a folder, a name under $TVP_HOME/tasks, or a `.tvp` file, which is unpacked to $TVP_HOME/cache.
-    providers: `auto`, a provider's name, or a list of names and (name, options) as onnxruntime takes.
-    verify_files: check the sha256 of every file first. Leave it on unless the storage is trusted.
+    providers: `auto` (CUDA where onnxruntime has it, else the CPU), a provider (`cpu`, `cuda`, `tensorrt` or
+        onnxruntime's name), (name, options), a list of those, or a mapping of parts (`vision_encoder`, `connector`,
+        `encoder`, `decoder`) to any of these. TensorRT is for the vision encoder; it is never chosen by `auto`, and
+        keeps its engine under $TVP_HOME/cache. What was named runs there or is an error; what `auto` chose and
+        does not start runs on the CPU, with a warning. `Task.providers` says what each part runs on.
+    verify_files: check the sha256 of every file first. Leave it on unless the storage is trusted. A file of a base
+        that is loaded is not read again while its inode, size and times stay the same.
     Raises BundleError for a bundle that is missing, damaged, of a newer format or without its base;
     ProviderError for a provider that is unknown or does not start.
     """
@@ -52,7 +59,12 @@ def load(task: str | os.PathLike[str], *, providers: Providers = "auto", verify_
             f"The bundle {folder} was exported with the base {manifest.base_digest[:16]}…, and its folder 'base' "
             f"holds {base_manifest.digest[:16]}…. Put the right base there or export again."
         )
-    chosen = choose_providers(providers)
+    plan = make_plan(
+        providers,
+        [part for part, file in FILES.items() if file in base_manifest.needs],
+        home() / "cache" / "tensorrt" / base_manifest.digest,
+        base_manifest.precision,
+    )
     for needed, entries, place in (
         (("preprocess.onnx", "golden/cases.json"), manifest.files, folder),
         (base_manifest.needs, base_manifest.files, folder / "base"),
@@ -60,21 +72,22 @@ def load(task: str | os.PathLike[str], *, providers: Providers = "auto", verify_
         missing = [name for name in needed if name not in entries]
         if missing:
             raise BundleError(f"The manifest in {place} does not list {missing[0]}. Export the bundle again.")
-        if verify_files:
-            verify(place, entries)
-    try:
-        base = load_base(folder / "base", base_manifest, chosen)
-    except ProviderError as error:
-        if providers != "auto" or chosen == ["CPUExecutionProvider"]:
-            raise
-        log.warning("%s Running on the CPU instead.", error)
-        base = load_base(folder / "base", base_manifest, ["CPUExecutionProvider"])
-    preprocess = open_session(folder / "preprocess.onnx", ["CPUExecutionProvider"])
+    if verify_files:
+        verify(folder, manifest.files)
+    base = load_base(folder / "base", base_manifest, plan, verify_files=verify_files)
+    for part, reason in base.fallbacks.items():
+        log.warning("%s Running the %s on the CPU instead.", reason, part)
+    preprocess = open_session(folder / "preprocess.onnx", ON_CPU)
+    check_preprocess(preprocess, base.vision_encoder)
     return Task(folder, manifest, base, preprocess)
 
 
 class Task:
-    """A loaded task. Use `load` to get one; closes with `close()` or `with`."""
+    """A loaded task. Use `load` to get one; closes with `close()` or `with`.
+
+    It may be asked from several threads at once. A service that does so for long on Linux is best started with
+    MALLOC_ARENA_MAX=2: of glibc's heaps, up to eight a core, each keeps the most that it ever held.
+    """
 
     def __init__(self, folder: Path, manifest: TaskManifest, base: Base, preprocess: Any) -> None:
         self.folder = folder
@@ -89,6 +102,11 @@ class Task:
     @property
     def labels(self) -> tuple[str, ...]:
         return self.manifest.labels
+
+    @property
+    def providers(self) -> Mapping[str, str]:
+        """What each part runs on, by onnxruntime's names; the provider of most of its operators."""
+        return {PREPROCESS: CPU, **self.base.providers}
 
     def see(self, image: ImageLike) -> View:
         """Encode a picture once, to ask about it many times.
@@ -107,9 +125,10 @@ class Task:
 
     def pixel_values(self, image: ImageLike) -> NDArray[np.float32]:
         """What the vision encoder is given: float32 (1, 3, size, size), the prompt in it."""
-        if self._preprocess is None:
+        session = self._preprocess  # `close` in another thread may take it
+        if session is None:
             raise RequestError(f"The task {self.name!r} is closed. Load it again.")
-        return run(self._preprocess, "pixel_values", {"image": read_image(image)})
+        return run(session, "pixel_values", {"image": read_image(image)})
 
     def ask(self, image: ImageLike, question: str | None = None, **options: Unpack[Options]) -> Answer:
         """Answer a question about a picture, greedily unless `options` say otherwise (see `Options`).
@@ -159,12 +178,13 @@ class Task:
 
     @property
     def base(self) -> Base:
-        if self._base is None:
+        base = self._base
+        if base is None:
             raise RequestError(f"The task {self.name!r} is closed. Load it again.")
-        return self._base
+        return base
 
     def close(self) -> None:
-        """Let go of the sessions; memory is freed once no other task or view uses the base."""
+        """Let go of the sessions; the system gets their memory back once no other task or view uses the base."""
         self._base = None
         self._preprocess = None
 

@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 from ._decoder import GrowingKeyValues, KeyValues, log_softmax
 from ._generation import Answering, Generation, Options
 from ._image import ImageLike
-from .errors import RequestError
+from .errors import BundleError, RequestError
 
 if TYPE_CHECKING:
     from ._task import Task
 
 Cache = KeyValues | GrowingKeyValues
+
+N_TOGETHER = 16  # labels that are scored at once: each has a copy of the picture's keys and values
 
 
 @dataclass(frozen=True)
@@ -133,18 +135,26 @@ class View:
         candidates = [self._base.words.answer_ids(label) for label in labels]
         first = log_softmax(self._prefill(question)[0, -1])
         totals = np.array([first[ids[0]] for ids in candidates], np.float64)
+        for start in range(0, len(labels), N_TOGETHER):
+            chosen = slice(start, start + N_TOGETHER)
+            totals[chosen] += self._continuations(candidates[chosen])
+        scores = totals / np.array([len(ids) for ids in candidates])
+        order = np.argsort(-scores, kind="stable")
+        return [Ranked(labels[i], float(scores[i])) for i in order]
+
+    def _continuations(self, candidates: list[list[int]]) -> NDArray[np.float64]:
+        """Summed log-probabilities of each candidate's tokens behind its first, which follows what was prefilled."""
+        totals = np.zeros(len(candidates))
         length = max(len(ids) for ids in candidates) - 1
         # onnxruntime continues several sequences by one token a run only, so: all labels, token by token.
-        branches = self._cache.copies(len(labels), length) if length else None
+        branches = self._cache.copies(len(candidates), length) if length else None
         for step in range(length):
             fed = [ids[step] if step + 1 < len(ids) else ids[0] for ids in candidates]  # short ones are idle
             logits = log_softmax(branches.run(self._embed(fed)[:, None], 1)[:, -1])  # type: ignore[union-attr]
             for row, ids in enumerate(candidates):
                 if step + 1 < len(ids):
                     totals[row] += float(logits[row, ids[step + 1]])
-        scores = totals / np.array([len(ids) for ids in candidates])
-        order = np.argsort(-scores, kind="stable")
-        return [Ranked(labels[i], float(scores[i])) for i in order]
+        return totals
 
     def _prefill(self, question: str | None) -> NDArray[np.float32]:
         """Run what comes before the answer; returns the logits of its first token (1, 1, n_vocab)."""
@@ -178,10 +188,22 @@ class View:
         """What the language model reads, as embeddings (1, n_all, n_text)."""
         connector = self._base.connector
         image = self._features if connector is None else connector.embed(self._features, question)
+        manifest = self._base.manifest
+        if image.shape != (1, manifest.n_image_tokens, manifest.n_text):
+            raise BundleError(
+                f"The vision encoder made image embeddings of the shape {image.shape}, and its manifest says "
+                f"(1, {manifest.n_image_tokens}, {manifest.n_text}). Export the bundle again."
+            )
         return np.concatenate([self._embed(before), image[0], self._embed(after)])[None]
 
     def _embed(self, ids: Any) -> NDArray[np.float32]:
-        rows: NDArray[np.float32] = self._base.embeddings[np.asarray(ids, np.int64)].astype(np.float32, copy=False)
+        ids, embeddings = np.asarray(ids, np.int64), self._base.embeddings
+        if (largest := ids.max(initial=0)) >= len(embeddings):
+            raise BundleError(
+                f"The tokenizer gives the token {largest}, and embed_tokens.npy has {len(embeddings)} rows. "
+                "Export the bundle again."
+            )
+        rows: NDArray[np.float32] = embeddings[ids].astype(np.float32, copy=False)
         return rows
 
 

@@ -1,0 +1,74 @@
+"""Memory of loaded tasks: `python benchmarks/memory.py BUNDLE …`.
+
+Of each bundle, in a process of its own: resident memory that loading and one question add, beside the size of its
+weights, and the same with ten tasks on its base. Prints a table and writes memory.json beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+PROBE = """
+import sys
+from pathlib import Path
+def resident():
+    text = Path("/proc/self/status").read_text()
+    return {k: int(text.split(k + ":")[1].split()[0]) for k in ("VmRSS", "VmHWM")}
+import numpy, onnxruntime
+from tvp import sdk
+before = resident()["VmRSS"]
+tasks = [sdk.load(folder, providers="cpu") for folder in sys.argv[1:]]
+loaded = resident()["VmRSS"] - before
+picture = numpy.zeros((480, 640, 3), numpy.uint8)
+for task in tasks:
+    task.ask(picture, "How many objects are there?", max_new_tokens=2)
+after = resident()
+print(loaded, after["VmRSS"] - before, after["VmHWM"] - before)
+"""
+
+
+def probe(*folders: Path) -> list[float]:
+    """MiB that these bundles add to a process: once loaded, after a question each, and at most in between."""
+    call = [sys.executable, "-c", PROBE, *map(str, folders)]
+    out = subprocess.run(call, check=True, capture_output=True, text=True).stdout
+    return [int(value) / 1024 for value in out.split()]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundles", type=Path, nargs="+")
+    arguments = parser.parse_args()
+    rows = {}
+    for bundle in arguments.bundles:
+        weights = sum(file.stat().st_size for file in (bundle / "base").iterdir()) / 2**20
+        loaded, asked, most = probe(bundle)
+        with tempfile.TemporaryDirectory(dir=bundle.parent) as place:
+            ten = [Path(place) / str(i) for i in range(10)]
+            for copy in ten:  # hard links, as an export makes them
+                shutil.copytree(bundle, copy, copy_function=os.link)
+            of_ten = probe(*ten)
+        rows["/".join(bundle.parts[-2:])] = row = {
+            "weights_mib": round(weights, 1),
+            "loaded_mib": round(loaded, 1),
+            "after_a_question_mib": round(asked, 1),
+            "peak_mib": round(most, 1),
+            "loaded_by_weights": round(loaded / weights, 3),
+            "ten_tasks_by_one": round(of_ten[0] / loaded, 3),
+            "ten_tasks_by_one_after_questions": round(of_ten[1] / asked, 3),
+        }
+        print("/".join(bundle.parts[-2:]), row)
+    command = shlex.join(["python", "benchmarks/memory.py", *("/".join(b.parts[-2:]) for b in arguments.bundles)])
+    report = {"command": command, "cores": os.cpu_count(), "bundles": rows}
+    Path(__file__).with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,225 @@
+"""Which execution providers each part of a bundle runs on, and with which options."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import ProviderError, near
+
+log = logging.getLogger("tvp.sdk")
+
+Choice = str | tuple[str, Mapping[str, Any]]  # a provider's name, or its name and options
+Providers = Choice | Sequence[Choice] | Mapping[str, Choice | Sequence[Choice]]  # the last: by part
+Chosen = list[tuple[str, dict[str, str]]]  # what onnxruntime gets
+
+CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+SHORT_NAMES = {"cpu": CPU, "cuda": CUDA, "tensorrt": TENSORRT}
+ON_CPU: Chosen = [(CPU, {})]
+PREPROCESS, EYE = "preprocess", "vision_encoder"
+PARTS = (PREPROCESS, EYE, "connector", "encoder", "decoder")
+FILE_NAMES = {"encoder_model": "encoder", "decoder_model_merged": "decoder"}  # which are understood too
+
+CUDA_OPTIONS = {
+    "arena_extend_strategy": "kSameAsRequested",  # by default memory is taken in powers of two
+    "cudnn_conv_algo_search": "HEURISTIC",  # by default the first run of a shape times every algorithm
+    "use_tf32": "0",  # by default float32 is multiplied with 10 bits of mantissa, too few for parity
+}
+# Where one of these is left on the CPU although another provider was asked for, that is worth a warning;
+# shapes and the like belong there.
+HEAVY = {
+    "Attention",
+    "Conv",
+    "FusedConv",
+    "FusedMatMul",
+    "Gemm",
+    "GroupQueryAttention",
+    "LayerNormalization",
+    "MatMul",
+    "MatMulInteger",
+    "MatMulNBits",
+    "MultiHeadAttention",
+    "SimplifiedLayerNormalization",
+    "SkipLayerNormalization",
+    "SkipSimplifiedLayerNormalization",
+    "Softmax",
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where the parts of a base are to run.
+
+    chosen: what onnxruntime gets, by part.
+    automatic: the parts that nobody named a provider for. They alone may run on the CPU if theirs does not start.
+    """
+
+    chosen: Mapping[str, Chosen]
+    automatic: frozenset[str]
+
+
+def onnxruntime() -> Any:
+    """Import onnxruntime, or say which line installs one."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ProviderError(
+            "onnxruntime is not installed. On a CPU: pip install 'tvp[cpu]'. With CUDA or TensorRT: "
+            "pip install 'tvp[gpu]'. On a Jetson install NVIDIA's own onnxruntime-gpu wheel."
+        ) from error
+    return onnxruntime
+
+
+def make_plan(wanted: Providers, parts: Iterable[str], cache: Path, precision: str) -> Plan:
+    """`choose_providers` for these parts; what is wrong about another part is an error as well."""
+    choices = _by_part(wanted)
+    chosen = {part: choose_providers(wanted, part, cache, precision) for part in PARTS}
+    return Plan(
+        {part: chosen[part] for part in parts},
+        frozenset(part for part, choice in choices.items() if isinstance(choice, str) and choice == "auto"),
+    )
+
+
+def choose_providers(wanted: Providers, part: str, cache: Path, precision: str = "fp32") -> Chosen:
+    """Turn what a user wants into what onnxruntime gets for one part.
+
+    wanted: `auto` (CUDA where onnxruntime reports it, and CPU; never TensorRT, which takes minutes to build its
+        engine), a provider, several of them by priority, or a mapping of parts to those. A provider is a name, short
+        (`cpu`, `cuda`, `tensorrt`) or onnxruntime's own, or (name, options); the options go before those set here.
+        One provider alone gets the usual ones behind it for the nodes that it does not take (TensorRT: CUDA, CPU);
+        several are taken as given, with the CPU last, as onnxruntime has it.
+    part: one of PARTS, or its file's name. The preprocessing runs on the CPU always, since other providers resize
+        otherwise; TensorRT runs the vision encoder only, since it lacks the decoder's operators and would build the
+        others' engines anew for each length of a question.
+    cache: the folder for TensorRT's engines of this base.
+    precision: the base's, of its manifest.
+    Raises ProviderError for a part or a provider that is unknown, and for one that cannot run here or run this part.
+    """
+    part = _known(part)
+    available = onnxruntime().get_available_providers()
+    choice = _by_part(wanted)[part]
+    if isinstance(choice, str) and choice == "auto":
+        pairs: list[tuple[str, Mapping[str, Any]]] = [(CUDA, {})] if CUDA in available else [(CPU, {})]
+    else:
+        pairs = _pairs(choice, available)
+        if isinstance(wanted, Mapping):
+            _refuse(part, [name for name, _ in pairs])
+    if part == PREPROCESS:
+        return list(ON_CPU)
+    if len(pairs) == 1 and pairs[0][0] == TENSORRT and CUDA in available:
+        options = pairs[0][1]
+        pairs.append((CUDA, {"device_id": options["device_id"]} if "device_id" in options else {}))
+    if part != EYE:
+        pairs = [pair for pair in pairs if pair[0] != TENSORRT]
+    if all(name != CPU for name, _ in pairs):
+        pairs.append((CPU, {}))
+    return [
+        (name, {**_defaults(name, cache, precision), **{str(key): str(value) for key, value in options.items()}})
+        for name, options in pairs
+    ]
+
+
+def runs_on(session: Any, what: str) -> str:
+    """The provider that most of a session's nodes are on, or the first one where onnxruntime does not tell.
+
+    Logs a warning where operators that weigh are on the CPU although another provider is there.
+    Raises ProviderError where the first provider has taken no node at all.
+    """
+    first: str = session.get_providers()[0]
+    if first == CPU or not hasattr(session, "get_provider_graph_assignment_info"):  # an older one
+        return first
+    nodes: list[tuple[str, str]] = [
+        (group.ep_name, node.op_type)
+        for group in session.get_provider_graph_assignment_info()
+        for node in group.get_nodes()
+    ]
+    if not nodes:
+        return first
+    counts = Counter(name for name, _ in nodes)
+    if first not in counts:
+        raise ProviderError(f"{first} takes no node of {what}; all run on {', '.join(counts)}. Use that one instead.")
+    left = Counter(operator for name, operator in nodes if name == CPU and operator in HEAVY)
+    if left:
+        log.warning(
+            "%s is on %s, but the CPU runs these of its nodes, which the other has nothing for: %s.",
+            what,
+            first,
+            ", ".join(f"{n} {operator}" for operator, n in left.most_common()),
+        )
+    return counts.most_common(1)[0][0]
+
+
+def _by_part(wanted: Providers) -> dict[str, Any]:
+    if not isinstance(wanted, Mapping):
+        return dict.fromkeys(PARTS, wanted)
+    return dict.fromkeys(PARTS, "auto") | {_known(part): choice for part, choice in wanted.items()}
+
+
+def _known(part: Any) -> str:
+    name: str = FILE_NAMES.get(part, part) if isinstance(part, str) else ""
+    if name not in PARTS:
+        raise ProviderError(
+            f"{part!r} is not a part of a bundle; the parts are {', '.join(PARTS)}.{near(str(part), PARTS)}"
+        )
+    return name
+
+
+def _refuse(part: str, names: list[str]) -> None:
+    """What was named for a part that it cannot run."""
+    if part == PREPROCESS and names != [CPU]:
+        raise ProviderError(
+            f"{PREPROCESS} runs on the CPU always, since other providers resize pictures in other ways; "
+            f"{', '.join(names)} was asked for. Leave it out."
+        )
+    if part != EYE and TENSORRT in names:
+        raise ProviderError(f"TensorRT runs the {EYE} only, not the {part}. Use 'cuda' or 'cpu' for it.")
+
+
+def _pairs(choice: Any, available: list[str]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Providers with their options, by onnxruntime's names."""
+    items = [choice] if isinstance(choice, str) or _is_pair(choice) else choice
+    if not isinstance(items, Sequence) or isinstance(items, bytes):
+        raise ProviderError(f"providers is {choice!r}; give 'auto', a name, or a list of names and (name, options).")
+    pairs: list[tuple[str, Mapping[str, Any]]] = []
+    for item in items:
+        if not (isinstance(item, str) or _is_pair(item)):
+            raise ProviderError(f"{item!r} is not a provider; give a name or (name, options).")
+        name, options = (item, {}) if isinstance(item, str) else item
+        full = SHORT_NAMES.get(name.lower(), name)
+        if full not in available:
+            usable = [*(short for short, name_ in SHORT_NAMES.items() if name_ in available), *available]
+            raise ProviderError(
+                f"The provider {name!r} is not available in this onnxruntime; available are "
+                f"{', '.join(available)}.{near(name, usable)}"
+            )
+        if any(full == other for other, _ in pairs):
+            raise ProviderError(f"The provider {name!r} is given twice.")
+        pairs.append((full, options))
+    if not pairs:
+        raise ProviderError("No provider was given; use 'auto', 'cpu', 'cuda' or 'tensorrt'.")
+    return pairs
+
+
+def _is_pair(item: Any) -> bool:
+    return isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str) and isinstance(item[1], Mapping)
+
+
+def _defaults(name: str, cache: Path, precision: str) -> dict[str, str]:
+    if name == CUDA:
+        return CUDA_OPTIONS
+    if name != TENSORRT:
+        return {}
+    # An engine is good for one onnxruntime (with its TensorRT) only; for which GPU, its own file name says.
+    folder = str(cache / f"onnxruntime-{onnxruntime().__version__}")
+    return {
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": folder,
+        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_path": folder,
+        "trt_layer_norm_fp32_fallback": "1",  # in fp16 the sums of a layer norm overflow
+        "trt_fp16_enable": str(int(precision == "fp16")),
+    }
