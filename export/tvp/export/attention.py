@@ -17,8 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, DynamicCache
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from tvp.trainer.families._chatglm import ChatGLMAttention
 
 NAME = "tvp_group_query_attention"
 EYE_NAME = "tvp_multi_head_attention"
@@ -151,6 +153,7 @@ class NewKeyValues(DynamicCache):  # type: ignore[misc]
 
     angles: cosines and sines (n_positions, head / 2) by which the operator turns queries and keys; None where the
         model does so itself.
+    prefix: whether tokens that are the first of their sequence and come together see each other.
     """
 
     def __init__(
@@ -159,8 +162,10 @@ class NewKeyValues(DynamicCache):  # type: ignore[misc]
         seqlens_k: Tensor,
         total: Tensor,
         angles: tuple[Tensor, Tensor] | None = None,
+        prefix: bool = False,
     ) -> None:
         super().__init__()
+        self.prefix = prefix
         self.past, self.seqlens_k, self.total = past, seqlens_k, total
         self.angles = angles or (None, None)
         self.present: list[tuple[Tensor, Tensor] | None] = [None] * len(past)
@@ -197,7 +202,18 @@ def _attend(
         *flat, *cache.past[layer], cache.seqlens_k, cache.total, *cache.angles, num_heads, key.shape[1], float(scaling)
     )
     cache.present[layer] = (present[0], present[1])
+    if cache.prefix:
+        # The operator is causal (its attribute `causal` is too new to ask for): what it reads is right for single
+        # tokens behind others; where nothing is before the tokens, what they read of each other takes its place.
+        key, value = (repeat_kv(t, num_heads // t.shape[1]) for t in (key, value))
+        every = [flat[0], *(t.transpose(1, 2).reshape(n, n_new, -1) for t in (key, value))]
+        attended = torch.where(cache.total == n_new, multi_head_attention(*every, num_heads, float(scaling)), attended)
     return attended.view(n, n_new, num_heads, -1), None
+
+
+def _attend_glm(module: ChatGLMAttention, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    attended, _ = _attend(module, query, key, value, mask, query.shape[-1] ** -0.5)
+    return attended.transpose(1, 2)  # (n, n_new, heads, head) -> (n, heads, n_new, head)
 
 
 def _look(
@@ -251,10 +267,11 @@ def fused_attention(decoder: nn.Module, turned: bool = False) -> Iterator[None]:
     """
     AttentionInterface.register(NAME, _attend)
     AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
-    torch.onnx.register_custom_op_symbolic(  # type: ignore[attr-defined]
-        "tvp::group_query_attention", _symbol, 18
-    )
-    with _attention(decoder, NAME):
+    for operator, symbol in (("group_query", _symbol), ("multi_head", _eye_symbol)):
+        torch.onnx.register_custom_op_symbolic(  # type: ignore[attr-defined]
+            f"tvp::{operator}_attention", symbol, 18
+        )
+    with _attention(decoder, NAME), mock.patch.object(ChatGLMAttention, "attend", _attend_glm):
         if turned:
             with mock.patch.object(
                 _turn_of(decoder), "apply_rotary_pos_emb", lambda query, key, *_, **__: (query, key)

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from tvp.sdk._manifest import read_base_manifest, seal, verify
-from tvp.sdk.errors import BundleError, RequestError
+from tvp.sdk.errors import BundleError
 from tvp.trainer.families._causal import CausalFamily
 from tvp.trainer.families._family import WordFamily
 from tvp.trainer.families._seq2seq import SeqToSeqFamily
@@ -24,6 +23,7 @@ from tvp.trainer.families.instructblip import ReadingEye
 
 from . import graphs, seq2seq
 from .precision import lower
+from .tokenizer import write_tokenizer
 
 log = logging.getLogger("tvp.export")
 
@@ -107,10 +107,10 @@ def _write(family: WordFamily, model: str | Path, key: str, folder: Path, precis
         assert isinstance(family, CausalFamily)
         graphs.export_decoder(family, folder / "decoder_model_merged.onnx")
     graphs.export_embeddings(family, folder / "embed_tokens.npy")
-    _write_tokenizer(family.tokenizer, model, folder / "tokenizer.json")
+    write_tokenizer(family.tokenizer, model, folder / "tokenizer.json", family)
     if isinstance(family, ReadingEye):
         graphs.export_connector(family, folder / "connector.onnx")
-        _write_tokenizer(family.qformer_tokenizer, model, folder / "connector_tokenizer.json")
+        write_tokenizer(family.qformer_tokenizer, model, folder / "connector_tokenizer.json")
     lower(folder, precision)
     config = family.text_config
     n_kv_heads, head_size = graphs.cache_shape(family)
@@ -136,19 +136,13 @@ def _write(family: WordFamily, model: str | Path, key: str, folder: Path, precis
         "n_vocab": family.embed_tokens.num_embeddings,
         "n_positions": family.n_positions or 0,
         "position_axes": family.position_axes if isinstance(family, CausalFamily) else 1,
+        "n_causal": -1 if not isinstance(family, CausalFamily) or family.n_causal is None else family.n_causal,
         "start_token": config.decoder_start_token_id if isinstance(family, SeqToSeqFamily) else -1,
         "n_connector_positions": family.n_question_positions if isinstance(family, ReadingEye) else 0,
         "made_from": key,
         "files": entries(folder),
     }
     (folder / "manifest.json").write_bytes(seal(content))
-
-
-def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, model: str | Path, file: Path) -> None:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise RequestError(f"The tokenizer of {str(model)!r} has no fast version, which the sdk needs.")
-    backend.save(os.fspath(file))
 
 
 def entries(folder: Path, skip: str = "") -> dict[str, dict[str, Any]]:

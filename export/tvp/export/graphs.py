@@ -63,7 +63,10 @@ class Decoder(nn.Module):
         super().__init__()
         self.decoder, self.head = family.decoder, family.head
         self.config = family.model.config
-        angles = angles_of(family.decoder, family.n_positions) if family.position_axes == 1 else None
+        self.prefix, self._positions = family.n_causal is not None, family.decoder_positions
+        angles = None
+        if family.position_axes == 1 and not self.prefix:
+            angles = angles_of(family.decoder, family.n_positions)
         self.turned = angles is not None
         cos, sin = angles or (None, None)
         self.register_buffer("cos_cache", cos)
@@ -79,10 +82,13 @@ class Decoder(nn.Module):
         past_key_values: list[tuple[Tensor, Tensor]],
     ) -> tuple[Tensor, ...]:
         angles: Any = (self.cos_cache, self.sin_cache) if self.turned else None
-        cache = NewKeyValues(past_key_values, seqlens_k, total_sequence_length, angles)
+        cache = NewKeyValues(past_key_values, seqlens_k, total_sequence_length, angles, self.prefix)
         with current_cache(cache):
             hidden = self.decoder(
-                inputs_embeds=inputs_embeds, position_ids=position_ids, past_key_values=cache, use_cache=True
+                inputs_embeds=inputs_embeds,
+                position_ids=self._positions(position_ids),
+                past_key_values=cache,
+                use_cache=True,
             ).last_hidden_state
         n_new = inputs_embeds.shape[1]
         first: Any = n_new - num_logits_to_keep  # a tensor, so that tracing keeps it as an input

@@ -79,13 +79,49 @@ def _dynamic(file: Path) -> None:
 
 
 def _halve(file: Path) -> None:
-    # Squares of large activations overflow in fp16: what onnxruntime fuses to a norm stays in fp32.
+    # Squares of large activations overflow in fp16: what onnxruntime fuses to a norm stays in fp32. So do angles by
+    # which tokens are turned: at place 1,000 fp16 is a quarter of a radian apart.
+    whole = onnx.load(file)
+    angles = _angles(whole.graph)
     model = convert_float_to_float16(
-        onnx.load(file),
+        whole,
         keep_io_types=["pixel_values", "image_features", "image_embeds", "inputs_embeds", "logits", "text_features"],
         op_block_list=[*DEFAULT_OP_BLOCK_LIST, "Pow", "ReduceMean", "LayerNormalization"],
+        node_block_list=list(angles),
     )
+    _join(model.graph, angles)
     _replace(model, file)
+
+
+def _angles(graph: onnx.GraphProto) -> set[str]:
+    """Names of the nodes that make cosines and sines, from positions on."""
+    maker = {output: node for node in graph.node for output in node.output}
+    found: set[str] = set()
+    left = [node for node in graph.node if node.op_type in ("Cos", "Sin")]
+    while left:
+        node = left.pop()
+        if node.op_type != "Shape" and node.name not in found:  # a shape is a number whatever it is of
+            found.add(node.name)
+            left += [maker[name] for name in node.input if name in maker]
+    return found
+
+
+def _join(graph: onnx.GraphProto, names: set[str]) -> None:
+    """Let nodes of these names, all in fp32, read each other without the converter's two casts in between."""
+    maker = {output: node for node in graph.node for output in node.output}
+    for node in graph.node:
+        for i, name in enumerate(node.input if node.name in names else ()):
+            up = maker.get(name)
+            down = maker.get(up.input[0]) if up is not None and up.op_type == "Cast" else None
+            if down is None or down.op_type != "Cast" or {up.name, down.name} & names:
+                continue
+            origin = maker.get(down.input[0])
+            if origin is not None and origin.name in names:
+                node.input[i] = down.input[0]
+    for _ in range(2):  # the casts that nothing reads any more, and what only those read
+        read = {name for node in graph.node for name in node.input} | {output.name for output in graph.output}
+        for node in [node for node in graph.node if node.op_type == "Cast" and node.output[0] not in read]:
+            graph.node.remove(node)
 
 
 def _replace(model: onnx.ModelProto, file: Path) -> None:

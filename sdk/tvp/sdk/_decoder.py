@@ -32,6 +32,7 @@ class KeyValues:
         self._shape = (0, 0)  # which that is: new tokens, logits
         self._capacity = 0
         self.lengths = np.zeros(n_rows, np.int64)
+        self._firsts = np.ones(n_rows, np.int64)  # how many tokens each row began with, which may see each other
 
     @property
     def length(self) -> int:
@@ -48,8 +49,12 @@ class KeyValues:
         self.lengths[:] = length
 
     def run(self, embeddings: NDArray[np.float32], n_logits: int) -> NDArray[np.float32]:
-        """Append embeddings (n_rows, n_new, n_text); returns logits (n_rows, n_logits, n_vocab) of the last."""
+        """Append embeddings (n_rows, n_new, n_text); returns logits (n_rows, n_logits, n_vocab) of the last.
+
+        Where the base says so, all that a sequence begins with see each other; later tokens see what is before them.
+        """
         n_new = embeddings.shape[1]
+        self._firsts = np.where(self.lengths == 0, n_new, self._firsts)
         totals = self.lengths + n_new
         self._reserve(int(totals.max()))
         inputs = {
@@ -59,7 +64,7 @@ class KeyValues:
             "num_logits_to_keep": np.int64(n_logits),
         }
         if self._base.feeds_positions:
-            inputs["position_ids"] = positions_of(self._base, self.lengths[:, None] + np.arange(n_new))
+            inputs["position_ids"] = positions_of(self._base, self.lengths[:, None] + np.arange(n_new), self._firsts)
         if self._shape != (n_new, n_logits):
             self._bind(inputs, n_new, n_logits)
         for name, value in inputs.items():
@@ -104,7 +109,7 @@ class KeyValues:
         for place, row in enumerate(rows):
             for mine, theirs in zip(row._tensors, both._tensors, strict=True):
                 theirs.numpy()[place, :, : row.length] = mine.numpy()[0, :, : row.length]
-            both.lengths[place] = row.length
+            both.lengths[place], both._firsts[place] = row.length, row._firsts[0]
         return both
 
     def _reserve(self, length: int) -> None:
@@ -173,14 +178,19 @@ class GrowingKeyValues:
         return other
 
 
-def positions_of(base: Base, order: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Positions of tokens by their places in sequences (n_rows, n): the same, or (3, n_rows, n), three a token.
+def positions_of(base: Base, order: NDArray[np.int64], firsts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Positions of tokens by their places in sequences (n_rows, n): the same, or (axes, n_rows, n), several a token.
 
+    Two positions are those of ChatGLM: a token's place, and 0; behind the `firsts` (n_rows,) tokens that see each
+    other, the place of the last of those, and 1, 2, 3 …
     Three positions are those of Qwen2-VL (get_rope_index of transformers) for one square picture: time, row
     and column, of which a picture's tokens have their own, and text goes on behind the largest of them.
     """
     if base.manifest.position_axes == 1:
         return order
+    if base.manifest.position_axes == 2:
+        last = firsts[:, None] - 1
+        return np.stack([np.minimum(order, last), (order - last).clip(0)])
     n_before, n_image = base.n_before, base.manifest.n_image_tokens
     side = math.isqrt(n_image)
     place = (order - n_before).clip(0, n_image - 1)

@@ -40,7 +40,10 @@ class BaseManifest:
     n_image_tokens: image embeddings a picture. n_text: their width, and that of token embeddings.
     n_positions: the most tokens, image included, that the language model can read; 0 where nothing bounds it.
     start_token: what the decoder behind an encoder starts from; -1 where there is no encoder.
-    position_axes: positions a token has: 1, or 3 (time, row, column, as Qwen2-VL's).
+    position_axes: positions a token has: 1, 2 (place, and place behind the prompt, as VisualGLM's), or 3 (time, row,
+        column, as Qwen2-VL's).
+    n_causal: -1 where every token sees only what is before it; else how many at a prompt's end (0 or 1) do so, as an
+        answer's tokens, while all others of the prompt see each other.
     n_connector_positions: the most tokens of a question that a connector of its own reads; 0 for none.
     made_from: digest of the model and the versions that it was made from, by which an export finds it again.
     """
@@ -56,6 +59,7 @@ class BaseManifest:
     n_vocab: int
     n_positions: int
     position_axes: int
+    n_causal: int
     start_token: int
     n_connector_positions: int
     made_from: str
@@ -139,7 +143,8 @@ def read_base_manifest(file: Path) -> BaseManifest:
         },
         n_positions=_number(content, "n_positions", 0, file),
         start_token=_number(content, "start_token", -1, file),
-        position_axes=_one_of(content, "position_axes", (1, 3), file),
+        position_axes=_one_of(content, "position_axes", (1, 2, 3), file),
+        n_causal=_one_of({"n_causal": -1} | content, "n_causal", (-1, 0, 1), file),  # the first bundles have none
         n_connector_positions=_number(content, "n_connector_positions", 0, file),
         made_from=_take(content, "made_from", str, file),
         files=_files(content, file),

@@ -167,12 +167,20 @@ class View:
                 self._read = question
             self._cache.rewind()
             return self._cache.run(self._embed([self._base.manifest.start_token])[None], 1)
-        n_prefix = len(before) + self._base.manifest.n_image_tokens
-        if self._cache.length >= n_prefix and (connector is None or self._read == question):
-            self._cache.rewind(n_prefix)  # to the picture
-            return self._cache.run(self._embed(after)[None], 1)
+        n_picture, n_causal = len(before) + self._base.manifest.n_image_tokens, self._base.manifest.n_causal
+        # Where the picture sees the question, only the same question leaves what it began with as it is.
+        n_kept = n_picture if n_causal < 0 else n_picture + len(after) - max(n_causal, 1)
+        reads = connector is not None or n_causal >= 0
+        if self._cache.length >= n_kept and (self._read == question or not reads):
+            self._cache.rewind(n_kept)
+            return self._cache.run(self._embed(after[n_kept - n_picture :])[None], 1)
         self._cache.rewind()
-        logits = self._cache.run(self._join(before, question, after), 1)
+        self._read = ""
+        everything = self._join(before, question, after)
+        if n_causal > 0:
+            self._cache.run(everything[:, :n_kept], 1)
+            everything = everything[:, n_kept:]
+        logits = self._cache.run(everything, 1)
         self._read = question
         return logits
 

@@ -16,12 +16,16 @@ from ._family import Answers, WordFamily
 
 
 class CausalFamily(WordFamily):
-    """A subclass gives `decoder`; and where its decoder differs, `positions`, `attention` or `advance`.
+    """A subclass gives `decoder`; and where its decoder differs, `positions`, `decoder_positions` or `advance`.
 
-    position_axes: how many positions a token has; with 3 they are as Qwen2-VL's (see its `positions`).
+    position_axes: how many positions a token has; with 2 they are as VisualGLM's, with 3 as Qwen2-VL's (see their
+        `positions`).
+    n_causal: how many tokens at a prompt's end see only what is before them, as an answer's do, while all others of
+        the prompt see each other (prefix attention); None where every token sees only what is before it.
     """
 
     position_axes = 1
+    n_causal: int | None = None
 
     @property
     def decoder(self) -> nn.Module:
@@ -45,13 +49,20 @@ class CausalFamily(WordFamily):
         """Positions of the n-th further tokens after one at `position`."""
         return position + n
 
+    def decoder_positions(self, positions: Tensor) -> Tensor:
+        """What the decoder itself takes, of what `positions` gives; the exported graph ends in it too."""
+        return positions
+
     def attention(self, real: Tensor, n_context: Tensor | None, n_new: int) -> Tensor:
         """What the decoder gets as its mask when the last n_new of the columns of `real` are new.
 
         n_context: (n,) columns from the left that are padding and prompt, which a model with prefix
             attention lets see each other; None when no new column belongs to the prompt.
         """
-        return real
+        if self.n_causal is None:
+            return real
+        context = None if n_context is None else n_context - self.n_causal
+        return prefix_attention(real, context, n_new, next(self.decoder.parameters()).dtype)
 
     def decode(
         self,
@@ -65,7 +76,7 @@ class CausalFamily(WordFamily):
         return self.decoder(  # type: ignore[no-any-return]
             inputs_embeds=inputs,
             attention_mask=self.attention(real, n_context, inputs.shape[1]),
-            position_ids=positions,
+            position_ids=self.decoder_positions(positions),
             past_key_values=cache,
             use_cache=cache is not None,
         ).last_hidden_state

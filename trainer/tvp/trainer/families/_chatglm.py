@@ -112,7 +112,7 @@ class ChatGLMAttention(nn.Module):
 
     def __init__(self, config: ChatGLMConfig, index: int) -> None:
         super().__init__()
-        self.index = index
+        self.layer_idx = index
         self.n_heads = config.num_attention_heads
         self.query_key_value = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
@@ -125,10 +125,15 @@ class ChatGLMAttention(nn.Module):
         query, key, value = fused.chunk(3, -1)  # each (n, heads, length, head)
         query, key = _rotate(query, rotations), _rotate(key, rotations)
         if cache is not None:
-            key, value = cache.update(key, value, self.index)
+            key, value = cache.update(key, value, self.layer_idx)
+        read = self.attend(query, key, value, mask)
+        return self.dense(read.transpose(1, 2).reshape(n, length, width))  # type: ignore[no-any-return]
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """What each query (n, heads, n_new, head) reads of all values (n, heads, length, head)."""
         # "query_layer / (sqrt(hidden_size) * coeff)", and "scores * coeff" in float32 before the
         # softmax: nothing in exact arithmetic; it keeps half-precision products in range.
-        scale = float(self.index + 1)
+        scale = float(self.layer_idx + 1)
         scores = (query / (math.sqrt(query.shape[-1]) * scale)) @ key.transpose(-1, -2)
         scores = scores.float() * scale
         if mask is not None:
@@ -137,8 +142,7 @@ class ChatGLMAttention(nn.Module):
                 scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
             else:
                 scores = scores + mask
-        read = scores.softmax(-1).to(value.dtype) @ value
-        return self.dense(read.transpose(1, 2).reshape(n, length, width))  # type: ignore[no-any-return]
+        return scores.softmax(-1).to(value.dtype) @ value
 
 
 class ChatGLMMlp(nn.Module):

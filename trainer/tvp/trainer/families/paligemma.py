@@ -14,7 +14,7 @@ from transformers import PaliGemmaForConditionalGeneration
 
 from tvp.sdk._layout import Layout
 
-from ._causal import CausalFamily, prefix_attention
+from ._causal import CausalFamily
 from ._checkpoint import Checkpoint
 from ._template import layout_of
 
@@ -23,6 +23,8 @@ class PaliGemma(CausalFamily):
     """`PaliGemmaForConditionalGeneration` of transformers."""
 
     name = "paligemma"
+    exports = True
+    n_causal = 0
 
     def make_layout(self) -> Layout:
         # No {image}: PaliGemmaProcessor puts the image tokens first, before the begin token.
@@ -48,11 +50,8 @@ class PaliGemma(CausalFamily):
     def decoder(self) -> nn.Module:
         return self.model.model.language_model  # type: ignore[no-any-return]
 
-    def positions(self, real: Tensor, n_context: Tensor, n_before: int, n_image: int) -> Tensor:
-        return super().positions(real, n_context, n_before, n_image) + 1  # PaliGemma counts from one
-
-    def attention(self, real: Tensor, n_context: Tensor | None, n_new: int) -> Tensor:
-        return prefix_attention(real, n_context, n_new, next(self.decoder.parameters()).dtype)
+    def decoder_positions(self, positions: Tensor) -> Tensor:
+        return positions + 1  # PaliGemma counts from one
 
 
 def make(checkpoint: Checkpoint) -> PaliGemma:

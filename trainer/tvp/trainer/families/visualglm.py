@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from tvp.sdk._layout import Layout
 
-from ._causal import CausalFamily, prefix_attention
+from ._causal import CausalFamily
 from ._checkpoint import Checkpoint
 from ._template import layout_of
 from ._visualglm_model import VisualGLMForConditionalGeneration
@@ -23,6 +22,9 @@ class VisualGlm(Eye, CausalFamily):
     """A prompt is `<img>…</img>问：{question}\\n答：[gMASK]<sop>`, and sees all of itself but for <sop>."""
 
     name = "visualglm"
+    exports = True
+    position_axes = 2
+    n_causal = 1  # <sop>
 
     def make_layout(self) -> Layout:
         return layout_of(
@@ -52,19 +54,8 @@ class VisualGlm(Eye, CausalFamily):
         place, block = position
         return torch.stack([place.expand_as(block + n), block + n])
 
-    def attention(self, real: Tensor, n_context: Tensor | None, n_new: int) -> Tensor:
-        context = None if n_context is None else n_context - 1
-        return prefix_attention(real, context, n_new, next(self.decoder.parameters()).dtype)
-
-    def decode(
-        self,
-        inputs: Tensor,
-        real: Tensor,
-        positions: Tensor,
-        n_context: Tensor | None = None,
-        cache: DynamicCache | None = None,
-    ) -> Tensor:
-        return super().decode(inputs, real, positions.transpose(0, 1), n_context, cache)
+    def decoder_positions(self, positions: Tensor) -> Tensor:
+        return positions.transpose(0, 1)  # (2, n, length) -> (n, 2, length)
 
 
 def make(checkpoint: Checkpoint) -> VisualGlm:
