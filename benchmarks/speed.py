@@ -154,7 +154,15 @@ def prepare(name: str, folder: Path) -> tuple[Path, dict[str, Path]]:
             prompt = Prompt.start(Geometry(size, size * 164 // 224 // 2 * 2), "free")
             task = tasks.get("scenes")
             export(
-                model, task, bundle, family=family, prompt=prompt, precision=precision, n_cases=1, max_loss=1, reuse=False
+                model,
+                task,
+                bundle,
+                family=family,
+                prompt=prompt,
+                precision=precision,
+                n_cases=1,
+                max_loss=1,
+                reuse=False,
             )
     return model, bundles
 
@@ -255,7 +263,9 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="where models and bundles are kept")
     parser.add_argument("--model", choices=[*SAVERS], action="append", help="default: both")
     parser.add_argument("-n", type=int, default=7, help="rounds (default 7)")
-    parser.add_argument("--path", type=Path, action="append", default=[], help="a folder of packages, for other engines")
+    parser.add_argument(
+        "--path", type=Path, action="append", default=[], help="a folder of packages, for other engines"
+    )
     arguments = parser.parse_args()
     sys.path.extend(str(path) for path in arguments.path)
     torch.set_num_threads(2)

@@ -16,9 +16,10 @@ from optimum.exporters.onnx import export as optimum_export
 from optimum.exporters.onnx.model_patcher import ModelPatcher
 from optimum.utils import NormalizedConfig
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 
 from tvp.trainer.families._causal import CausalFamily
-from tvp.trainer.families._family import WordFamily
+from tvp.trainer.families._family import Family, WordFamily
 from tvp.trainer.families.instructblip import ReadingEye
 
 from .attention import NewKeyValues, angles_of, current_cache, fused_attention, fused_eye
@@ -33,10 +34,10 @@ class Eye(nn.Module):
     """pixel_values -> image_embeds: the vision encoder with everything up to the language model; or, where what
     comes next reads the question, pixel_values -> image_features: the vision encoder alone."""
 
-    def __init__(self, family: WordFamily) -> None:
+    def __init__(self, family: Family) -> None:
         super().__init__()
         self.model = family.model
-        self.config = family.model.config
+        self.config = config_of(family)
         self._family = family
 
     def forward(self, pixel_values: Tensor) -> Tensor:
@@ -196,13 +197,13 @@ class DecoderConfig(OnnxConfig):  # type: ignore[misc]
         return [f"{prefix}.{i}.{kind}" for i in range(self._n_layers) for kind in ("key", "value")]
 
 
-def export_eye(family: WordFamily, file: Path, fused: bool = True) -> None:
+def export_eye(family: Family, file: Path, fused: bool = True) -> None:
     """Write the vision encoder as a graph, with the connector where it does not read the question.
 
     fused: with onnxruntime's own operators, which TensorRT has not.
     """
     output = "image_features" if family.reads_question else "image_embeds"
-    config = EyeConfig(family.model.config, family.pixel_format.size, family.eye_batches, output)
+    config = EyeConfig(config_of(family), family.pixel_format.size, family.eye_batches, output)
     with fused_eye(family.model) if fused else nullcontext():
         write(Eye(family), config, file)
     rewrite(file, fuse_gelu) if fused else None
@@ -240,6 +241,11 @@ def export_embeddings(family: WordFamily, file: Path) -> None:
     np.save(file, weight.astype(np.float32), allow_pickle=False)
 
 
+def config_of(family: Family) -> Any:
+    """The model's configuration, which Optimum wants; open_clip's models have none."""
+    return getattr(family.model, "config", None) or PretrainedConfig()
+
+
 def cache_shape(family: WordFamily) -> tuple[int, int]:
     """Key/value heads and their size."""
     config = family.text_config
@@ -252,10 +258,21 @@ def cache_shape(family: WordFamily) -> tuple[int, int]:
 
 def write(module: nn.Module, config: OnnxConfig, file: Path) -> None:
     """Let Optimum trace a module and write its graph."""
-    with _untouched(module), warnings.catch_warnings():
+    with _untouched(module), _plain_attention(), warnings.catch_warnings():
         # Tracing warns of every Python number it meets; the parity gate is what tells right from wrong.
         warnings.simplefilter("ignore")
         optimum_export(module, config, file, opset=OPSET, disable_dynamic_axes_fix=True)
+
+
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """torch's own attention module has a fused operator for inference that ONNX has not."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 @contextmanager

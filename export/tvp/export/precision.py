@@ -25,7 +25,8 @@ def lower(folder: Path, precision: str) -> None:
     """Give the graphs in a folder and its token embeddings another precision than fp32.
 
     int8, int4: a language model's matrices in blocks of 128 weights (MatMulNBits; activations in int8), and an eye's
-        with one scale a column (dynamic int8). fp16: everything but what graphs take and give; keys and values too.
+        with one scale a column (dynamic int8); of a model that only chooses among labels both encoders so, in int4 as
+        in int8. fp16: everything but what graphs take and give; keys and values too.
     """
     if precision == "fp32":
         return

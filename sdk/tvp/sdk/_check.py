@@ -47,8 +47,15 @@ def compare(task: Task, cases: list[dict[str, Any]], tolerance: float) -> tuple[
         picture = case["picture"]
         if picture not in views:
             views = {picture: task.see(task.folder / "golden" / picture)}
-        answer = views[picture].ask(case["question"], max_new_tokens=len(case["tokens"]))
         where = f"case {number} ({picture}, {case['question']!r})"
+        if "labels" in case:
+            from ._closed import compare_choice
+
+            difference, gap = compare_choice(views[picture], case, tolerance)
+            largest = max(largest, gap)
+            differences += [f"{where}: {difference}"] if difference else []
+            continue
+        answer = views[picture].ask(case["question"], max_new_tokens=len(case["tokens"]))
         if list(answer.tokens) != case["tokens"]:
             differences.append(f"{where}: answered {answer.text!r}, expected {case['text']!r}")
             continue

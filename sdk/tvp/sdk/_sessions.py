@@ -7,15 +7,18 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from ._layout import Words
-from ._manifest import BaseManifest
+from ._manifest import BaseManifest, ClosedManifest
 from .errors import BundleError, ProviderError, RequestError, near
+
+if TYPE_CHECKING:
+    from ._closed import ClosedBase
 
 Providers = str | Sequence[str | tuple[str, dict[str, Any]]]
 
@@ -164,10 +167,10 @@ class Base:
         self.cache_type: type[np.floating[Any]] = np.float16 if half else np.float32
 
 
-_loaded: weakref.WeakValueDictionary[tuple[str, str], Base] = weakref.WeakValueDictionary()
+_loaded: weakref.WeakValueDictionary[tuple[str, str], Base | ClosedBase] = weakref.WeakValueDictionary()
 
 
-def load_base(folder: Path, manifest: BaseManifest, providers: list[Any]) -> Base:
+def load_base(folder: Path, manifest: BaseManifest | ClosedManifest, providers: list[Any]) -> Base | ClosedBase:
     """Open a verified base, or return the one that another task has open."""
     key = (manifest.digest, repr(providers))
     base = _loaded.get(key)
@@ -176,7 +179,11 @@ def load_base(folder: Path, manifest: BaseManifest, providers: list[Any]) -> Bas
     return base
 
 
-def _open_base(folder: Path, manifest: BaseManifest, providers: list[Any]) -> Base:
+def _open_base(folder: Path, manifest: BaseManifest | ClosedManifest, providers: list[Any]) -> Base | ClosedBase:
+    if isinstance(manifest, ClosedManifest):
+        from ._closed import open_closed
+
+        return open_closed(folder, manifest, providers)
     try:
         tokenizer = _open_tokenizer(folder / "tokenizer.json")
         embeddings = np.load(folder / "embed_tokens.npy", mmap_mode="r", allow_pickle=False)
