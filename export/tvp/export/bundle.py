@@ -112,9 +112,7 @@ def export(
             # Below fp32 a share of the cases is what is checked, and four would be few.
             n_golden = N_GOLDEN if precision == "fp32" else len(cases)
             if isinstance(family, Clip):
-                report = closed.measure_closed(
-                    loaded, family, geometry, prompt, cases, n_golden, precision == "fp32"
-                )
+                report = closed.measure_closed(loaded, family, geometry, prompt, cases, n_golden, precision == "fp32")
             else:
                 report = parity.measure(loaded, family, geometry, prompt, cases, n_golden=n_golden)
             report.check(task.name, precision, max_loss)
