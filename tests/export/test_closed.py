@@ -107,8 +107,8 @@ def test_the_base_is_two_graphs_a_tokenizer_and_what_is_done_with_them(exported)
     assert (said["kind"], said["scale"], said["bias"]) == ("closed", family.scale, family.bias)
     assert said["scoring"] == ("sigmoid" if exported.name == "siglip" else "softmax")
     assert (said["n_positions"], said["pad_token"] >= 0) == (40, exported.name != "clip")
-    # transformers' eyes are fused, open_clip's attention is torch's own
-    assert bool(operators(base / "vision_encoder.onnx")["MultiHeadAttention"]) == (exported.name != "guide")
+    n_layers = 3 if exported.name != "clip" else 2  # SigLIP's has two and one that pools
+    assert operators(base / "vision_encoder.onnx")["MultiHeadAttention"] == n_layers
 
 
 def test_each_graph_gives_unit_features_for_any_number_of_rows(exported):
@@ -129,7 +129,7 @@ def test_each_graph_gives_unit_features_for_any_number_of_rows(exported):
 
 
 def test_a_second_task_on_a_model_shares_its_base(exported, monkeypatch):
-    monkeypatch.setattr(closed, "export_text_encoder", pytest.fail)
+    monkeypatch.setattr(closed, "export_text_encoder", lambda *_: 1 / 0)
     export(exported.model, tasks.get("scenes"), exported.folder / "scenes", n_cases=2)
     rows = plan(exported.model, tasks.get("scenes"), exported.folder / "another")
     assert [size for name, size, _ in rows if name.startswith("base/")] == [0, 0, 0]
@@ -143,7 +143,7 @@ def test_a_second_task_on_a_model_shares_its_base(exported, monkeypatch):
             b.ask(pictures(1)[0], "What?")
     family = families.load(exported.model)
     family.scale *= 1.001  # what is made of the same weights in another way is another base
-    with pytest.raises(pytest.fail.Exception):
+    with pytest.raises(ZeroDivisionError):
         export(exported.model, tasks.get("count"), exported.folder / "other", n_cases=1, family=family)
 
 
@@ -210,10 +210,10 @@ def test_the_bundle_is_as_accurate_as_the_model(exported):
 def test_fewer_bits_are_smaller_and_planned(tmp_path, precision):
     most = {"fp32": 1.01, "fp16": 0.55, "int8": 0.5, "int4": 0.5}
     rows = {
-        name: size for name, size, _ in plan("zoo:guide", tasks.get("count"), tmp_path / "out", precision=precision)
+        name: size for name, size, _ in plan("zoo:guide", tasks.get("scenes"), tmp_path / "out", precision=precision)
     }
     assert not (tmp_path / "out").exists()
-    report = export("zoo:guide", tasks.get("count"), tmp_path / "out", precision=precision, n_cases=16)
+    report = export("zoo:guide", tasks.get("scenes"), tmp_path / "out", precision=precision, n_cases=16)
     assert report.loss <= 0.1
     assert (report.logits > 1e-4) == (precision != "fp32")
     whole = {"vision_encoder": 0, "text_encoder": 0}

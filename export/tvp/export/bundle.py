@@ -89,11 +89,10 @@ def export(
         geometry = Geometry(size, size, task.fit)
     if data is None:
         data = Scenes(max(n_cases, N_GOLDEN), seed=7, camera=task.camera)
-    cases: list[Any]
+    samples = _first(data, n_cases)
+    cases: list[Any] = [(sample.picture, task.question or sample.questions[0].text) for sample in samples]
     if isinstance(family, Clip):
-        cases = closed.closed_cases(task, data, n_cases)
-    else:
-        cases = [(sample.picture, task.question or sample.questions[0].text) for sample in _first(data, n_cases)]
+        cases = closed.closed_cases(task, samples)
     output.parent.mkdir(parents=True, exist_ok=True)
     # Built beside its place, so that the last step is one rename on the same disk.
     work = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,12 @@ from torch import Tensor, nn
 from tvp.sdk import Task as LoadedTask
 from tvp.sdk._closed import compare_choice, open_tokenizer
 from tvp.sdk.errors import ModelError, RequestError
-from tvp.trainer.data import Data
+from tvp.trainer.data.sample import Sample
 from tvp.trainer.families.clip import Clip
 from tvp.trainer.prompt import Geometry, Prompt
 from tvp.trainer.tasks import Task
 
-from .attention import fused_eye
+from .attention import fused_eye, plain_eye
 from .graphs import Traced, config_of, export_eye, write
 from .parity import LOGITS_TOLERANCE, Parity, compare_pixels, pixel_values
 from .texts import tokenizer_of
@@ -89,20 +88,19 @@ class TextConfig(OnnxConfig):  # type: ignore[misc]
 def export_text_encoder(family: Clip, file: Path, fused: bool = True) -> None:
     """Write the text encoder as a graph; fused: see `graphs.export_eye`."""
     ids = family.tokenize([TEXTS[0]]).repeat(2, 1)
-    with fused_eye(family.model) if fused else nullcontext():
+    with fused_eye(family.model) if fused else plain_eye():
         write(TextEncoder(family), TextConfig(config_of(family), ids, family.padded), file)
 
 
 def write_closed(family: Clip, folder: Path, fused: bool) -> dict[str, Any]:
     """Write graphs and tokenizer to a folder; returns what the manifest says of them.
 
-    fused: see `graphs.export_eye`; only transformers' models have attention that can be.
+    fused: see `graphs.export_eye`.
     Raises ModelError for a model whose tokenizer cannot be written.
     """
     tokenizer, pad_token = tokenizer_of(family)
     tokenizer.save(os.fspath(folder / "tokenizer.json"))
     refuse_other_tokens(family, folder / "tokenizer.json", pad_token, TEXTS)
-    fused = fused and hasattr(family.model, "config")
     export_eye(family, folder / "vision_encoder.onnx", fused)
     export_text_encoder(family, folder / "text_encoder.onnx", fused)
     with torch.no_grad():
@@ -160,14 +158,13 @@ def sizes(family: Clip, precision: str) -> dict[str, int]:
     return found
 
 
-def closed_cases(task: Task, data: Data, n: int) -> list[Case]:
+def closed_cases(task: Task, samples: Sequence[Sample]) -> list[Case]:
     """Pictures with what is asked about them and what it is chosen from: the task's labels, or the question's own.
 
     Raises RequestError where there is nothing to choose from.
     """
     cases = []
-    for i in range(min(n, len(data))):
-        sample = data[i]
+    for i, sample in enumerate(samples):
         question = sample.questions[0]
         labels = task.labels or question.labels
         if not labels:

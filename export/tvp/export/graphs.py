@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from tvp.trainer.families._causal import CausalFamily
 from tvp.trainer.families._family import Family, WordFamily
 from tvp.trainer.families.instructblip import ReadingEye
 
-from .attention import NewKeyValues, angles_of, current_cache, fused_attention, fused_eye
+from .attention import NewKeyValues, angles_of, current_cache, fused_attention, fused_eye, plain_eye
 from .fuse import fuse_attention, fuse_gelu, rewrite
 
 OPSET = 18
@@ -204,7 +204,7 @@ def export_eye(family: Family, file: Path, fused: bool = True) -> None:
     """
     output = "image_features" if family.reads_question else "image_embeds"
     config = EyeConfig(config_of(family), family.pixel_format.size, family.eye_batches, output)
-    with fused_eye(family.model) if fused else nullcontext():
+    with fused_eye(family.model) if fused else plain_eye():
         write(Eye(family), config, file)
     rewrite(file, fuse_gelu) if fused else None
 
@@ -258,21 +258,10 @@ def cache_shape(family: WordFamily) -> tuple[int, int]:
 
 def write(module: nn.Module, config: OnnxConfig, file: Path) -> None:
     """Let Optimum trace a module and write its graph."""
-    with _untouched(module), _plain_attention(), warnings.catch_warnings():
+    with _untouched(module), warnings.catch_warnings():
         # Tracing warns of every Python number it meets; the parity gate is what tells right from wrong.
         warnings.simplefilter("ignore")
         optimum_export(module, config, file, opset=OPSET, disable_dynamic_axes_fix=True)
-
-
-@contextmanager
-def _plain_attention() -> Iterator[None]:
-    """torch's own attention module has a fused operator for inference that ONNX has not."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
 
 
 @contextmanager
