@@ -21,6 +21,7 @@ from tests.export.test_fused import operators
 from tests.tiny import save_tiny
 from tvp import sdk
 from tvp.export import closed, graphs
+from tvp.export.attention import fused_eye, plain_eye
 from tvp.export.bundle import export
 from tvp.export.evaluate import accuracy
 from tvp.export.plan import plan
@@ -234,6 +235,27 @@ def test_no_operator_of_onnxruntimes_own_for_tensorrt(tmp_path):
     export(model, tasks.get("count"), tmp_path / "out", device="tensorrt", n_cases=2, geometry=Geometry(64, 64))
     for part in ("vision_encoder", "text_encoder"):
         assert not operators(tmp_path / "out" / "base" / f"{part}.onnx")["MultiHeadAttention"]
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_torchs_attention_is_computed_another_way(batch_first):
+    """Itself, with every kind of mask; of lengths that differ; and in the operator where nothing is masked."""
+    torch.manual_seed(0)
+    attention = torch.nn.MultiheadAttention(8, 2, batch_first=batch_first)
+    torch.nn.init.normal_(attention.in_proj_bias)
+    query, key = torch.randn(4, 4, 8), torch.randn(4, 4, 8)
+    causal = torch.full((4, 4), float("-inf")).triu(1)
+    masks = [None, causal, causal.bool(), torch.rand(8, 4, 4) < 0.3, torch.randn(8, 4, 4)]
+    asked = [((query, key, key), {"attn_mask": mask}) for mask in masks]
+    asked += [((query[:, :1] if batch_first else query[:1], key, key), {})]
+    asked += [((query, key, key), {"key_padding_mask": torch.eye(4).bool()})]
+    with torch.no_grad():
+        expected = [attention(*given, **more)[0] for given, more in asked]
+        for way in (fused_eye(attention), plain_eye()):
+            with way:
+                found = [attention(*given, **more)[0] for given, more in asked]
+            for a, b in zip(found, expected, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
 def noise(n):

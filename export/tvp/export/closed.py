@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tvp.sdk import Task as LoadedTask
 from tvp.sdk._closed import compare_choice, open_tokenizer
 from tvp.sdk.errors import ModelError, RequestError
-from tvp.trainer.data.sample import Sample
+from tvp.trainer.data import Sample
 from tvp.trainer.families.clip import Clip
 from tvp.trainer.prompt import Geometry, Prompt
 from tvp.trainer.tasks import Task

@@ -58,7 +58,9 @@ class ClosedBase:
 
     def scores(self, features: NDArray[np.float32], texts: Sequence[str]) -> NDArray[np.float32]:
         """Log-probabilities (n_texts,) of texts for a picture's unit features (n_features,)."""
-        logits = self.manifest.scale * (self.text_features(texts) @ features) + self.manifest.bias
+        # Row by row and not as a product of matrices, whose bits depend on what else is in it.
+        cosines = (self.text_features(texts) * features).sum(-1)
+        logits = self.manifest.scale * cosines + self.manifest.bias
         if self.manifest.scoring == "sigmoid":
             logits = np.stack([logits, np.zeros_like(logits)], -1)  # of two outcomes: it fits, or it does not
         scores = log_softmax(logits)
@@ -76,6 +78,10 @@ class ClosedBase:
                 return found
         # One text a run, as in training: the bits of a row depend on the batch that it is in.
         ids = np.array([self.tokenizer.encode(text).ids], np.int64)
+        if ids.shape[1] > self.manifest.n_positions:  # not even the marks around a text fit
+            raise BundleError(
+                f"The tokenizer cannot cut a text to {self.manifest.n_positions} tokens, as its manifest says."
+            )
         row = run(self.text_encoder, "text_features", {"input_ids": ids}).reshape(-1)
         if len(row) != self.manifest.n_features:
             raise BundleError(
@@ -101,10 +107,7 @@ def open_closed(folder: Path, manifest: ClosedManifest, providers: list[Any]) ->
 def open_tokenizer(file: Path, n_positions: int, pad_token: int) -> Tokenizer:
     """A tokenizer that cuts texts to n_positions and, where there is a pad token, fills them up to it."""
     tokenizer = _open_tokenizer(file)
-    try:
-        tokenizer.enable_truncation(n_positions)
-    except Exception as error:  # tokenizers panics where not even the end token fits
-        raise BundleError(f"The tokenizer {file} cannot cut texts to {n_positions} tokens: {error}") from error
+    tokenizer.enable_truncation(n_positions)
     if pad_token >= 0:
         tokenizer.enable_padding(length=n_positions, pad_id=pad_token)
     return tokenizer
