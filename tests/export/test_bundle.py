@@ -103,7 +103,7 @@ def test_where_the_bundle_differs_nothing_is_written(tmp_path, monkeypatch):
 
 
 def test_an_interrupted_export_leaves_nothing_behind(tmp_path, monkeypatch):
-    def interrupted(*arguments):
+    def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
     model = save_tiny("llava", tmp_path / "model")

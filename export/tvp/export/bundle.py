@@ -64,7 +64,8 @@ def export(
 
     model: folder, hub id or `zoo:NAME`; family: the same model, where the caller has it loaded.
     prompt: a prompt file; None exports the model as it is (full picture, no frame).
-    data: pictures and questions for parity and golden cases (default: drawn scenes).
+    data: pictures and questions for parity and golden cases (default: drawn scenes). Where the model only chooses
+        among labels and the task has none, the questions' own labels are what is compared.
     geometry: canvas of an export without a prompt.
     n_cases: cases that the parity gate compares.
     force: replace what is at `output`.
