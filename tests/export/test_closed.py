@@ -8,6 +8,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
+import onnxruntime
 import open_clip
 import pytest
 import sentencepiece
@@ -22,7 +23,7 @@ from tests.tiny import save_tiny
 from tvp import sdk
 from tvp.export import closed, graphs
 from tvp.export.attention import fused_eye, plain_eye
-from tvp.export.bundle import export
+from tvp.export.bundle import IMAGE_ENCODER, export
 from tvp.export.evaluate import accuracy
 from tvp.export.plan import plan
 from tvp.export.texts import tokenizer_of
@@ -230,11 +231,16 @@ def test_fewer_bits_are_smaller_and_planned(tmp_path, precision):
         assert task.manifest.parity["logits"] == report.logits
 
 
-def test_no_operator_of_onnxruntimes_own_for_tensorrt(tmp_path):
-    model = save_tiny("siglip", tmp_path / "model")
-    export(model, tasks.get("count"), tmp_path / "out", device="tensorrt", n_cases=2, geometry=Geometry(64, 64))
+def test_no_operator_of_onnxruntimes_own_for_tensorrt_and_one_file_for_the_picture(tmp_path):
+    model, more = save_tiny("siglip", tmp_path / "model"), {"device": "tensorrt", "single_file": True}
+    export(model, tasks.get("count"), tmp_path / "out", n_cases=2, geometry=Geometry(64, 64), **more)
     for part in ("vision_encoder", "text_encoder"):
         assert not operators(tmp_path / "out" / "base" / f"{part}.onnx")["MultiHeadAttention"]
+    session = onnxruntime.InferenceSession(tmp_path / "out" / IMAGE_ENCODER, providers=["CPUExecutionProvider"])
+    picture = pictures(1)[0]
+    with sdk.load(tmp_path / "out") as task:
+        expected = task.encode(task.pixel_values(picture))
+    np.testing.assert_allclose(session.run(None, {"image": picture})[0], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("batch_first", [True, False])
