@@ -258,8 +258,11 @@ def resealed(copy, base):
 def test_a_manifest_that_is_not_its_graphs_is_named(copy):
     base = json.loads((copy / "base" / "manifest.json").read_text())
     resealed(copy, base | {"n_features": 7})
-    with sdk.load(copy) as task, pytest.raises(BundleError, match="gives 24 features, and its manifest says 7"):
-        task.rank(PICTURE)
+    with sdk.load(copy) as task:
+        with pytest.raises(BundleError, match="vision encoder gives 24 features, and its manifest says 7"):
+            task.see(PICTURE)
+        with pytest.raises(BundleError, match="text encoder gives 24 features, and its manifest says 7"):
+            task.base.text_features(["a dog"])
     resealed(copy, base | {"n_positions": 1})
     with sdk.load(copy) as task, pytest.raises(BundleError, match="cannot cut a text to 1 tokens"):
         task.rank(PICTURE)
