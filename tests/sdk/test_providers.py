@@ -68,7 +68,7 @@ def test_tensorrt_takes_the_eye_and_cuda_the_rest(gpu, tmp_path, wanted):
     assert found.pop("preprocess") == [(CPU, {})]
     rest = [(CUDA, CUDA_OPTIONS), (CPU, {})]
     assert found.pop("vision_encoder") == [(TENSORRT, tensorrt_options(tmp_path)), *rest]
-    assert found == dict.fromkeys(("connector", "encoder", "decoder"), rest)
+    assert found == dict.fromkeys(("connector", "encoder", "decoder", "text_encoder"), rest)
 
 
 def test_tensorrt_computes_in_half_precision_for_a_base_of_it_only(gpu, tmp_path):

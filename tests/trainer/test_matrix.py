@@ -17,11 +17,12 @@ from tests.tiny import save_tiny
 from tvp.export.evaluate import accuracy as accuracy_of_bundle
 from tvp.sdk import load
 from tvp.sdk._cli import cli
-from tvp.sdk.errors import CheckError
+from tvp.sdk.errors import CheckError, ModelError
 from tvp.trainer import families, matrix, tasks
 from tvp.trainer.corruptions import CORRUPTIONS, Corrupted
 from tvp.trainer.data import Question, Sample
 from tvp.trainer.evaluate import accuracy, judge
+from tvp.trainer.families.paligemma import PaliGemma
 from tvp.trainer.matrix import Row, columns, evaluate_matrix
 from tvp.trainer.prompt import Geometry, Prompt
 
@@ -152,10 +153,11 @@ def test_what_cannot_be_exported_has_a_note_and_no_crash():
     assert [row.note for row in rows[:-1]] == [""] * 8
 
 
-def test_a_bundle_that_fails_the_gate_costs_none_of_the_other_rows():
+@pytest.mark.parametrize("error", [CheckError("It is not equal.", ["case 1: tokens"]), ModelError("It is not equal.")])
+def test_a_bundle_that_fails_the_gate_costs_none_of_the_other_rows(error):
     @contextmanager
     def broken(*arguments, quiet):
-        raise CheckError("It is not equal.", ["case 1: tokens"])
+        raise error
         yield
 
     rows = run({"p": framed(0.5), "q": framed(1.0)}, exporter=broken)
@@ -277,8 +279,9 @@ def test_a_bundle_answers_as_the_model_it_was_made_of(one_bundle):
                 assert given.scores == pytest.approx(expected.scores, abs=1e-3)
 
 
-def test_the_command_measures_exports_and_writes_the_matrix(prompt, tmp_path):
-    exports, fixed = save_tiny("llava", tmp_path / "llava"), save_tiny("clip", tmp_path / "clip")
+def test_the_command_measures_exports_and_writes_the_matrix(prompt, tmp_path, monkeypatch):
+    monkeypatch.setattr(PaliGemma, "exports", False)
+    exports, fixed = save_tiny("llava", tmp_path / "llava"), save_tiny("paligemma", tmp_path / "paligemma")
     asked = ["--task", "count", "--n", "3", "--exported", "--corrupt", "noise:5", "-o", tmp_path / "out"]
     done = tvp("-m", exports, "-m", fixed, "-p", prompt, *asked)
     assert done.exit_code == 0, done.output

@@ -289,13 +289,60 @@ def fused_eye(eye: nn.Module) -> Iterator[None]:
     torch.onnx.register_custom_op_symbolic(  # type: ignore[attr-defined]
         "tvp::multi_head_attention", _eye_symbol, 18
     )
-    with _attention(eye, EYE_NAME):
+    with _attention(eye, EYE_NAME), _torch_attention(fused=True):
+        yield
+
+
+@contextmanager
+def plain_eye() -> Iterator[None]:
+    """Let an eye run with standard operators; transformers' are, torch's own attention may not be."""
+    with _torch_attention(fused=False):
+        yield
+
+
+@contextmanager
+def _torch_attention(fused: bool) -> Iterator[None]:
+    """Let torch's own attention module, which open_clip uses, compute batch first.
+
+    What it does itself is an operator that ONNX has not, or transposes that make onnxruntime crash in fp16:
+    https://github.com/microsoft/onnxruntime/issues/28392
+    """
+    own = nn.MultiheadAttention.forward
+
+    def forward(
+        module: nn.MultiheadAttention,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        **more: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        weight, bias, n_heads = module.in_proj_weight, module.in_proj_bias, module.num_heads
+        if key_padding_mask is not None or weight is None or module.bias_k is not None or not module.batch_first:
+            return own(module, query, key, value, key_padding_mask, need_weights, attn_mask, **more)
+        biases = (None,) * 3 if bias is None else bias.chunk(3)
+        # (n, n_tokens, n_heads * head)
+        flat = [F.linear(*parts) for parts in zip((query, key, value), weight.chunk(3), biases, strict=True)]
+        scale = module.head_dim**-0.5
+        if attn_mask is None and fused:
+            return module.out_proj(multi_head_attention(*flat, n_heads, scale)), None
+        if attn_mask is not None:
+            attn_mask = ~attn_mask if attn_mask.dtype == torch.bool else attn_mask
+            attn_mask = attn_mask.view(-1, n_heads, *attn_mask.shape[1:]) if attn_mask.ndim == 3 else attn_mask
+        split = [t.view(*t.shape[:2], n_heads, -1).transpose(1, 2) for t in flat]
+        attended = F.scaled_dot_product_attention(split[0], split[1], split[2], attn_mask, scale=scale)
+        return module.out_proj(attended.transpose(1, 2).flatten(2)), None
+
+    with mock.patch.object(nn.MultiheadAttention, "forward", forward):
         yield
 
 
 @contextmanager
 def _attention(model: nn.Module, name: str) -> Iterator[None]:
     configs: list[Any] = list({id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values())
+    configs = [config for config in configs if hasattr(config, "_attn_implementation")]
     before = [(config, config._attn_implementation) for config in configs]
     for config in configs:
         config._attn_implementation = name

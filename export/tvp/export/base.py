@@ -19,9 +19,10 @@ from tvp.sdk.errors import BundleError
 from tvp.trainer.families._causal import CausalFamily
 from tvp.trainer.families._family import WordFamily
 from tvp.trainer.families._seq2seq import SeqToSeqFamily
+from tvp.trainer.families.clip import Clip
 from tvp.trainer.families.instructblip import ReadingEye
 
-from . import graphs, seq2seq
+from . import closed, graphs, seq2seq
 from .precision import lower
 from .tokenizer import write_tokenizer
 
@@ -29,7 +30,7 @@ log = logging.getLogger("tvp.export")
 
 
 def put_base(
-    family: WordFamily,
+    family: WordFamily | Clip,
     model: str | Path,
     folder: Path,
     places: Sequence[Path],
@@ -53,26 +54,32 @@ def put_base(
     return read_base_manifest(folder / "manifest.json").digest
 
 
-def made_from(family: WordFamily, precision: str = "fp32", fused: bool = True) -> str:
+def made_from(family: WordFamily | Clip, precision: str = "fp32", fused: bool = True) -> str:
     """A sha256 of all that a base is made from: weights, configuration, layout, tokenizers, and the versions that
     make it."""
     total = hashlib.sha256()
     for name, tensor in sorted(family.model.state_dict().items()):
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    tokenizers = [family.tokenizer, *([family.qformer_tokenizer] if isinstance(family, ReadingEye) else [])]
     about = [
         family.name,
-        family.model.config.to_json_string(),
-        repr(family.layout),
+        *(closed.about(family) if isinstance(family, Clip) else _about(family)),
         repr(family.pixel_format),
-        *(tokenizer.backend_tokenizer.to_str() for tokenizer in tokenizers if hasattr(tokenizer, "backend_tokenizer")),
         json.dumps(versions()),
         precision,
         repr(fused),
     ]
     total.update("\0".join(about).encode())
     return total.hexdigest()
+
+
+def _about(family: WordFamily) -> list[str]:
+    tokenizers = [family.tokenizer, *([family.qformer_tokenizer] if isinstance(family, ReadingEye) else [])]
+    return [
+        family.model.config.to_json_string(),
+        repr(family.layout),
+        *(tokenizer.backend_tokenizer.to_str() for tokenizer in tokenizers if hasattr(tokenizer, "backend_tokenizer")),
+    ]
 
 
 def find_base(key: str, places: Sequence[Path]) -> Path | None:
@@ -97,8 +104,18 @@ def _link(file: Path, to: Path) -> None:
         shutil.copyfile(file, to)
 
 
-def _write(family: WordFamily, model: str | Path, key: str, folder: Path, precision: str, fused: bool) -> None:
+def _write(family: WordFamily | Clip, model: str | Path, key: str, folder: Path, precision: str, fused: bool) -> None:
     folder.mkdir()
+    if isinstance(family, Clip):
+        content = closed.write_closed(family, folder, fused)
+    else:
+        content = _write_words(family, model, folder, fused)
+    lower(folder, precision)
+    content |= {"precision": precision, "made_from": key, "files": entries(folder)}
+    (folder / "manifest.json").write_bytes(seal(content))
+
+
+def _write_words(family: WordFamily, model: str | Path, folder: Path, fused: bool) -> dict[str, Any]:
     graphs.export_eye(family, folder / "vision_encoder.onnx", fused)
     if isinstance(family, SeqToSeqFamily):
         seq2seq.export_encoder(family, folder / "encoder_model.onnx")
@@ -111,16 +128,14 @@ def _write(family: WordFamily, model: str | Path, key: str, folder: Path, precis
     if isinstance(family, ReadingEye):
         graphs.export_connector(family, folder / "connector.onnx")
         write_tokenizer(family.qformer_tokenizer, model, folder / "connector_tokenizer.json")
-    lower(folder, precision)
     config = family.text_config
     n_kv_heads, head_size = graphs.cache_shape(family)
     with torch.no_grad():
         size = family.pixel_format.size
         n_image_tokens = family.see(torch.zeros(1, 3, size, size), ["a"]).shape[1]
     layout = family.layout
-    content = {
+    return {
         "family": family.name,
-        "precision": precision,
         "layout": {
             "prompt": layout.prompt,
             "answer": layout.answer,
@@ -139,10 +154,7 @@ def _write(family: WordFamily, model: str | Path, key: str, folder: Path, precis
         "n_causal": -1 if not isinstance(family, CausalFamily) or family.n_causal is None else family.n_causal,
         "start_token": config.decoder_start_token_id if isinstance(family, SeqToSeqFamily) else -1,
         "n_connector_positions": family.n_question_positions if isinstance(family, ReadingEye) else 0,
-        "made_from": key,
-        "files": entries(folder),
     }
-    (folder / "manifest.json").write_bytes(seal(content))
 
 
 def entries(folder: Path, skip: str = "") -> dict[str, dict[str, Any]]:

@@ -25,10 +25,11 @@ from tvp.trainer.data import Data, Scenes
 from tvp.trainer.evaluate import MAX_NEW_TOKENS
 from tvp.trainer.families import Family
 from tvp.trainer.families._family import WordFamily
+from tvp.trainer.families.clip import Clip
 from tvp.trainer.prompt import Geometry, Prompt
 from tvp.trainer.tasks import Task
 
-from . import parity
+from . import closed, parity
 from .base import entries, put_base, versions
 from .fuse import merge
 from .precision import PRECISIONS
@@ -63,7 +64,8 @@ def export(
 
     model: folder, hub id or `zoo:NAME`; family: the same model, where the caller has it loaded.
     prompt: a prompt file; None exports the model as it is (full picture, no frame).
-    data: pictures and questions for parity and golden cases (default: drawn scenes).
+    data: pictures and questions for parity and golden cases (default: drawn scenes). Where the model only chooses
+        among labels and the task has none, the questions' own labels are what is compared.
     geometry: canvas of an export without a prompt.
     n_cases: cases that the parity gate compares.
     force: replace what is at `output`.
@@ -88,7 +90,10 @@ def export(
         geometry = Geometry(size, size, task.fit)
     if data is None:
         data = Scenes(max(n_cases, N_GOLDEN), seed=7, camera=task.camera)
-    cases = [(sample.picture, task.question or sample.questions[0].text) for sample in _first(data, n_cases)]
+    samples = _first(data, n_cases)
+    cases: list[Any] = [(sample.picture, task.question or sample.questions[0].text) for sample in samples]
+    if isinstance(family, Clip):
+        cases = closed.closed_cases(task, samples)
     output.parent.mkdir(parents=True, exist_ok=True)
     # Built beside its place, so that the last step is one rename on the same disk.
     work = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
@@ -106,7 +111,10 @@ def export(
         with sdk.load(work, providers="cpu") as loaded:
             # Below fp32 a share of the cases is what is checked, and four would be few.
             n_golden = N_GOLDEN if precision == "fp32" else len(cases)
-            report = parity.measure(loaded, family, geometry, prompt, cases, n_golden=n_golden)
+            if isinstance(family, Clip):
+                report = closed.measure_closed(loaded, family, geometry, prompt, cases, n_golden, precision == "fp32")
+            else:
+                report = parity.measure(loaded, family, geometry, prompt, cases, n_golden=n_golden)
             report.check(task.name, precision, max_loss)
             _write_golden(work, report.golden)
         allowed = {} if precision == "fp32" else {"max_loss": max_loss}
@@ -122,9 +130,9 @@ def export(
     return report
 
 
-def exportable(family: Family) -> WordFamily:
+def exportable(family: Family) -> WordFamily | Clip:
     """The family, if there is an export of it; raises ModelError."""
-    if not family.exports or not isinstance(family, WordFamily):
+    if not family.exports or not isinstance(family, WordFamily | Clip):
         raise ModelError(f"A {family.name} model cannot be exported yet; it can be trained on and evaluated.")
     return family
 
@@ -187,7 +195,7 @@ def _seal_task(work: Path, task: Task, base_digest: str, report: dict[str, Any],
     (work / "manifest.json").write_bytes(seal(content))
 
 
-def _provenance(family: WordFamily, model: str | Path, prompt: Prompt | None) -> dict[str, Any]:
+def _provenance(family: Family, model: str | Path, prompt: Prompt | None) -> dict[str, Any]:
     return {
         "model": Path(families.locate(model)).name,
         "family": family.name,

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from tvp import sdk
+from tvp.sdk._closed import ClosedTask
 from tvp.trainer.data import Data, Question
 from tvp.trainer.evaluate import Accuracy, judge
 from tvp.trainer.families import Family
@@ -43,6 +44,7 @@ def bundle_accuracy(
 
 def accuracy(loaded: sdk.Task, data: Data, task: Task, quiet: bool = True) -> Accuracy:
     """Ask a bundle everything in `data` and compare with the answers, as `tvp.trainer.evaluate.accuracy` does."""
+    generates = not isinstance(loaded, ClosedTask)
     questions: list[Question] = []
     answers: list[str] = []
     scores: list[NDArray[np.float32] | None] = []
@@ -51,7 +53,7 @@ def accuracy(loaded: sdk.Task, data: Data, task: Task, quiet: bool = True) -> Ac
         view = loaded.see(sample.picture)  # encoded once, asked many times
         for question in sample.questions:
             row = None
-            if question.labels and not task.free:
+            if question.labels and not (task.free and generates):
                 ranked = {label.label: label.score for label in view.rank(question.text, labels=question.labels)}
                 row = np.array([ranked[label] for label in question.labels], np.float32)
             questions.append(question)

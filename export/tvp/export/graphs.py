@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,13 @@ from optimum.exporters.onnx import export as optimum_export
 from optimum.exporters.onnx.model_patcher import ModelPatcher
 from optimum.utils import NormalizedConfig
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 
 from tvp.trainer.families._causal import CausalFamily
-from tvp.trainer.families._family import WordFamily
+from tvp.trainer.families._family import Family, WordFamily
 from tvp.trainer.families.instructblip import ReadingEye
 
-from .attention import NewKeyValues, angles_of, current_cache, fused_attention, fused_eye
+from .attention import NewKeyValues, angles_of, current_cache, fused_attention, fused_eye, plain_eye
 from .fuse import fuse_attention, fuse_gelu, rewrite
 
 OPSET = 18
@@ -33,10 +34,10 @@ class Eye(nn.Module):
     """pixel_values -> image_embeds: the vision encoder with everything up to the language model; or, where what
     comes next reads the question, pixel_values -> image_features: the vision encoder alone."""
 
-    def __init__(self, family: WordFamily) -> None:
+    def __init__(self, family: Family) -> None:
         super().__init__()
         self.model = family.model
-        self.config = family.model.config
+        self.config = config_of(family)
         self._family = family
 
     def forward(self, pixel_values: Tensor) -> Tensor:
@@ -202,14 +203,14 @@ class DecoderConfig(OnnxConfig):  # type: ignore[misc]
         return [f"{prefix}.{i}.{kind}" for i in range(self._n_layers) for kind in ("key", "value")]
 
 
-def export_eye(family: WordFamily, file: Path, fused: bool = True) -> None:
+def export_eye(family: Family, file: Path, fused: bool = True) -> None:
     """Write the vision encoder as a graph, with the connector where it does not read the question.
 
     fused: with onnxruntime's own operators, which TensorRT has not.
     """
     output = "image_features" if family.reads_question else "image_embeds"
-    config = EyeConfig(family.model.config, family.pixel_format.size, family.eye_batches, output)
-    with fused_eye(family.model) if fused else nullcontext():
+    config = EyeConfig(config_of(family), family.pixel_format.size, family.eye_batches, output)
+    with fused_eye(family.model) if fused else plain_eye():
         write(Eye(family), config, file)
     rewrite(file, fuse_gelu) if fused else None
 
@@ -244,6 +245,11 @@ def export_embeddings(family: WordFamily, file: Path) -> None:
     """Write the token embeddings as an array that the sdk maps into memory."""
     weight = family.embed_tokens.weight.detach().cpu().numpy()  # type: ignore[operator]
     np.save(file, weight.astype(np.float32), allow_pickle=False)
+
+
+def config_of(family: Family) -> Any:
+    """The model's configuration, which Optimum wants; open_clip's models have none."""
+    return getattr(family.model, "config", None) or PretrainedConfig()
 
 
 def cache_shape(family: WordFamily) -> tuple[int, int]:

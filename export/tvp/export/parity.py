@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tvp.sdk import Task
 from tvp.sdk.errors import CheckError
-from tvp.trainer.families._family import WordFamily
+from tvp.trainer.families._family import Family, WordFamily
 from tvp.trainer.prompt import Geometry, Prompt
 
 LOGITS_TOLERANCE = 1e-3
@@ -33,9 +33,14 @@ class Parity:
     end_to_end_equal: int = 0
     logits: float = 0.0
     pixels: float = 0.0
-    pixels_within_a_level: float = 1.0
+    n_within: int = 0
+    n_values: int = 0
     differences: list[str] = field(default_factory=list)
     golden: list[tuple[NDArray[np.uint8], dict[str, Any]]] = field(default_factory=list)
+
+    @property
+    def pixels_within_a_level(self) -> float:
+        return self.n_within / max(1, self.n_values)
 
     @property
     def loss(self) -> float:
@@ -45,6 +50,14 @@ class Parity:
     def facts(self) -> dict[str, Any]:
         kept = ("n_cases", "tokens_equal", "end_to_end_equal", "logits", "pixels", "pixels_within_a_level")
         return {name: getattr(self, name) for name in kept}
+
+    def check_pixels(self) -> None:
+        """Note a difference where too many pixel values are too far apart."""
+        if self.pixels_within_a_level < PIXELS_SHARE:
+            self.differences.append(
+                f"only {self.pixels_within_a_level:.3%} of the pixel values are within one level (largest gap "
+                f"{self.pixels:.2f} levels)"
+            )
 
     def check(self, name: str, precision: str = "fp32", max_loss: float = 0.0) -> None:
         """Raise CheckError with every difference, if there is one; below fp32, if the loss is over `max_loss`."""
@@ -80,23 +93,19 @@ def measure(
     n_golden: of so many cases PyTorch's answers are kept, as golden cases of the bundle.
     """
     report = Parity()
-    within, n_values = 0, 0
-    std = np.reshape(family.pixel_format.std, (1, 3, 1, 1)) * 255  # normalised units -> levels
     for picture, question in cases:
         where = f"case {report.n_cases} ({picture.shape[1]} x {picture.shape[0]}, {question!r})"
         report.n_cases += 1
         view = task.see(picture)
         given = task.pixel_values(picture)
         expected = pixel_values(family, geometry, prompt, picture)
-        gap = np.abs(given - expected.numpy()) * std
-        report.pixels = max(report.pixels, float(gap.max()))
-        within, n_values = within + int((gap <= 1.001).sum()), n_values + gap.size
+        gap = compare_pixels(report, family, given, expected.numpy())
         decoded = list(view.decode(question, max_new_tokens))
         tokens, logits = family.generate_tokens(
             family.see(torch.from_numpy(given), [question]), [question], max_new_tokens
         )
         own = tokens
-        if gap.any():  # else the same answer to the same pixel values
+        if gap:  # else the same answer to the same pixel values
             own, _ = family.generate_tokens(family.see(expected, [question]), [question], max_new_tokens)
         if len(report.golden) < n_golden:
             chosen = logits[0].log_softmax(-1)[range(len(tokens[0])), tokens[0]]
@@ -121,18 +130,20 @@ def measure(
             report.differences.append(f"{where}: tokens {mine}, PyTorch {tokens[0]}")
         if not far <= LOGITS_TOLERANCE:
             report.differences.append(f"{where}: logits differ by {far:.2e}")
-    report.pixels_within_a_level = within / max(1, n_values)
-    if report.pixels_within_a_level < PIXELS_SHARE:
-        report.differences.append(
-            f"only {report.pixels_within_a_level:.3%} of the pixel values are within one level (largest gap "
-            f"{report.pixels:.2f} levels)"
-        )
+    report.check_pixels()
     return report
 
 
-def pixel_values(
-    family: WordFamily, geometry: Geometry, prompt: Prompt | None, picture: NDArray[np.uint8]
-) -> torch.Tensor:
+def compare_pixels(report: Parity, family: Family, given: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    """Note how far the pixel values (1, 3, size, size) of both sides are apart; returns the largest gap, in levels."""
+    std = np.reshape(family.pixel_format.std, (1, 3, 1, 1)) * 255  # normalised units -> levels
+    gap = np.abs(given - expected) * std
+    report.pixels = max(report.pixels, float(gap.max()))
+    report.n_within, report.n_values = report.n_within + int((gap <= 1.001).sum()), report.n_values + gap.size
+    return float(gap.max())
+
+
+def pixel_values(family: Family, geometry: Geometry, prompt: Prompt | None, picture: NDArray[np.uint8]) -> torch.Tensor:
     """A prompted picture as training and evaluation make it: float32 (1, 3, size, size)."""
     canvas = geometry.show([picture])
     if prompt is not None:

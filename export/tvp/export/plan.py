@@ -11,9 +11,11 @@ from tvp.trainer import families
 from tvp.trainer.families._causal import CausalFamily
 from tvp.trainer.families._family import WordFamily
 from tvp.trainer.families._seq2seq import SeqToSeqFamily
+from tvp.trainer.families.clip import Clip
 from tvp.trainer.prompt import Prompt
 from tvp.trainer.tasks import Task
 
+from . import closed
 from .base import find_base, made_from
 from .bundle import exportable, refuse_to_overwrite
 from .precision import BYTES
@@ -49,11 +51,14 @@ def plan(
         names = read_base_manifest(found / "manifest.json").files
         return rows + [(f"base/{name}", 0, f"shared with {found}") for name in names]
     rows += [(f"base/{name}", size, "") for name, size in _graphs(family, precision).items()]
-    return [*rows, ("base/tokenizer.json", len(family.tokenizer.backend_tokenizer.to_str()), "")]
+    text = closed.tokenizer_text(family) if isinstance(family, Clip) else family.tokenizer.backend_tokenizer.to_str()
+    return [*rows, ("base/tokenizer.json", len(text), "")]
 
 
-def _graphs(family: WordFamily, precision: str) -> dict[str, int]:
+def _graphs(family: WordFamily | Clip, precision: str) -> dict[str, int]:
     """Bytes of the weights of each part; the connector and T5's encoder are counted with what they stand beside."""
+    if isinstance(family, Clip):
+        return closed.sizes(family, precision)
     if isinstance(family, SeqToSeqFamily):
         parts, head = [family.language_model], family.language_model.lm_head
     else:

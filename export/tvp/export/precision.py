@@ -26,7 +26,8 @@ def lower(folder: Path, precision: str) -> None:
     """Give the graphs in a folder and its token embeddings another precision than fp32.
 
     int8, int4: a language model's matrices in blocks of 128 weights (MatMulNBits; activations in int8), and an eye's
-        with one scale a column (dynamic int8). fp16: everything but what graphs take and give; keys and values too.
+        with one scale a column (dynamic int8); of a model that only chooses among labels both encoders so, in int4 as
+        in int8. fp16: everything but what graphs take and give; keys and values too.
     """
     if precision == "fp32":
         return
@@ -113,7 +114,7 @@ def _join(graph: onnx.GraphProto, names: set[str]) -> None:
         for i, name in enumerate(node.input if node.name in names else ()):
             up = maker.get(name)
             down = maker.get(up.input[0]) if up is not None and up.op_type == "Cast" else None
-            if down is None or down.op_type != "Cast" or {up.name, down.name} & names:
+            if up is None or down is None or down.op_type != "Cast" or {up.name, down.name} & names:
                 continue
             origin = maker.get(down.input[0])
             if origin is not None and origin.name in names:

@@ -60,16 +60,25 @@ def _wrong(case: Any) -> str:
     """What is wrong with a golden case, or '' where nothing is."""
     if not isinstance(case, dict):
         return "is not a JSON object"
-    for key in ("picture", "question", "text"):
+    for key in ("picture", "question") if "labels" in case else ("picture", "question", "text"):
         if not isinstance(case.get(key), str):
             return f"has no text {key!r}"
     if case["picture"] in ("", "..") or Path(case["picture"]).name != case["picture"] or "\\" in case["picture"]:
         return f"names the picture {case['picture']!r}, which would lie outside of its folder"
-    tokens, scores = case.get("tokens"), case.get("log_probabilities")
-    if not isinstance(tokens, list) or not tokens or not all(type(token) is int for token in tokens):
-        return "has no list of token ids 'tokens'"
-    if not isinstance(scores, list) or len(scores) != len(tokens):
-        return "has no list 'log_probabilities' of one number a token"
+    if "labels" in case:  # a task that chooses among them
+        labels, scores = case["labels"], case.get("scores")
+        if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+            return "has no list of texts 'labels'"
+        if not labels or len(set(labels)) != len(labels):
+            return "has no labels, or one twice"
+        if not isinstance(scores, list) or len(scores) != len(labels):
+            return "has no list 'scores' of one number a label"
+    else:
+        tokens, scores = case.get("tokens"), case.get("log_probabilities")
+        if not isinstance(tokens, list) or not tokens or not all(type(token) is int for token in tokens):
+            return "has no list of token ids 'tokens'"
+        if not isinstance(scores, list) or len(scores) != len(tokens):
+            return "has no list 'log_probabilities' of one number a token"
     if not all(type(score) in (int, float) and abs(score) < 1e6 for score in scores):
         return "has a log-probability that is no number, or none that can be"
     return ""
@@ -84,8 +93,15 @@ def compare(task: Task, cases: list[dict[str, Any]], tolerance: float) -> tuple[
         picture = case["picture"]
         if picture not in views:
             views = {picture: task.see(task.folder / "golden" / picture)}
-        answer = views[picture].ask(case["question"], max_new_tokens=len(case["tokens"]))
         where = f"case {number} ({picture}, {case['question']!r})"
+        if "labels" in case:
+            from ._closed import compare_choice
+
+            difference, gap = compare_choice(views[picture], case, tolerance)
+            largest = max(largest, gap)
+            differences += [f"{where}: {difference}"] if difference else []
+            continue
+        answer = views[picture].ask(case["question"], max_new_tokens=len(case["tokens"]))
         if list(answer.tokens) != case["tokens"]:
             differences.append(f"{where}: answered {answer.text!r}, expected {case['text']!r}")
             continue

@@ -164,7 +164,7 @@ def check(task: str, providers: str) -> None:
 @click.argument("task")
 def inspect(task: str) -> None:
     """Show what the bundle TASK (a folder or a name) is, without loading it."""
-    from ._manifest import read_base_manifest, read_task_manifest
+    from ._manifest import ClosedManifest, read_base_manifest, read_task_manifest
     from ._task import find
 
     folder = find(task)
@@ -177,8 +177,11 @@ def inspect(task: str) -> None:
         "model": manifest.provenance.get("model", "?"),
         "family": base.family,
         "precision": base.precision,
-        "image tokens": base.n_image_tokens,
-        "context": f"{base.n_positions} tokens",
+        **(
+            {"answers": f"labels only, by {base.scoring}", "texts": f"{base.n_positions} tokens at most"}
+            if isinstance(base, ClosedManifest)
+            else {"image tokens": base.n_image_tokens, "context": f"{base.n_positions} tokens"}
+        ),
         "base": manifest.base_digest,
         "size": f"{megabytes:.1f} MB",
         "parity": json.dumps(manifest.parity),
@@ -230,7 +233,7 @@ def bench(task: str, providers: str, runs: int, max_new_tokens: int, as_json: bo
         ("first_token", "first token of a first question"),
         ("again", "first token of a second question"),
         ("token", "each further token"),
-        ("ask", f"ask, {facts['n_new_tokens']} tokens"),
+        ("ask", f"ask, {facts['n_new_tokens']} tokens" if facts["n_new_tokens"] else "ask"),
     ):
         if facts[name] is not None:
             click.echo(f"{about:<34}{1e3 * facts[name]:>10.2f} ms")

@@ -3,7 +3,8 @@ so that a prompt is the same tokens in training, in scoring, in PyTorch and on t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .errors import RequestError
@@ -74,3 +75,25 @@ class Words:
             raise RequestError(f"The {kind} holds half a character (a lone surrogate): {text[:80]!r}.") from error
         if self.special_ids.intersection(self.encode(text, False)):
             raise RequestError(f"The {kind} holds a special token of the model: {text[:80]!r}. Leave it out.")
+
+
+@dataclass(frozen=True)
+class Captions:
+    """How a question and an answer become the text that a picture is compared with (CLIP, SigLIP).
+
+    begun: for a question that is the start of a sentence ("This is a photo of a"), with the places of `{question}`
+        and `{answer}`. asked: for one that ends in a question mark, and for an empty one.
+    """
+
+    begun: str = "{question} {answer}"
+    asked: str = "a photo of a {answer}"
+
+    def texts(self, question: str, answers: Sequence[str]) -> list[str]:
+        """One text for each answer."""
+        question = question.strip()
+        template = self.asked if question.endswith("?") or not question else self.begun
+
+        def text(answer: str) -> str:  # at once, since a question may hold "{answer}"
+            return re.sub(r"\{(question|answer)\}", lambda m: question if m[1] == "question" else answer, template)
+
+        return [text(answer) for answer in answers]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import stat
 import time
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from ._layout import Layout
+from ._layout import Captions, Layout
 from .errors import BundleError
 
 FORMAT = 1
@@ -76,6 +77,37 @@ class BaseManifest:
 
 
 @dataclass(frozen=True)
+class ClosedManifest:
+    """One exported frozen model that only chooses among given answers (CLIP, SigLIP): `kind` is `closed`.
+
+    n_features: width of the unit features of pictures and of texts.
+    scale, bias: what their cosine is multiplied by, and what is added.
+    scoring: `softmax`, log-probabilities among the answers, or `sigmoid`, of each answer by itself.
+    n_positions: the most tokens of a text; what is longer is cut, before its end token.
+    pad_token: id of the token that texts are filled up with, to n_positions; -1 where they are not.
+    made_from: see `BaseManifest`.
+    """
+
+    family: str
+    precision: str
+    captions: Captions
+    n_features: int
+    scale: float
+    bias: float
+    scoring: str
+    n_positions: int
+    pad_token: int
+    made_from: str
+    files: Mapping[str, FileEntry]
+    digest: str
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The files that a base of this kind consists of, at least."""
+        return ("vision_encoder.onnx", "text_encoder.onnx", "tokenizer.json")
+
+
+@dataclass(frozen=True)
 class TaskManifest:
     """A task ready to run, apart from its base.
 
@@ -114,8 +146,11 @@ def read_task_manifest(file: Path) -> TaskManifest:
     )
 
 
-def read_base_manifest(file: Path) -> BaseManifest:
+def read_base_manifest(file: Path) -> BaseManifest | ClosedManifest:
     content = _read(file)
+    if "kind" in content:
+        _one_of(content, "kind", ("closed",), file)
+        return _closed(content, file)
     layout = _take(content, "layout", dict, file)
     end = _take(layout, "end", list, file)
     if not end or not all(type(token) is int and 0 <= token < 2**31 for token in end):
@@ -146,6 +181,24 @@ def read_base_manifest(file: Path) -> BaseManifest:
         position_axes=_one_of(content, "position_axes", (1, 2, 3), file),
         n_causal=_one_of({"n_causal": -1} | content, "n_causal", (-1, 0, 1), file),  # the first bundles have none
         n_connector_positions=_number(content, "n_connector_positions", 0, file),
+        made_from=_take(content, "made_from", str, file),
+        files=_files(content, file),
+        digest=_take(content, "sha256", str, file),
+    )
+
+
+def _closed(content: Mapping[str, Any], file: Path) -> ClosedManifest:
+    captions = _take(content, "captions", dict, file)
+    return ClosedManifest(
+        family=_take(content, "family", str, file),
+        precision=_take(content, "precision", str, file),
+        captions=Captions(_take(captions, "begun", str, file), _take(captions, "asked", str, file)),
+        n_features=_positive(content, "n_features", file),
+        scale=_finite(content, "scale", file),
+        bias=_finite(content, "bias", file),
+        scoring=_one_of(content, "scoring", ("softmax", "sigmoid"), file),
+        n_positions=_positive(content, "n_positions", file),
+        pad_token=_number(content, "pad_token", -1, file),
         made_from=_take(content, "made_from", str, file),
         files=_files(content, file),
         digest=_take(content, "sha256", str, file),
@@ -239,6 +292,13 @@ def _number(content: Mapping[str, Any], key: str, least: int, file: Path) -> int
 
 def _positive(content: Mapping[str, Any], key: str, file: Path) -> int:
     return _number(content, key, 1, file)
+
+
+def _finite(content: Mapping[str, Any], key: str, file: Path) -> float:
+    value = _take(content, key, float, file)
+    if not math.isfinite(value):
+        raise BundleError(f"{file}: {key} is {value}; it must be a finite number.")
+    return value
 
 
 def _one_of(content: Mapping[str, Any], key: str, allowed: tuple[T, ...], file: Path) -> T:

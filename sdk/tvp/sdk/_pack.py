@@ -14,6 +14,7 @@ from pathlib import Path
 from ._manifest import (
     MAX_MANIFEST,
     BaseManifest,
+    ClosedManifest,
     FileEntry,
     TaskManifest,
     read_base_manifest,
@@ -97,7 +98,7 @@ def digest(file: Path) -> str:
         raise BundleError(f"{file} cannot be read: {error.strerror or error}") from error
 
 
-def _manifests(folder: Path) -> tuple[TaskManifest, BaseManifest]:
+def _manifests(folder: Path) -> tuple[TaskManifest, BaseManifest | ClosedManifest]:
     task = read_task_manifest(folder / "manifest.json")
     base = read_base_manifest(folder / "base" / "manifest.json")
     if base.digest != task.base_digest:
@@ -105,7 +106,7 @@ def _manifests(folder: Path) -> tuple[TaskManifest, BaseManifest]:
     return task, base
 
 
-def _listed(task: TaskManifest, base: BaseManifest) -> dict[str, FileEntry]:
+def _listed(task: TaskManifest, base: BaseManifest | ClosedManifest) -> dict[str, FileEntry]:
     return {**task.files, **{f"base/{name}": entry for name, entry in base.files.items()}}
 
 

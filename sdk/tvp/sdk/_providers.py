@@ -21,7 +21,7 @@ CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "Tensorrt
 SHORT_NAMES = {"cpu": CPU, "cuda": CUDA, "tensorrt": TENSORRT}
 ON_CPU: Chosen = [(CPU, {})]
 PREPROCESS, EYE = "preprocess", "vision_encoder"
-PARTS = (PREPROCESS, EYE, "connector", "encoder", "decoder")
+PARTS = (PREPROCESS, EYE, "connector", "encoder", "decoder", "text_encoder")
 FILE_NAMES = {"encoder_model": "encoder", "decoder_model_merged": "decoder"}  # which are understood too
 
 CUDA_OPTIONS = {

@@ -9,17 +9,20 @@ import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from ._layout import Words
-from ._manifest import BaseManifest, Identity, verify
+from ._manifest import BaseManifest, ClosedManifest, Identity, verify
 from ._providers import CPU, ON_CPU, TENSORRT, Chosen, Plan, onnxruntime, runs_on
 from ._shapes import check_decoder, check_encoder, check_eye
 from .errors import BundleError, ProviderError, RequestError
+
+if TYPE_CHECKING:
+    from ._closed import ClosedBase
 
 try:
     _trim: Callable[[int], Any] = ctypes.CDLL(None).malloc_trim
@@ -35,6 +38,7 @@ FILES = {
     "connector": "connector.onnx",
     "encoder": "encoder_model.onnx",
     "decoder": "decoder_model_merged.onnx",
+    "text_encoder": "text_encoder.onnx",
 }
 
 
@@ -152,7 +156,7 @@ class Base:
     providers: Mapping[str, str] = field(default_factory=dict)
     fallbacks: Mapping[str, str] = field(default_factory=dict)
     verified: set[Identity] = field(default_factory=set)
-    last: _Trims = field(default_factory=lambda: _Trims())  # goes when all above have gone
+    last: Trims = field(default_factory=lambda: Trims())  # goes when all above have gone
 
     def __post_init__(self) -> None:
         inputs = {value.name: value.type for value in self.decoder.get_inputs()}
@@ -161,7 +165,7 @@ class Base:
         self.cache_type: type[np.floating[Any]] = np.float16 if half else np.float32
 
 
-class _Trims:
+class Trims:
     """Gives freed memory back to the system when it goes.
 
     glibc keeps the weights of a closed base for later, up to all of 620 MB when measured. It is not the base itself
@@ -172,7 +176,7 @@ class _Trims:
         _trim(0)
 
 
-_loaded: weakref.WeakValueDictionary[tuple[str, str], Base] = weakref.WeakValueDictionary()
+_loaded: weakref.WeakValueDictionary[tuple[str, str], Base | ClosedBase] = weakref.WeakValueDictionary()
 _locks: weakref.WeakValueDictionary[str, _Lock] = weakref.WeakValueDictionary()
 _locks_lock = threading.Lock()
 
@@ -184,7 +188,9 @@ class _Lock:
         self.lock = threading.Lock()
 
 
-def load_base(folder: Path, manifest: BaseManifest, plan: Plan, *, verify_files: bool = True) -> Base:
+def load_base(
+    folder: Path, manifest: BaseManifest | ClosedManifest, plan: Plan, *, verify_files: bool = True
+) -> Base | ClosedBase:
     """Verify and open a base, or return the one that another task has open on the same providers.
 
     Threads that load the same base open it once; other bases do not wait for it.
@@ -198,13 +204,18 @@ def load_base(folder: Path, manifest: BaseManifest, plan: Plan, *, verify_files:
         if verify_files:
             verify(folder, manifest.files, verified)
         if base is None or not base.fallbacks.keys() <= plan.automatic:
-            base = _loaded[key] = _open_base(folder, manifest, plan, verified)
+            if isinstance(manifest, ClosedManifest):
+                from ._closed import open_closed
+
+                base = _loaded[key] = open_closed(folder, manifest, plan, verified)
+            else:
+                base = _loaded[key] = _open_base(folder, manifest, plan, verified)
         return base
 
 
 def _open_base(folder: Path, manifest: BaseManifest, plan: Plan, verified: set[Identity]) -> Base:
     try:
-        tokenizer = _open_tokenizer(folder / "tokenizer.json")
+        tokenizer = read_tokenizer(folder / "tokenizer.json")
         embeddings = np.load(folder / "embed_tokens.npy", mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise BundleError(f"The base in {folder} is damaged: {error}") from error
@@ -228,12 +239,12 @@ def _open_base(folder: Path, manifest: BaseManifest, plan: Plan, verified: set[I
         n_before = len(words.prompt_ids("a")[0])
     except ValueError as error:
         raise BundleError(f"The base in {folder} is damaged: its tokenizer does not know its image token.") from error
-    sessions, places, fallbacks = _open_parts(folder, plan)
+    sessions, places, fallbacks = open_parts(folder, plan)
     connector = None
     if manifest.n_connector_positions:
         connector = Connector(
             sessions["connector"],
-            _open_tokenizer(folder / "connector_tokenizer.json"),
+            read_tokenizer(folder / "connector_tokenizer.json"),
             manifest.n_connector_positions,
             manifest.layout.prompt,
         )
@@ -258,7 +269,7 @@ def _open_base(folder: Path, manifest: BaseManifest, plan: Plan, verified: set[I
     return base
 
 
-def _open_parts(folder: Path, plan: Plan) -> tuple[dict[str, Any], dict[str, str], dict[str, str]]:
+def open_parts(folder: Path, plan: Plan) -> tuple[dict[str, Any], dict[str, str], dict[str, str]]:
     """Open each part; returns sessions, what they run on, and why some are on the CPU that were to be elsewhere."""
     sessions: dict[str, Any] = {}
     places: dict[str, str] = {}
@@ -277,7 +288,7 @@ def _open_parts(folder: Path, plan: Plan) -> tuple[dict[str, Any], dict[str, str
     return sessions, places, fallbacks
 
 
-def _open_tokenizer(file: Path) -> Tokenizer:
+def read_tokenizer(file: Path) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_file(os.fspath(file))
     except Exception as error:  # tokenizers raises a bare Exception

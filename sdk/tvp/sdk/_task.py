@@ -79,6 +79,10 @@ def load(task: str | os.PathLike[str], *, providers: Providers = "auto", verify_
         log.warning("%s Running the %s on the CPU instead.", reason, part)
     preprocess = open_session(folder / "preprocess.onnx", ON_CPU)
     check_preprocess(preprocess, base.vision_encoder)
+    from ._closed import ClosedBase, ClosedTask
+
+    if isinstance(base, ClosedBase):
+        return ClosedTask(folder, manifest, base, preprocess)
     return Task(folder, manifest, base, preprocess)
 
 
@@ -116,7 +120,7 @@ class Task:
         """
         began = time.perf_counter()
         features = self.encode(self.pixel_values(image))
-        return View(self, features, time.perf_counter() - began)
+        return self._view(features, time.perf_counter() - began)
 
     def encode(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """What the vision encoder makes of pixel values (n, 3, size, size)."""
@@ -157,11 +161,24 @@ class Task:
             raise RequestError(f"batch is {batch!r}; it must be a whole number of at least 1.")
         generation = self.generation(options)
         for _, question in rows:
-            self.base.words.prompt_ids(self.question(question))
+            self._refuse_unreadable(question)
         answers: list[Answer] = []
         for start in range(0, len(rows), batch):
-            answers += answer_together(self, rows[start : start + batch], generation)
+            answers += self._answer_together(rows[start : start + batch], generation)
         return answers
+
+    # What a task that only chooses among labels does in another way; see `tvp.sdk._closed`.
+
+    def _view(self, features: NDArray[np.float32], seconds: float) -> View:
+        return View(self, features, seconds)
+
+    def _refuse_unreadable(self, question: str | None) -> None:
+        self.base.words.prompt_ids(self.question(question))
+
+    def _answer_together(
+        self, requests: Sequence[tuple[ImageLike, str | None]], generation: Generation
+    ) -> list[Answer]:
+        return answer_together(self, requests, generation)
 
     def rank(
         self, image: ImageLike, question: str | None = None, *, labels: Sequence[str] | None = None

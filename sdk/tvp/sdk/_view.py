@@ -33,7 +33,8 @@ class Answer:
     log_probabilities: one a token.
     timing: seconds, by step: `see` (0 where the view was there already), `first_token`, `total`.
     finish: why it ends: `end` (the model said so), `length` (the limit or the context is reached), `stop`, `time` or
-        `cancelled`.
+        `cancelled`; or `label`: the model only chooses among labels, there are no tokens, and log_probabilities holds
+        the label's score.
     """
 
     text: str
@@ -48,7 +49,8 @@ class Answer:
 
 @dataclass(frozen=True)
 class Ranked:
-    """A label and its score: the mean log-probability of its tokens."""
+    """A label and its score: the mean log-probability of its tokens; of a model that only chooses among labels, the
+    label's log-probability, among the others (CLIP) or by itself (SigLIP)."""
 
     label: str
     score: float
@@ -258,7 +260,7 @@ def _see_together(task: Task, images: Sequence[ImageLike]) -> list[View]:
     takes_all = isinstance(task.base.vision_encoder.get_inputs()[0].shape[0], str)
     features = task.encode(pixels) if takes_all else np.concatenate([task.encode(row[None]) for row in pixels])
     seconds = (time.perf_counter() - began) / len(different)
-    views = [View(task, features[i : i + 1], seconds) for i in range(len(different))]
+    views = [task._view(features[i : i + 1], seconds) for i in range(len(different))]
     return [views[i] for i in place]
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tvp.sdk.errors import CheckError
+from tvp.sdk.errors import CheckError, ModelError
 
 from . import metrics
 from .corruptions import Corrupted
@@ -167,8 +167,9 @@ def evaluate_matrix(
             try:
                 with exporter(model, family, prompt, task, data, quiet=quiet) as ask:
                     measure(model, f"{name} (ONNX)", geometry, ask)
-            except CheckError as error:
-                # A bundle that fails the gate is a finding; it must not cost what was measured before.
+            except (CheckError, ModelError) as error:
+                # A bundle that fails the gate is a finding; it must not cost what was measured before. Nor must a
+                # tokenizer that has no equal.
                 add(Row(model, f"{name} (ONNX)", note=f"{NOT_EXPORTED}: {str(error).splitlines()[0]}"))
 
     for model in models:

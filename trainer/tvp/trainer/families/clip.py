@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import CLIPModel, SiglipModel
 
+from tvp.sdk._layout import Captions
 from tvp.sdk.errors import ModelError, RequestError
 
 from ._checkpoint import Checkpoint
@@ -26,31 +27,40 @@ from ._pixels import PixelFormat
 class Clip(Family):
     """A picture and a text encoder whose outputs are compared.
 
-    Each answer is put into words with the question: `{question} {answer}` for a question that is the
-    start of a sentence ("This is a photo of a"), else `a photo of a {answer}`.
+    Each answer is put into words with the question, as `captions` says.
     Scores are log-probabilities among the candidates: of a softmax over them for CLIP, and of each
     text by itself, a sigmoid, for SigLIP.
 
-    encode_image: pixels -> image features; encode_texts: texts -> text features; neither normalised.
+    encode_image: pixels -> image features; tokenize: texts -> token ids (n_texts, n_tokens), cut and padded;
+        encode_ids: token ids -> text features. Features are not normalised.
+    tokenizer: what `tokenize` reads with. n_positions: the most tokens of a text. padded: whether each text is
+        filled up to them.
     scale, bias: what the cosine is multiplied by, and what is added.
     """
 
     name = "clip"
     generates = False
+    exports = True
+    captions = Captions()
 
     def __init__(
         self,
         model: Any,
         pixel_format: PixelFormat,
         encode_image: Callable[[Tensor], Tensor],
-        encode_texts: Callable[[list[str]], Tensor],
+        tokenize: Callable[[list[str]], Tensor],
+        encode_ids: Callable[[Tensor], Tensor],
+        tokenizer: Any,
+        n_positions: int,
+        padded: bool,
         scale: float,
         bias: float = 0.0,
         sigmoid: bool = False,
     ) -> None:
         super().__init__(model, pixel_format)
-        self._encode_image, self._encode_texts = encode_image, encode_texts
-        self.scale, self._bias, self._sigmoid = scale, bias, sigmoid
+        self._encode_image, self.tokenize, self.encode_ids = encode_image, tokenize, encode_ids
+        self.tokenizer, self.n_positions, self.padded = tokenizer, n_positions, padded
+        self.scale, self.bias, self.sigmoid = scale, bias, sigmoid
         self._known: dict[str, Tensor] = {}
 
     def encode(self, pixels: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n 1 n_features"]:
@@ -71,12 +81,13 @@ class Clip(Family):
         for text in texts:
             if text not in self._known:
                 with torch.no_grad():
-                    self._known[text] = F.normalize(self._encode_texts([text])[0], dim=-1)
+                    ids = self.tokenize([text]).to(self.device)
+                    self._known[text] = F.normalize(self.encode_ids(ids)[0], dim=-1)
         return torch.stack([self._known[text] for text in texts])
 
     def logits(self, embeddings: Float[Tensor, "n 1 n_features"], texts: Sequence[str]) -> Float[Tensor, "n n_texts"]:
         """What transformers calls `logits_per_image`."""
-        return self.scale * embeddings[:, 0] @ self.text_features(texts).T + self._bias
+        return self.scale * embeddings[:, 0] @ self.text_features(texts).T + self.bias
 
     def answer_loss(
         self,
@@ -93,9 +104,9 @@ class Clip(Family):
             )
         losses = []
         for i, (question, answer, labels) in enumerate(zip(questions, answers, candidates, strict=True)):
-            logits = self.logits(embeddings[i : i + 1], _texts(question, labels))[0]
+            logits = self.logits(embeddings[i : i + 1], self.captions.texts(question, labels))[0]
             right = list(labels).index(answer)
-            if self._sigmoid:
+            if self.sigmoid:
                 sign = torch.full_like(logits, -1.0)
                 sign[right] = 1.0
                 losses.append(-F.logsigmoid(sign * logits).mean())
@@ -110,20 +121,16 @@ class Clip(Family):
         if not candidates:
             raise RequestError("There are no candidates to score; give at least one answer text.")
         rows = [
-            self.logits(embeddings[i : i + 1], _texts(question, candidates))[0] for i, question in enumerate(questions)
+            self.logits(embeddings[i : i + 1], self.captions.texts(question, candidates))[0]
+            for i, question in enumerate(questions)
         ]
         logits = torch.stack(rows)
-        return F.logsigmoid(logits) if self._sigmoid else logits.log_softmax(-1)
+        return F.logsigmoid(logits) if self.sigmoid else logits.log_softmax(-1)
 
     def generate(
         self, embeddings: Float[Tensor, "n n_image n_text"], questions: Sequence[str], max_new_tokens: int = 16
     ) -> list[str]:
         raise RequestError(f"{self.name} answers closed questions only: rank labels instead of asking freely.")
-
-
-def _texts(question: str, answers: Sequence[str]) -> list[str]:
-    start = "a photo of a" if question.rstrip().endswith("?") or not question.strip() else question.strip()
-    return [f"{start} {answer}" for answer in answers]
 
 
 def make(checkpoint: Checkpoint) -> Clip:
@@ -133,17 +140,21 @@ def make(checkpoint: Checkpoint) -> Clip:
     tokenizer = checkpoint.tokenizer()
     length = model.config.text_config.max_position_embeddings
 
-    def encode_texts(texts: list[str]) -> Tensor:
+    def tokenize(texts: list[str]) -> Tensor:
         # SigLIP was trained on texts padded to its full length, and reads the padding.
         padding = {"padding": "max_length"} if is_siglip else {}
-        ids = tokenizer(texts, truncation=True, max_length=length, return_tensors="pt", **padding).input_ids
-        return model.get_text_features(ids.to(model.device))  # type: ignore[no-any-return]
+        ids: Tensor = tokenizer(texts, truncation=True, max_length=length, return_tensors="pt", **padding).input_ids
+        return ids
 
     return Clip(
         model,
         checkpoint.pixel_format(model.config.vision_config.image_size),
         lambda pixels: model.get_image_features(pixel_values=pixels),
-        encode_texts,
+        tokenize,
+        model.get_text_features,
+        tokenizer,
+        length,
+        is_siglip,
         model.logit_scale.exp().item(),
         model.logit_bias.item() if is_siglip else 0.0,
         is_siglip,
@@ -176,7 +187,11 @@ def make_open_clip(name: str) -> Clip:
             preprocess.get("interpolation", "bicubic"),
         ),
         model.encode_image,
-        lambda texts: model.encode_text(tokenizer(texts).to(next(model.parameters()).device)),
+        tokenizer,
+        model.encode_text,
+        tokenizer,
+        tokenizer.context_length,
+        True,
         model.logit_scale.exp().item(),
         0.0 if bias is None else bias.item(),
         bias is not None,
