@@ -112,8 +112,10 @@ def _join(graph: onnx.GraphProto, names: set[str]) -> None:
     for node in graph.node:
         for i, name in enumerate(node.input if node.name in names else ()):
             up = maker.get(name)
-            down = maker.get(up.input[0]) if up is not None and up.op_type == "Cast" else None
-            if down is None or down.op_type != "Cast" or {up.name, down.name} & names:
+            if up is None or up.op_type != "Cast" or up.name in names:
+                continue
+            down = maker.get(up.input[0])
+            if down is None or down.op_type != "Cast" or down.name in names:
                 continue
             origin = maker.get(down.input[0])
             if origin is not None and origin.name in names:
