@@ -346,6 +346,7 @@ def test_siglips_tokenizer_is_rebuilt(siglip_tokenizer, lower):
 
     family = SimpleNamespace(name="clip", tokenizer=siglip_tokenizer, tokenize=tokenize, n_positions=64, padded=True)
     texts = [*closed.TEXTS, *(f"A photo of a {name}." for name in IMAGENET_CLASSNAMES), *noise(100)]
+    texts += ["a ｐｈｏｔｏ of ﬁsh, ①② and Ⅷ…", "a photo\u00a0of\u3000a ½ ™"]  # SentencePiece maps these to plain ones
     assert differing(family, texts) == []
 
 
