@@ -9,7 +9,7 @@ demo: $(VENV)/installed
 	$(BIN)/python samples/quickstart.py
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile  # two processes of one thread each
 
 check: $(VENV)/installed
 	$(BIN)/ruff format --check .

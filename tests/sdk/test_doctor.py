@@ -48,7 +48,7 @@ def test_versions_providers_and_where_each_part_runs(monkeypatch, tmp_path, one_
     assert facts["python"] == ".".join(map(str, sys.version_info[:3]))
     assert facts["onnxruntime"] == version("onnxruntime")
     assert CPU in facts["providers"]
-    assert f"preprocess, vision_encoder, connector, encoder, decoder on {CPU}" in facts["auto"]
+    assert f"preprocess, vision_encoder, connector, encoder, decoder, text_encoder on {CPU}" in facts["auto"]
     assert facts["cache"] == f"2.5 MB in {tmp_path / 'cache'}"
     assert facts["tasks"] == "count"
     assert "GiB total" in facts["memory"]
@@ -58,7 +58,7 @@ def test_versions_providers_and_where_each_part_runs(monkeypatch, tmp_path, one_
 def test_what_auto_would_choose_is_started(monkeypatch, tmp_path):
     fake = install(monkeypatch, TENSORRT, CUDA, CPU)
     facts = sdk.doctor()
-    assert facts["auto"] == f"preprocess on {CPU}; vision_encoder, connector, encoder, decoder on {CUDA}"
+    assert facts["auto"] == f"preprocess on {CPU}; vision_encoder, connector, encoder, decoder, text_encoder on {CUDA}"
     assert facts["devices"] == f"GPU of NVIDIA by {CUDA}"
     assert [[name for name, _ in providers] for _, providers, _ in fake.opened] == [[CUDA, CPU]]  # once
 
@@ -67,7 +67,7 @@ def test_what_is_available_and_does_not_start_is_told(monkeypatch):
     fake = install(monkeypatch, CUDA, CPU)
     fake.starts = lambda file, provider: provider == CPU
     auto = sdk.doctor()["auto"]
-    assert auto.startswith(f"preprocess, vision_encoder, connector, encoder, decoder on {CPU}; {CUDA} did not start")
+    assert auto.startswith(f"preprocess, vision_encoder, connector, encoder, decoder, text_encoder on {CPU}; {CUDA} did not start")
 
 
 def test_the_model_that_is_tried_adds(tmp_path):
