@@ -67,7 +67,9 @@ def test_what_is_available_and_does_not_start_is_told(monkeypatch):
     fake = install(monkeypatch, CUDA, CPU)
     fake.starts = lambda file, provider: provider == CPU
     auto = sdk.doctor()["auto"]
-    assert auto.startswith(f"preprocess, vision_encoder, connector, encoder, decoder, text_encoder on {CPU}; {CUDA} did not start")
+    assert auto.startswith(
+        f"preprocess, vision_encoder, connector, encoder, decoder, text_encoder on {CPU}; {CUDA} did not start"
+    )
 
 
 def test_the_model_that_is_tried_adds(tmp_path):
