@@ -186,7 +186,7 @@ def make_open_clip(name: str) -> Clip:
             tuple(model.visual.image_std or open_clip.OPENAI_DATASET_STD),
             preprocess.get("interpolation", "bicubic"),
         ),
-        lambda pixels: model.encode_image(pixels),
+        model.encode_image,
         tokenizer,
         lambda ids: model.encode_text(ids),
         tokenizer,
