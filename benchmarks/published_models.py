@@ -12,22 +12,9 @@ from typing import Any
 
 import torch
 import transformers as hf
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tests.stand_in import byte_tokenizer
 
 CLIP = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
-
-
-def tokenizer(special: dict[str, int], n_vocab: int) -> hf.PreTrainedTokenizerFast:
-    """Byte-level; special: token -> id; every other id up to n_vocab is taken by a name that no text has."""
-    vocabulary = {f"unused {i}": i for i in range(n_vocab)}
-    names = dict(enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()), 1000)) | {i: t for t, i in special.items()}
-    for i, token in names.items():
-        del vocabulary[f"unused {i}"]
-        vocabulary[token] = i
-    inner = Tokenizer(models.BPE(vocabulary, []))
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
-    return hf.PreTrainedTokenizerFast(tokenizer_object=inner, additional_special_tokens=list(special))
 
 
 def save_smolvlm(folder: Path) -> None:
@@ -48,7 +35,7 @@ def save_smolvlm(folder: Path) -> None:
         scale_factor=4,
         image_token_id=49190,
     )
-    save(hf.SmolVLMForConditionalGeneration, config, special, 49280, folder)
+    save(hf.SmolVLMForConditionalGeneration, config, special, folder)
     edge = {"longest_edge": 512}
     hf.SmolVLMImageProcessor(size=edge, max_image_size=edge, do_image_splitting=False).save_pretrained(folder)
 
@@ -64,12 +51,12 @@ def save_llava(folder: Path) -> None:
         text_config=text | {"model_type": "qwen2", "tie_word_embeddings": True, "rope_theta": 1000000.0},
         image_token_index=151646,
     )
-    save(hf.LlavaForConditionalGeneration, config, special, 151936, folder)
+    save(hf.LlavaForConditionalGeneration, config, special, folder)
     size = {"height": 224, "width": 224}
     hf.CLIPImageProcessor(size=size, crop_size=size, do_center_crop=False, **CLIP).save_pretrained(folder)
 
 
-def save(architecture: Any, config: Any, special: dict[str, int], n_vocab: int, folder: Path) -> None:
+def save(architecture: Any, config: Any, special: dict[str, int], folder: Path) -> None:
     torch.manual_seed(0)
     model = architecture(config)
     with torch.no_grad():
@@ -79,7 +66,7 @@ def save(architecture: Any, config: Any, special: dict[str, int], n_vocab: int, 
     model.tie_weights()
     model.generation_config.eos_token_id = max(special.values())
     model.save_pretrained(folder)
-    tokenizer(special, n_vocab).save_pretrained(folder)
+    byte_tokenizer(special, (), (), {}).save_pretrained(folder)
 
 
 SAVERS: dict[str, Callable[[Path], None]] = {"smolvlm-256m": save_smolvlm, "llava-clip-b-qwen2-0.5b": save_llava}

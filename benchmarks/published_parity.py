@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import importlib
 import json
 import tempfile
 from pathlib import Path
@@ -17,13 +16,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from tests.published import WORDS, Published
-from tests.trainer.test_published_sizes import N_POOL, StandIn
+from tests.stand_in import build, make_pool
 
 from tvp import sdk
 from tvp.export import parity
 from tvp.export.bundle import export
 from tvp.sdk.errors import ModelError
-from tvp.trainer import families, tasks
+from tvp.trainer import tasks
 from tvp.trainer.prompt import Geometry, Prompt
 
 QUESTIONS = (
@@ -36,8 +35,7 @@ N_NEW = 4  # tokens of an answer
 
 
 def measure(case: Published, pool: torch.Tensor, folder: Path) -> parity.Parity:
-    module = importlib.import_module(f"tvp.trainer.families.{families.FAMILIES[case.kind]}")
-    family = module.make(StandIn(case, pool))
+    family = build(case, pool)
     prompt = Prompt.start(Geometry(224, 164), "free")
     prompt.frame = torch.rand(prompt.frame.shape, generator=torch.Generator().manual_seed(1)) * prompt.geometry.mask()
     rng = np.random.default_rng(0)
@@ -59,7 +57,7 @@ def main() -> None:
     report = json.loads(output.read_text()) if output.exists() else {}
     report |= {"command": "python -m benchmarks.published_parity", "torch": torch.__version__, "layers": 2}
     rows = report.setdefault("checkpoints", {})
-    pool = torch.empty(N_POOL).uniform_(-0.05, 0.05, generator=torch.Generator().manual_seed(0))
+    pool = make_pool()
     cases = [case for case in WORDS if (arguments.only or "") in case.name and case.name not in rows]
     # The narrow ones first: a run that is stopped has measured most families.
     for case in sorted(cases, key=lambda case: case.width * case.n_image):
@@ -70,7 +68,8 @@ def main() -> None:
                 print(f"{case.name:<48} {error}", flush=True)
                 continue
         gc.collect()
-        rows[case.name] = found.facts() | {"family": case.kind, "differences": found.differences}
+        differences = found.differences + found.pixel_differences
+        rows[case.name] = found.facts() | {"family": case.kind, "differences": differences}
         print(
             f"{case.name:<48} tokens {found.tokens_equal}/{found.n_cases}, end to end {found.end_to_end_equal}/"
             f"{found.n_cases}, logits {found.logits:.1e}",

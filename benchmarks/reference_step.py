@@ -1,4 +1,4 @@
-"""Our training step and scorer beside the released ones, in one run: `python benchmarks/reference_step.py`.
+"""Our training step and scorer beside the released ones, in one run: `python -m benchmarks.reference_step`.
 
 The released step is re-stated here in our own words, with all its waste: it encodes the prompted picture
 twice and the clean one again, runs the language-model head over every position, and leaves the guide's
@@ -18,8 +18,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import os
-import platform
 import shlex
 import statistics
 import subprocess
@@ -35,7 +33,8 @@ import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
-import transformers as hf
+from benchmarks.machine import load_average, machine
+from benchmarks.published_blip2 import save_published
 from torch import Tensor
 from torch.utils import flop_counter
 
@@ -331,24 +330,10 @@ def peaks(case: Case, threads: int) -> dict[str, float]:
     found = {}
     for name in STEPS[:3]:  # compiling itself takes more than any step
         request = json.dumps([vars(case) | {"geometry": vars(case.geometry)}, name, threads])
-        run = subprocess.run([sys.executable, __file__, "--peak", request], check=True, capture_output=True, text=True)
+        command = [sys.executable, "-m", "benchmarks.reference_step", "--peak", request]
+        run = subprocess.run(command, check=True, capture_output=True, text=True)
         found[name] = round(float(run.stdout.split()[-1]), 1)
     return found
-
-
-def machine(threads: int) -> dict[str, Any]:
-    cpu = Path("/proc/cpuinfo")
-    names = [line.partition(":")[2].strip() for line in cpu.read_text().splitlines() if line.startswith("model name")]
-    return {
-        "cpu": names[0] if names else platform.processor(),
-        "cores": os.cpu_count(),
-        "threads": threads,
-        "load_average_before": [round(load, 2) for load in os.getloadavg()],
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": hf.__version__,
-        "open_clip": open_clip.__version__,
-    }
 
 
 def show(name: str, row: dict[str, Any]) -> None:
@@ -398,7 +383,7 @@ def main() -> None:
         print(peak(Bench(case, case.batch), step))
         return
     torch.set_num_threads(arguments.threads)
-    about = {"command": shlex.join(["python", "benchmarks/reference_step.py", *sys.argv[1:]])}
+    about = {"command": shlex.join(["python", "-m", "benchmarks.reference_step", *sys.argv[1:]])}
     output = Path(__file__).with_suffix(".json")
     report = json.loads(output.read_text()) if output.exists() else {"left_out_of_gflop": LEFT_OUT, "cases": {}}
     with tempfile.TemporaryDirectory() as temporary:
@@ -407,14 +392,13 @@ def main() -> None:
         if arguments.only != "zoo":
             parts = (str(folder / "blip2"), str(folder / "guide"))
             if not (folder / "guide").exists():
-                from published_blip2 import save_published  # beside this file when it runs, not when a test imports it
-
                 save_published(folder, TASK)
             cases.append(Case("BLIP-2 of published parts with ViT-B-32", *parts, Geometry(), arguments.large_batch))
         for case in cases[arguments.only == "published" :]:
-            facts = about | {"machine": machine(arguments.threads)}
+            measured_on = machine("torch", "transformers", "open_clip_torch")
+            facts = about | {"machine": measured_on | {"threads": arguments.threads}}
             row = {"peak_mib": peaks(case, arguments.threads)} | measure(Bench(case, 2 * case.batch), arguments.pairs)
-            facts["machine"]["load_average_after"] = [round(load, 2) for load in os.getloadavg()]
+            facts["machine"]["load_average_after"] = load_average()
             report["cases"][case.name] = facts | row
             show(case.name, row)
             output.write_text(json.dumps(report, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""The sdk beside PyTorch and other engines on models of published shapes: `python benchmarks/speed.py`.
+"""The sdk beside PyTorch and other engines on models of published shapes: `python -m benchmarks.speed`.
 
 In one run and side by side, on random weights: end-to-end `ask` of 16 new tokens beside transformers' `generate` and
 beside Optimum's own exports with a cache that grows; a decoded token alone, also beside the graph that
@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import shlex
 import statistics
 import sys
@@ -23,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 import transformers as hf
 from benchmarks.engines import GenAI, Growing, LlamaCpp
+from benchmarks.machine import load_average, machine
 from benchmarks.published_models import SAVERS
 from PIL import Image
 
@@ -232,20 +230,6 @@ def _share(seconds: dict[str, list[float]], part: str, whole: str) -> float:
     return round(statistics.median(a / b for a, b in zip(seconds[part], seconds[whole], strict=True)), 4)
 
 
-def machine() -> dict[str, Any]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": names[0] if names else platform.processor(),
-        "cores": os.cpu_count(),
-        "load_average_before": [round(load, 2) for load in os.getloadavg()],
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": hf.__version__,
-        "onnxruntime": onnxruntime.__version__,
-    }
-
-
 def show(name: str, row: dict[str, Any]) -> None:
     print(f"\n{name}, a prompt of {row['prompt_tokens']} tokens")
     for part in ("ask", "16 tokens"):
@@ -273,9 +257,10 @@ def main() -> None:
     output = Path(__file__).with_suffix(".json")
     report = json.loads(output.read_text()) if output.exists() else {}
     for name in arguments.model or SAVERS:
-        about = {"command": shlex.join(["python", "-m", "benchmarks.speed", *sys.argv[1:]]), "machine": machine()}
+        command = shlex.join(["python", "-m", "benchmarks.speed", *sys.argv[1:]])
+        about = {"command": command, "machine": machine("torch", "transformers", "onnxruntime")}
         report[name] = about | measure(name, arguments.folder, arguments.n)
-        report[name]["machine"]["load_average_after"] = [round(load, 2) for load in os.getloadavg()]
+        report[name]["machine"]["load_average_after"] = load_average()
         show(name, report[name])
         output.write_text(json.dumps(report, indent=1) + "\n")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import onnxruntime
@@ -16,6 +17,7 @@ from tests.bundles import random_prompt
 from tests.tiny import save_tiny
 from tvp import sdk
 from tvp.export import bundle as bundle_module
+from tvp.export import fuse
 from tvp.export.bundle import IMAGE_ENCODER, export
 from tvp.export.cli import export as command
 from tvp.export.plan import plan
@@ -166,6 +168,44 @@ def test_the_command_plans_and_says_what_was_lost(tmp_path):
     done = CliRunner().invoke(command, [*arguments, "--max-loss", "1"])
     assert done.exit_code == 0, done.output
     assert "of the answers are not PyTorch's (allowed 100.0%)" in done.output
+
+
+def test_a_picture_that_is_shown_otherwise_is_refused_in_every_precision(tmp_path, monkeypatch):
+    """Both sides answer to the bundle's pixel values, so a wrong preprocessing costs no answers."""
+    model = save_tiny("llava", tmp_path / "model")
+    real = bundle_module.preprocess_graph
+
+    def brighter(geometry, pixel_format, prompt):
+        return real(geometry, replace(pixel_format, mean=tuple(m - 0.1 for m in pixel_format.mean)), prompt)
+
+    monkeypatch.setattr(bundle_module, "preprocess_graph", brighter)
+    for precision in ("fp32", "int8"):
+        with pytest.raises(CheckError, match="pixel values are within one level"):
+            export(model, tasks.get("count"), tmp_path / "out", precision=precision, n_cases=2, max_loss=1)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_weights_too_large_for_one_file_lie_beside_it(tmp_path, monkeypatch, precision):
+    model = save_tiny("llava", tmp_path / "model")
+    monkeypatch.setattr(fuse, "MAX_PROTOBUF", 1000)
+    export(model, tasks.get("count"), tmp_path / "out", precision=precision, n_cases=2, max_loss=1)
+    names = {path.name for path in (tmp_path / "out" / "base").iterdir()}
+    assert {"decoder_model_merged.onnx_data", "vision_encoder.onnx_data"} <= names
+    assert not [name for name in names if name.endswith((".int8", ".int8_data"))]
+    with sdk.load(tmp_path / "out") as task:
+        assert task.check()["cases"] == 2
+
+
+def test_a_text_ends_where_a_window_would_begin_to_slide(tmp_path):
+    family = families.load(save_tiny("llava", tmp_path / "model"))
+    assert family.n_positions > 90
+    family.text_config.sliding_window = 90
+    export(tmp_path / "model", tasks.get("count"), tmp_path / "out", family=family, n_cases=1)
+    with sdk.load(tmp_path / "out") as task:
+        assert task.base.manifest.n_positions == 90
+        with pytest.raises(RequestError, match="at most 90"):
+            task.ask(np.zeros((64, 64, 3), np.uint8), "What? " * 30)
 
 
 def test_a_program_keeps_its_own_logging():

@@ -9,6 +9,7 @@ import shutil
 import numpy as np
 import pytest
 
+from tests.bundles import flip_bytes
 from tvp import sdk
 from tvp.sdk._manifest import FORMAT, seal
 from tvp.sdk.errors import BundleError, CheckError, ImageError, ProviderError, RequestError, TvpError
@@ -22,19 +23,7 @@ def copy(one_bundle, tmp_path):
 
 
 def test_one_flipped_byte_in_any_file_is_named(copy):
-    rng = np.random.default_rng(0)
-    files = sorted(p for p in copy.rglob("*") if p.is_file())
-    assert len(files) > 10
-    for file in files:
-        whole = file.read_bytes()
-        for _ in range(5):
-            broken = bytearray(whole)
-            broken[rng.integers(len(broken))] ^= 1 << rng.integers(8)
-            file.write_bytes(broken)
-            with pytest.raises(BundleError, match=file.name.replace(".", r"\.")):
-                sdk.load(copy)
-        file.write_bytes(whole)
-    sdk.load(copy).close()
+    assert flip_bytes(copy, 5) > 10
 
 
 def test_a_missing_or_shorter_file_is_named(copy):

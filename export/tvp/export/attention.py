@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 from unittest import mock
 
@@ -271,14 +271,11 @@ def fused_attention(decoder: nn.Module, turned: bool = False) -> Iterator[None]:
         torch.onnx.register_custom_op_symbolic(  # type: ignore[attr-defined]
             f"tvp::{operator}_attention", symbol, 18
         )
-    with _attention(decoder, NAME), mock.patch.object(ChatGLMAttention, "attend", _attend_glm):
-        if turned:
-            with mock.patch.object(
-                _turn_of(decoder), "apply_rotary_pos_emb", lambda query, key, *_, **__: (query, key)
-            ):
-                yield
-        else:
-            yield
+    kept: Any = nullcontext()
+    if turned:
+        kept = mock.patch.object(_turn_of(decoder), "apply_rotary_pos_emb", lambda query, key, *_, **__: (query, key))
+    with _attention(decoder, NAME), mock.patch.object(ChatGLMAttention, "attend", _attend_glm), kept:
+        yield
 
 
 @contextmanager

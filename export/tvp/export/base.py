@@ -149,12 +149,21 @@ def _write_words(family: WordFamily, model: str | Path, folder: Path, fused: boo
         "n_kv_heads": n_kv_heads,
         "head_size": head_size,
         "n_vocab": family.embed_tokens.num_embeddings,
-        "n_positions": family.n_positions or 0,
+        "n_positions": _n_positions(family),
         "position_axes": family.position_axes if isinstance(family, CausalFamily) else 1,
         "n_causal": -1 if not isinstance(family, CausalFamily) or family.n_causal is None else family.n_causal,
         "start_token": config.decoder_start_token_id if isinstance(family, SeqToSeqFamily) else -1,
         "n_connector_positions": family.n_question_positions if isinstance(family, ReadingEye) else 0,
     }
+
+
+def _n_positions(family: WordFamily) -> int:
+    """The most tokens that a bundle of the model may read; 0 where nothing bounds it.
+
+    Exported attention has no sliding window, so that a text ends where the window would begin to slide.
+    """
+    bounds = (family.n_positions, getattr(family.text_config, "sliding_window", None))
+    return min((bound for bound in bounds if bound), default=0)
 
 
 def entries(folder: Path, skip: str = "") -> dict[str, dict[str, Any]]:

@@ -72,7 +72,8 @@ def export(
     reuse: take the base of another bundle beside `output` or under $TVP_HOME/tasks, where one has been made of the
         same model by the same versions, instead of exporting the model again; the files are shared by hard links.
     precision: fp32 answers exactly as PyTorch; fp16, int8 and int4 may differ, see `tvp.export.precision.lower`.
-    device: where the bundle is meant to run: `cpu`, `cuda`, or `tensorrt`, whose eye is of standard operators only.
+    device: where the bundle is meant to run: `cpu` and `cuda` run the same graphs; for `tensorrt` the eye is of
+        standard operators only.
     max_loss: share of the cases whose answers may differ from PyTorch's, below fp32.
     single_file: also write IMAGE_ENCODER, the preprocessing and the vision encoder as one graph.
     Raises CheckError, and writes nothing, where the bundle does not answer as PyTorch does.
@@ -117,10 +118,11 @@ def export(
                 report = parity.measure(loaded, family, geometry, prompt, cases, n_golden=n_golden)
             report.check(task.name, precision, max_loss)
             _write_golden(work, report.golden)
-        allowed = {} if precision == "fp32" else {"max_loss": max_loss}
-        _seal_task(work, task, base_digest, report.facts() | allowed, provenance)
-        with sdk.load(work, providers="cpu") as loaded:
-            loaded.check()
+            allowed = {} if precision == "fp32" else {"max_loss": max_loss}
+            _seal_task(work, task, base_digest, report.facts() | allowed, provenance)
+            # While the first is open, so that its base is neither hashed nor opened again.
+            with sdk.load(work, providers="cpu") as sealed:
+                sealed.check()
         refuse_to_overwrite(output, force)
         os.chmod(work, 0o755)  # mkdtemp makes folders that only their owner reads
         _put(work, output)

@@ -209,7 +209,6 @@ def measure_closed(
         report.end_to_end_equal += not compare_choice(view, own, tolerance)[0]
         if len(report.golden) < n_golden:
             report.golden.append((picture, case))
-    report.check_pixels()
     return report
 
 

@@ -56,20 +56,19 @@ class Graph:
         return self.array(next(i for i in add.input if i in self.weights))
 
 
-def rewrite(file: Path, *changes: Callable[[onnx.ModelProto], None]) -> None:
+def rewrite(file: Path, change: Callable[[onnx.ModelProto], None]) -> None:
     """Change a graph on disk."""
     model = onnx.load(file)
-    for change in changes:
-        change(model)
+    change(model)
     _drop_unused(model.graph)
-    data = file.with_name(f"{file.name}_data")
-    file.unlink()
-    data.unlink(missing_ok=True)
     save(model, file)
 
 
 def save(model: onnx.ModelProto, file: Path) -> None:
-    """Write a model, with its weights in `FILE_data` beside it where one file cannot hold them."""
+    """Write a model in place of what is there, with its weights in `FILE_data` beside it where one file cannot hold
+    them."""
+    for old in (file, file.with_name(f"{file.name}_data")):
+        old.unlink(missing_ok=True)
     large = sum(len(weight.raw_data) for weight in model.graph.initializer) > MAX_PROTOBUF
     onnx.save(model, file, save_as_external_data=large, location=f"{file.name}_data")
 

@@ -212,7 +212,8 @@ def export_eye(family: Family, file: Path, fused: bool = True) -> None:
     config = EyeConfig(config_of(family), family.pixel_format.size, family.eye_batches, output)
     with fused_eye(family.model) if fused else plain_eye():
         write(Eye(family), config, file)
-    rewrite(file, fuse_gelu) if fused else None
+    if fused:
+        rewrite(file, fuse_gelu)
 
 
 def export_connector(family: ReadingEye, file: Path) -> None:

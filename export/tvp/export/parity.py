@@ -51,30 +51,32 @@ class Parity:
         kept = ("n_cases", "tokens_equal", "end_to_end_equal", "logits", "pixels", "pixels_within_a_level")
         return {name: getattr(self, name) for name in kept}
 
-    def check_pixels(self) -> None:
-        """Note a difference where too many pixel values are too far apart."""
-        if self.pixels_within_a_level < PIXELS_SHARE:
-            self.differences.append(
-                f"only {self.pixels_within_a_level:.3%} of the pixel values are within one level (largest gap "
-                f"{self.pixels:.2f} levels)"
-            )
+    @property
+    def pixel_differences(self) -> list[str]:
+        """What to say where too many pixel values are too far apart."""
+        if self.pixels_within_a_level >= PIXELS_SHARE:
+            return []
+        return [
+            f"only {self.pixels_within_a_level:.3%} of the pixel values are within one level (largest gap "
+            f"{self.pixels:.2f} levels)"
+        ]
 
     def check(self, name: str, precision: str = "fp32", max_loss: float = 0.0) -> None:
-        """Raise CheckError with every difference, if there is one; below fp32, if the loss is over `max_loss`."""
-        if precision != "fp32":
-            if self.loss > max_loss:
-                raise CheckError(
-                    f"The exported {name!r} in {precision} gives another answer than PyTorch in "
-                    f"{self.n_cases - self.tokens_equal} of {self.n_cases} cases ({self.loss:.1%}), and --max-loss "
-                    f"allows {max_loss:.1%}. Nothing was written. Take a higher precision, or allow more.",
-                    self.differences,
-                )
-        elif self.differences:
+        """Raise CheckError with every difference, if there is one; below fp32, if the loss is over `max_loss`, or
+        pixel values differ, which are made in fp32 always."""
+        if precision != "fp32" and self.loss > max_loss:
             raise CheckError(
-                f"The exported {name!r} is not equal to the PyTorch model: {len(self.differences)} differences in "
+                f"The exported {name!r} in {precision} gives another answer than PyTorch in "
+                f"{self.n_cases - self.tokens_equal} of {self.n_cases} cases ({self.loss:.1%}), and --max-loss "
+                f"allows {max_loss:.1%}. Nothing was written. Take a higher precision, or allow more.",
+                self.differences,
+            )
+        if wrong := (self.differences if precision == "fp32" else []) + self.pixel_differences:
+            raise CheckError(
+                f"The exported {name!r} is not equal to the PyTorch model: {len(wrong)} differences in "
                 f"{self.n_cases} cases (logits differ by up to {self.logits:.1e}, allowed {LOGITS_TOLERANCE:.0e}). "
                 "Nothing was written. Please report this with the model's name.",
-                self.differences,
+                wrong,
             )
 
 
@@ -130,7 +132,6 @@ def measure(
             report.differences.append(f"{where}: tokens {mine}, PyTorch {tokens[0]}")
         if not far <= LOGITS_TOLERANCE:
             report.differences.append(f"{where}: logits differ by {far:.2e}")
-    report.check_pixels()
     return report
 
 

@@ -14,12 +14,11 @@ from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_floa
 
 from .fuse import save
 
-PRECISIONS = ("fp32", "fp16", "int8", "int4")
 # Bytes of a weight of a language model; blocks of 128 share a scale of four bytes.
 BYTES = {"fp32": 4.0, "fp16": 2.0, "int8": 1 + 4 / 128, "int4": 0.5 + 4 / 128}
+PRECISIONS = tuple(BYTES)
 BLOCK = 128
 LANGUAGE = ("decoder_model_merged.onnx", "encoder_model.onnx")
-EYES = ("vision_encoder.onnx", "connector.onnx", "text_encoder.onnx")
 
 
 def lower(folder: Path, precision: str) -> None:
@@ -49,7 +48,7 @@ def _block(file: Path, bits: int) -> None:
     # The accuracy level lets the kernels multiply in int8: with the default, 8 bits are 20 times slower than fp32.
     quantizer = MatMulNBitsQuantizer(onnx.load(file), bits=bits, block_size=BLOCK, is_symmetric=True, accuracy_level=4)
     quantizer.process()
-    _replace(quantizer.model.model, file)
+    save(quantizer.model.model, file)
 
 
 @contextmanager
@@ -75,7 +74,7 @@ def _dynamic(file: Path) -> None:
         weight_type=QuantType.QInt8,
         extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},  # of what fused operators give
     )
-    _replace(onnx.load(work), file)
+    save(onnx.load(work), file)
     work.unlink()
 
 
@@ -91,7 +90,7 @@ def _halve(file: Path) -> None:
         node_block_list=list(angles),
     )
     _join(model.graph, angles)
-    _replace(model, file)
+    save(model, file)
 
 
 def _angles(graph: onnx.GraphProto) -> set[str]:
@@ -123,9 +122,3 @@ def _join(graph: onnx.GraphProto, names: set[str]) -> None:
         read = {name for node in graph.node for name in node.input} | {output.name for output in graph.output}
         for node in [node for node in graph.node if node.op_type == "Cast" and node.output[0] not in read]:
             graph.node.remove(node)
-
-
-def _replace(model: onnx.ModelProto, file: Path) -> None:
-    for old in (file, file.with_name(f"{file.name}_data")):
-        old.unlink(missing_ok=True)
-    save(model, file)
