@@ -54,24 +54,35 @@ def test_angles_that_depend_on_the_length_are_left_to_the_model():
 
 
 def test_a_decoder_is_as_few_operators_as_can_be(tmp_path):
-    """One projection into attention, none of the reshapes around it, and no angle that is computed again."""
+    """One projection into attention, none of the reshapes around it, no angle that is computed again, and every sum
+    in the norm behind it."""
     family = families.load(save_tiny("llava", tmp_path / "model"))
     graphs.export_decoder(family, tmp_path / "decoder.onnx")
     n_layers = family.text_config.num_hidden_layers
     found = operators(tmp_path / "decoder.onnx")
     assert found["GroupQueryAttention"] == n_layers
     assert found["MatMul"] == 5 * n_layers + 1  # in and out of attention, three of the MLP; the head
-    assert not {"Cos", "Sin", "Transpose", "Reshape"} & set(found)
+    assert found["SkipSimplifiedLayerNormalization"] == 2 * n_layers  # the last is the decoder's own norm
+    assert found["SimplifiedLayerNormalization"] == 1
+    assert not {"Cos", "Sin", "Transpose", "Reshape", "Cast", "Identity", "ReduceMean", "Add"} & set(found)
     session = onnxruntime.InferenceSession(tmp_path / "decoder.onnx", providers=["CPUExecutionProvider"])
     assert "position_ids" not in {value.name for value in session.get_inputs()}
 
 
-def test_biases_are_packed_too(tmp_path):
-    """Qwen2 adds to its projections; packed or not, the sdk's answers are PyTorch's (test_every_family_exports)."""
+@pytest.mark.parametrize("equal", [False, True])
+def test_biases_are_packed_too(equal, tmp_path):
+    """Qwen2 adds to its projections; packed or not, the sdk's answers are PyTorch's (test_every_family_exports).
+
+    equal: as in a model that was not trained, whose biases are all zero; tracing keeps one of equal weights.
+    """
     family = families.load(save_tiny("internvl", tmp_path / "model"))
+    for name, weight in family.decoder.named_parameters():
+        if equal and name.endswith("proj.bias"):
+            weight.data.zero_()
     graphs.export_decoder(family, tmp_path / "decoder.onnx")
     weights = {weight.name: weight for weight in onnx.load(tmp_path / "decoder.onnx").graph.initializer}
     packed = [name for name in weights if name.endswith("qkv_bias")]
+    assert operators(tmp_path / "decoder.onnx")["MatMul"] == 5 * family.text_config.num_hidden_layers + 1
     assert len(packed) == family.text_config.num_hidden_layers
     attention = family.decoder.layers[0].self_attn
     expected = torch.cat([attention.q_proj.bias, attention.k_proj.bias, attention.v_proj.bias])

@@ -17,10 +17,11 @@ from tests.bundles import random_prompt
 from tests.tiny import save_tiny
 from tvp import sdk
 from tvp.export import bundle as bundle_module
-from tvp.export import fuse
+from tvp.export import fuse, graphs
 from tvp.export.bundle import IMAGE_ENCODER, export
 from tvp.export.cli import export as command
 from tvp.export.plan import plan
+from tvp.export.precision import lower
 from tvp.sdk.errors import BundleError, CheckError, RequestError
 from tvp.trainer import families, tasks
 
@@ -223,6 +224,36 @@ def test_a_program_keeps_its_own_logging():
         "root = logging.getLogger(); assert not root.handlers and root.level == logging.WARNING, root.level\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_sums_larger_than_half_precision_holds_stay_finite(tmp_path):
+    """The layers of large models add up to more than 65,504."""
+    family = families.load(save_tiny("llava", tmp_path / "model"))
+    layers = family.decoder.layers
+    given = []
+    for layer in layers:
+        layer.mlp.register_forward_hook(lambda module, inputs, output: given.append(output.abs().max()))
+    inputs = torch.randn(1, 6, family.embed_tokens.embedding_dim, generator=torch.Generator().manual_seed(0))
+    sums = []
+    family.decoder.norm.register_forward_pre_hook(lambda module, inputs: sums.append(inputs[0].abs().max()))
+    for i, layer in enumerate(layers):  # each gives as much as half precision holds
+        given.clear()
+        family.decoder(inputs_embeds=inputs)
+        layer.mlp.down_proj.weight.data *= 6e4 / given[i]
+    sums.clear()
+    expected = family.head(family.decoder(inputs_embeds=inputs).last_hidden_state)[0, -1].detach().numpy()
+    assert sums[0] > 7e4
+    graphs.export_decoder(family, tmp_path / "decoder_model_merged.onnx")
+    lower(tmp_path, "fp16")
+    session = onnxruntime.InferenceSession(tmp_path / "decoder_model_merged.onnx", providers=["CPUExecutionProvider"])
+    n_heads, head = graphs.cache_shape(family)
+    empty = np.zeros((1, n_heads, 8, head), np.float16)
+    past = {value.name: empty for value in session.get_inputs() if value.name.startswith("past")}
+    counts = {"seqlens_k": np.array([5], np.int32), "total_sequence_length": np.array(6, np.int32)}
+    logits = session.run(
+        ["logits"], {"inputs_embeds": inputs.numpy(), "num_logits_to_keep": np.array(1), **counts, **past}
+    )[0][0, 0]
+    np.testing.assert_allclose(logits, expected, atol=0.02 * np.abs(expected).max())
 
 
 def test_a_half_precision_cache_takes_half_the_memory(exported):

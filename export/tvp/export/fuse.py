@@ -1,4 +1,4 @@
-"""What is left to fuse in a traced graph, by rewriting it: attention's inputs and outputs, and GELU.
+"""What is left to fuse in a traced graph, by rewriting it: attention's inputs and outputs, norms, and GELU.
 
 Tracing writes reshapes between a projection and the fused attention that change nothing, and onnxruntime runs
 every one of them for every token. Skipping them lets the three projections become one.
@@ -14,8 +14,11 @@ import numpy as np
 import onnx
 from onnx import GraphProto, NodeProto, numpy_helper
 from onnxruntime.transformers.fusion_fastgelu import FusionFastGelu
+from onnxruntime.transformers.fusion_simplified_layernorm import FusionSimplifiedLayerNormalization
+from onnxruntime.transformers.fusion_skiplayernorm import FusionSkipLayerNormalization
 from onnxruntime.transformers.onnx_model import OnnxModel
 
+NORM, SKIP_NORM = "SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization"
 MAX_PROTOBUF = 2**31 - 2**24  # bytes; above, weights are kept in a file of their own
 
 
@@ -28,6 +31,14 @@ class Graph:
         self.weights = {weight.name: weight for weight in graph.initializer}
         self.readers = Counter(name for node in graph.node for name in node.input)
         self.readers.update(output.name for output in graph.output)
+
+    def replace(self, names: dict[str, str]) -> None:
+        """Let all that read some values read others."""
+        for node in self.graph.node:
+            for i, name in enumerate(node.input):
+                while name in names:
+                    name = names[name]
+                node.input[i] = name
 
     def source(self, name: str, *through: str) -> str:
         """Go back over nodes of these kinds, by their first input."""
@@ -59,6 +70,8 @@ class Graph:
 def rewrite(file: Path, change: Callable[[onnx.ModelProto], None]) -> None:
     """Change a graph on disk."""
     model = onnx.load(file)
+    # Tracing keeps one of equal weights, biases that are all zero for instance, and copies of it for the others.
+    Graph(model.graph).replace({n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "Identity"})
     change(model)
     _drop_unused(model.graph)
     save(model, file)
@@ -130,10 +143,39 @@ def _skip_reshapes_behind(graph: Graph, node: NodeProto) -> None:
         reshapes.append(reader)
         name = reader.output[0]
     if len(reshapes) == 2:
-        for other in graph.graph.node:
-            for i, read in enumerate(other.input):
-                if read == name:
-                    other.input[i] = node.output[0]
+        graph.replace({name: node.output[0]})
+
+
+def fuse_norms(model: onnx.ModelProto) -> None:
+    """A sum and the RMS norm of it as one operator; onnxruntime by itself fuses the norm, but not the sum."""
+    graph, known = model.graph, _values(model)
+    # Casts to float32, in which a model is traced: they hide a norm's pattern.
+    idle = {
+        node.output[0]: node.input[0]
+        for node in graph.node
+        if node.op_type == "Cast"
+        and node.input[0] in known
+        and known[node.input[0]].type.tensor_type.elem_type == onnx.helper.get_node_attr_value(node, "to")
+    }
+    Graph(graph).replace(idle)
+    _drop_unused(graph)
+    whole = OnnxModel(model)
+    FusionSimplifiedLayerNormalization(whole).apply()
+    FusionSkipLayerNormalization(whole, SKIP_NORM, NORM, shape_infer=False).apply()
+    whole.topological_sort()
+    # The tools that lower a graph's precision do not know these operators, and ask what they give.
+    made = [name for node in graph.node if node.op_type in (NORM, SKIP_NORM) for name in node.output]
+    graph.value_info.extend(known[name] for name in made if name in known)
+
+
+def _values(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
+    """Type and shape of a graph's values, by onnx's inference over the graph without its weights' data."""
+    graph = model.graph
+    weights = [onnx.helper.make_tensor_value_info(w.name, w.data_type, w.dims) for w in graph.initializer]
+    inputs = [*graph.input, *weights]
+    bare = onnx.helper.make_graph(graph.node, "bare", inputs, graph.output, value_info=graph.value_info)
+    found = onnx.shape_inference.infer_shapes(onnx.helper.make_model(bare, opset_imports=model.opset_import)).graph
+    return {value.name: value for value in (*found.input, *found.output, *found.value_info)}
 
 
 def fuse_gelu(model: onnx.ModelProto) -> None:

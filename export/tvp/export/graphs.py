@@ -23,7 +23,7 @@ from tvp.trainer.families._family import Family, WordFamily
 from tvp.trainer.families.instructblip import ReadingEye
 
 from .attention import NewKeyValues, angles_of, current_cache, fused_attention, fused_eye, plain_eye
-from .fuse import fuse_attention, fuse_gelu, rewrite
+from .fuse import fuse_attention, fuse_gelu, fuse_norms, rewrite
 
 OPSET = 18
 N_DUMMY = 5  # tokens in the sequence that is traced; the axis is dynamic
@@ -240,6 +240,7 @@ def export_decoder(family: CausalFamily, file: Path) -> None:
     with fused_attention(family.decoder, decoder.turned):
         write(decoder, onnx_config, file)
     rewrite(file, fuse_attention)
+    rewrite(file, fuse_norms)
 
 
 def export_embeddings(family: WordFamily, file: Path) -> None:

@@ -12,7 +12,7 @@ import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
-from .fuse import save
+from .fuse import NORM, SKIP_NORM, save
 
 # Bytes of a weight of a language model; blocks of 128 share a scale of four bytes.
 BYTES = {"fp32": 4.0, "fp16": 2.0, "int8": 1 + 4 / 128, "int4": 0.5 + 4 / 128}
@@ -79,17 +79,19 @@ def _dynamic(file: Path) -> None:
 
 
 def _halve(file: Path) -> None:
-    # Squares of large activations overflow in fp16: what onnxruntime fuses to a norm stays in fp32. So do angles by
-    # which tokens are turned: at place 1,000 fp16 is a quarter of a radian apart.
+    # Squares of large activations overflow in fp16: norms, and what onnxruntime fuses to one, stay in fp32, and with
+    # them the sum of what the layers give. So do angles by which tokens are turned: at place 1,000 fp16 is a quarter
+    # of a radian apart.
     whole = onnx.load(file)
     angles = _angles(whole.graph)
+    norms = {node.name for node in whole.graph.node if node.op_type in (NORM, SKIP_NORM)}
     model = convert_float_to_float16(
         whole,
         keep_io_types=["pixel_values", "image_features", "image_embeds", "inputs_embeds", "logits", "text_features"],
-        op_block_list=[*DEFAULT_OP_BLOCK_LIST, "Pow", "ReduceMean", "LayerNormalization"],
+        op_block_list=[*DEFAULT_OP_BLOCK_LIST, "Pow", "ReduceMean", "LayerNormalization", NORM, SKIP_NORM],
         node_block_list=list(angles),
     )
-    _join(model.graph, angles)
+    _join(model.graph, angles | norms)
     save(model, file)
 
 
