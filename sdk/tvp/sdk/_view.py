@@ -135,12 +135,17 @@ class View:
 
     def _rank(self, question: str | None, labels: Sequence[str]) -> list[Ranked]:
         candidates = [self._base.words.answer_ids(label) for label in labels]
-        first = log_softmax(self._prefill(question)[0, -1])
-        totals = np.array([first[ids[0]] for ids in candidates], np.float64)
+        lengths = np.array([len(ids) for ids in candidates])
+        # What a question is seen with would see them too where a sequence's first tokens see each other.
+        shared = _shared(candidates) if self._base.manifest.n_causal != 0 else []
+        first = log_softmax(self._prefill(question, shared)[0])
+        candidates = [ids[len(shared) :] for ids in candidates]
+        totals = first[-1, [ids[0] for ids in candidates]].astype(np.float64)
+        totals += first[range(len(shared)), shared].sum()
         for start in range(0, len(labels), N_TOGETHER):
             chosen = slice(start, start + N_TOGETHER)
             totals[chosen] += self._continuations(candidates[chosen])
-        scores = totals / np.array([len(ids) for ids in candidates])
+        scores = totals / lengths
         order = np.argsort(-scores, kind="stable")
         return [Ranked(labels[i], float(scores[i])) for i in order]
 
@@ -158,8 +163,9 @@ class View:
                     totals[row] += float(logits[row, ids[step + 1]])
         return totals
 
-    def _prefill(self, question: str | None) -> NDArray[np.float32]:
-        """Run what comes before the answer; returns the logits of its first token (1, 1, n_vocab)."""
+    def _prefill(self, question: str | None, tokens: Sequence[int] = ()) -> NDArray[np.float32]:
+        """Run what comes before the answer, and its first tokens where those are given; returns the logits of each of
+        them and of the next (1, len(tokens) + 1, n_vocab)."""
         question = self._task.question(question)
         before, after = self._base.words.prompt_ids(question)
         connector = self._base.connector
@@ -168,21 +174,21 @@ class View:
                 self._cache.read(self._join(before, question, after))
                 self._read = question
             self._cache.rewind()
-            return self._cache.run(self._embed([self._base.manifest.start_token])[None], 1)
+            return self._cache.run(self._embed([self._base.manifest.start_token, *tokens])[None], len(tokens) + 1)
         n_picture, n_causal = len(before) + self._base.manifest.n_image_tokens, self._base.manifest.n_causal
         # Where the picture sees the question, only the same question leaves what it began with as it is.
         n_kept = n_picture if n_causal < 0 else n_picture + len(after) - max(n_causal, 1)
         reads = connector is not None or n_causal >= 0
         if self._cache.length >= n_kept and (self._read == question or not reads):
             self._cache.rewind(n_kept)
-            return self._cache.run(self._embed(after[n_kept - n_picture :])[None], 1)
+            return self._cache.run(self._embed([*after[n_kept - n_picture :], *tokens])[None], len(tokens) + 1)
         self._cache.rewind()
         self._read = ""
-        everything = self._join(before, question, after)
+        everything = self._join(before, question, [*after, *tokens])
         if n_causal > 0:
             self._cache.run(everything[:, :n_kept], 1)
             everything = everything[:, n_kept:]
-        logits = self._cache.run(everything, 1)
+        logits = self._cache.run(everything, len(tokens) + 1)
         self._read = question
         return logits
 
@@ -207,6 +213,14 @@ class View:
             )
         rows: NDArray[np.float32] = embeddings[ids].astype(np.float32, copy=False)
         return rows
+
+
+def _shared(candidates: Sequence[list[int]]) -> list[int]:
+    """The tokens that all candidates begin with, and behind which each has at least one more."""
+    n = min(len(ids) for ids in candidates) - 1
+    while any(ids[:n] != candidates[0][:n] for ids in candidates):
+        n -= 1
+    return candidates[0][:n]
 
 
 def answer_together(
