@@ -59,6 +59,35 @@ def test_a_file_is_loaded_and_unpacked_once(one_bundle, packed, tmp_path, monkey
         assert b.folder == folder
 
 
+def test_a_base_takes_its_space_once(one_bundle, packed, tmp_path):
+    for name in ("a", "b"):
+        _pack.unpack(packed, tmp_path / name)
+    base = sorted(p.name for p in (tmp_path / "a" / "base").iterdir() if p.name != "manifest.json")
+    assert all((tmp_path / "a" / "base" / n).samefile(tmp_path / "b" / "base" / n) for n in base)
+    assert not (tmp_path / "a" / "preprocess.onnx").samefile(tmp_path / "b" / "preprocess.onnx")
+    damaged = tmp_path / "a" / "base" / "tokenizer.json"
+    content = damaged.read_bytes()
+    damaged.unlink()
+    damaged.write_bytes(content[::-1])
+    _pack.unpack(packed, tmp_path / "c")
+    assert files_of(tmp_path / "b") == files_of(tmp_path / "c") == files_of(one_bundle)
+    assert [n for n in base if not (tmp_path / "a" / "base" / n).samefile(tmp_path / "c" / "base" / n)] == [
+        damaged.name
+    ]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "c"]
+
+
+def test_a_disk_without_links_has_copies(packed, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError("no links")
+
+    monkeypatch.setattr("os.link", refuse)
+    for name in ("a", "b"):
+        _pack.unpack(packed, tmp_path / name)
+    assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
+    assert not (tmp_path / "a/base/tokenizer.json").samefile(tmp_path / "b/base/tokenizer.json")
+
+
 def test_nothing_is_overwritten(one_bundle, packed, tmp_path):
     (tmp_path / "mine").write_text("precious")
     with pytest.raises(BundleError, match="exists already"):
@@ -136,8 +165,9 @@ def test_every_changed_byte_is_noticed(packed, tmp_path):
     """Two hundred of them; the only bytes that say nothing are in the zip's own tables."""
     rng = np.random.default_rng(0)
     whole = packed.read_bytes()
-    _pack.unpack(packed, tmp_path / "intact")
-    intact = files_of(tmp_path / "intact")
+    # Not a neighbour: its base would take a damaged one's place.
+    _pack.unpack(packed, tmp_path / "elsewhere" / "intact")
+    intact = files_of(tmp_path / "elsewhere" / "intact")
     noticed = []
     for _ in range(200):
         broken = bytearray(whole)

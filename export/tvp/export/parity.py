@@ -92,23 +92,24 @@ def measure(
 ) -> Parity:
     """Ask both sides every (picture, question) and compare pixel values, tokens and logits.
 
+    Cases in a row with the same picture, the same object, are questions about one view of it.
     n_golden: of so many cases PyTorch's answers are kept, as golden cases of the bundle.
     """
     report = Parity()
+    seen = None
     for picture, question in cases:
         where = f"case {report.n_cases} ({picture.shape[1]} x {picture.shape[0]}, {question!r})"
         report.n_cases += 1
-        view = task.see(picture)
-        given = task.pixel_values(picture)
-        expected = pixel_values(family, geometry, prompt, picture)
-        gap = compare_pixels(report, family, given, expected.numpy())
+        if picture is not seen:
+            seen, view = picture, task.see(picture)
+            given, expected = task.pixel_values(picture), pixel_values(family, geometry, prompt, picture)
+            gap = compare_pixels(report, family, given, expected.numpy())
+            features, own_features = family.encode(torch.from_numpy(given)), family.encode(expected)
         decoded = list(view.decode(question, max_new_tokens))
-        tokens, logits = family.generate_tokens(
-            family.see(torch.from_numpy(given), [question]), [question], max_new_tokens
-        )
+        tokens, logits = family.generate_tokens(family.connect(features, [question]), [question], max_new_tokens)
         own = tokens
         if gap:  # else the same answer to the same pixel values
-            own, _ = family.generate_tokens(family.see(expected, [question]), [question], max_new_tokens)
+            own, _ = family.generate_tokens(family.connect(own_features, [question]), [question], max_new_tokens)
         if len(report.golden) < n_golden:
             chosen = logits[0].log_softmax(-1)[range(len(tokens[0])), tokens[0]]
             case = {

@@ -60,6 +60,7 @@ def unpack(file: Path, folder: Path) -> None:
 
     The archive must hold exactly the files that its manifests list, with their sizes, uncompressed; that is
     checked before anything is written, so what would lie outside of the folder, be a link or grow is refused.
+    Files of a base that an intact bundle beside `folder` has already are linked, and not written again.
     Raises BundleError for a file that is not such an archive or is damaged, and where `folder` exists already.
     """
     if folder.exists():
@@ -72,10 +73,13 @@ def unpack(file: Path, folder: Path) -> None:
             (work / "base").mkdir()
             for name in MANIFESTS:
                 (work / name).write_bytes(archive.read(name))
-            listed = _listed(*_manifests(work))
+            task, base = _manifests(work)
+            listed = _listed(task, base)
             _refuse_unlisted(archive, listed, file)
+            twin = _same_base(base.digest, folder.parent, work)
             for name, entry in listed.items():
-                _extract(archive, name, entry, work / name, file)
+                if not (twin and name.startswith("base/") and _linked(twin, name, entry, work)):
+                    _extract(archive, name, entry, work / name, file)
         os.chmod(work, 0o755)  # mkdtemp makes folders that only their owner reads
         os.rename(work, folder)
     except NOT_INTACT as error:
@@ -104,6 +108,29 @@ def _manifests(folder: Path) -> tuple[TaskManifest, BaseManifest | ClosedManifes
     if base.digest != task.base_digest:
         raise BundleError(f"The task in {folder} was exported with another base than the one beside it.")
     return task, base
+
+
+def _same_base(digest: str, place: Path, work: Path) -> Path | None:
+    """A bundle in `place`, other than the one in work, that says to have the base of this digest."""
+    for manifest in sorted(place.glob("*/base/manifest.json")):
+        folder = manifest.parents[1]
+        try:
+            if folder != work and read_base_manifest(manifest).digest == digest:
+                return folder
+        except BundleError:  # of another version, or damaged
+            continue
+    return None
+
+
+def _linked(twin: Path, name: str, entry: FileEntry, work: Path) -> bool:
+    """Link an intact file of one bundle into another; False where it is not intact, or the disk has no links."""
+    try:
+        verify(twin, {name: entry})
+        (work / name).parent.mkdir(parents=True, exist_ok=True)
+        os.link(twin / name, work / name)
+    except (BundleError, OSError):
+        return False
+    return True
 
 
 def _listed(task: TaskManifest, base: BaseManifest | ClosedManifest) -> dict[str, FileEntry]:
