@@ -31,6 +31,8 @@ def test_ask_check_inspect_and_doctor(one_bundle, picture):
     checked = tvp("check", one_bundle).stdout
     assert "4 golden cases equal" in checked
     assert "preprocess, vision_encoder, decoder on CPUExecutionProvider" in checked
+    by_part = tvp("check", one_bundle, "--providers", "vision_encoder=cpu, decoder=cpu")
+    assert "vision_encoder, decoder on CPUExecutionProvider" in by_part.stdout
     assert "llava" in tvp("inspect", one_bundle).stdout
     assert "CPUExecutionProvider" in tvp("doctor").stdout
 
@@ -40,6 +42,8 @@ def test_failures_exit_1_with_one_message_and_usage_exits_2(one_bundle, picture,
         (("ask", one_bundle, tmp_path / "gone.png", "What?"), "cannot be read"),
         (("ask", tmp_path / "none", picture, "What?"), "no bundle"),
         (("ask", one_bundle, picture, "What?", "--providers", "abacus"), "not available"),
+        (("ask", one_bundle, picture, "What?", "--providers", "decoder=cpu,vision_encoder="), "not available"),
+        (("check", one_bundle, "--providers", "decoder=cpu,ear=cpu"), "ear"),
         (("check", tmp_path), "manifest.json"),
     ):
         done = tvp(*arguments)

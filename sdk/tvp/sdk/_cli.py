@@ -92,13 +92,29 @@ def _run(command: Callable[..., Any], arguments: list[str]) -> None:
         sys.exit(1)
 
 
+def _parts(context: click.Context, parameter: click.Parameter, value: str) -> str | dict[str, str]:
+    """`auto` or a name as it is; `vision_encoder=tensorrt,decoder=cuda` as a mapping. `sdk.load` checks the names."""
+    if "=" not in value:
+        return value
+    return {part.strip(): name.strip() for part, _, name in (item.partition("=") for item in value.split(","))}
+
+
+PROVIDERS = click.option(
+    "--providers",
+    default="auto",
+    show_default=True,
+    callback=_parts,
+    help="auto, cpu, cuda or tensorrt; or by part: vision_encoder=tensorrt,decoder=cuda.",
+)
+
+
 @click.command()
 @click.argument("task")
 @click.argument("image")
 @click.argument("question", required=False)
 @click.option("--rank", is_flag=True, help="Score every label instead of answering freely.")
 @click.option("--label", "labels", multiple=True, help="A label to rank; give it once for each.")
-@click.option("--providers", default="auto", show_default=True, help="auto, cpu, cuda or tensorrt.")
+@PROVIDERS
 @click.option("--max-new-tokens", type=int, default=None, help="Longest answer, in tokens.")
 @click.option("--stream", is_flag=True, help="Print the answer in pieces as they come.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON with tokens, scores and timing.")
@@ -108,7 +124,7 @@ def ask(
     question: str | None,
     rank: bool,
     labels: tuple[str, ...],
-    providers: str,
+    providers: str | dict[str, str],
     max_new_tokens: int | None,
     stream: bool,
     as_json: bool,
@@ -148,8 +164,8 @@ def ask(
 
 @click.command()
 @click.argument("task")
-@click.option("--providers", default="auto", show_default=True, help="auto, cpu, cuda or tensorrt.")
-def check(task: str, providers: str) -> None:
+@PROVIDERS
+def check(task: str, providers: str | dict[str, str]) -> None:
     """Replay the golden cases of TASK (a folder or a name) on this machine."""
     from ._task import load
 
@@ -215,11 +231,11 @@ def unpack(file: Path, folder: Path) -> None:
 
 @click.command()
 @click.argument("task")
-@click.option("--providers", default="auto", show_default=True, help="auto, cpu, cuda or tensorrt.")
+@PROVIDERS
 @click.option("--runs", type=click.IntRange(1), default=5, show_default=True, help="Runs that the medians are of.")
 @click.option("--max-new-tokens", type=click.IntRange(1), default=16, show_default=True, help="Longest answer.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, in seconds and MiB.")
-def bench(task: str, providers: str, runs: int, max_new_tokens: int, as_json: bool) -> None:
+def bench(task: str, providers: str | dict[str, str], runs: int, max_new_tokens: int, as_json: bool) -> None:
     """Time TASK (a folder, a name or a .tvp file) on this machine: load, picture, first token, further tokens."""
     from ._bench import bench as measure
 
