@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -57,6 +58,14 @@ def test_equal_to_training_within_one_level(fit, pixel_range, size, layout):
         gap = np.abs(given - expected) * levels
         within.append(gap <= 1.001)  # float rounding around exactly one level
     assert np.concatenate([w.ravel() for w in within]).mean() >= 0.999
+
+
+def test_a_task_holds_its_frame_and_no_whole_canvas():
+    """A loaded task shares everything with others but this graph."""
+    geometry = Geometry(64, 48, "crop", "around")
+    graph = preprocess_graph(geometry, FORMATS[64], make_prompt(geometry, "free")).graph
+    floats = sum(np.prod(c.dims) for c in graph.initializer if c.data_type == onnx.TensorProto.FLOAT)
+    assert 3 * (64**2 - 48**2) <= floats < 3 * (64**2 - 48**2) + 10
 
 
 def test_an_unresized_picture_is_exact():

@@ -68,17 +68,19 @@ def preprocess_graph(geometry: Geometry, pixel_format: PixelFormat, prompt: Prom
         start = g.op("Div", g.op("Sub", fitted, g.constant([side])), g.constant([2]))
         stop = g.op("Add", start, g.constant([side]))
         picture = g.op("Slice", picture, start, stop, g.constant([2, 3]))
-        before = after = g.constant([edge, edge])
     else:
-        missing = g.op("Sub", g.constant([side]), fitted)
+        missing, none = g.op("Sub", g.constant([side]), fitted), g.constant([0, 0])
         first = g.op("Div", g.op("Add", missing, g.constant([1])), g.constant([2]))
-        before = g.op("Add", first, g.constant([edge]))
-        after = g.op("Add", g.op("Sub", missing, first), g.constant([edge]))
+        picture = g.op("Pad", picture, g.op("Concat", none, first, none, g.op("Sub", missing, first), axis=0))
     canvas = g.op("Div", g.op("Cast", picture, to=TensorProto.FLOAT), g.constant(255, np.float32))
-    none = g.constant([0, 0])
-    canvas = g.op("Pad", canvas, g.op("Concat", none, before, none, after, axis=0))
-    if prompt is not None:
-        canvas = g.op("Add", canvas, g.constant(prompt.added().detach().cpu().numpy()[None], np.float32))
+    added = np.zeros((3, geometry.canvas, geometry.canvas)) if prompt is None else prompt.added().detach().cpu().numpy()
+    if edge:  # around the picture: what every task has in memory of its own is the frame alone
+        before, inside, after = slice(edge), slice(edge, edge + side), slice(edge + side, None)
+        parts = (added[:, inside, before], added[:, inside, after], added[:, before], added[:, after])
+        left, right, top, bottom = (g.constant(part[None], np.float32) for part in parts)
+        canvas = g.op("Concat", top, g.op("Concat", left, canvas, right, axis=3), bottom, axis=2)
+    elif prompt is not None:  # over it
+        canvas = g.op("Add", canvas, g.constant(added[None], np.float32))
         if prompt.merges:
             canvas = g.op("Clip", canvas, g.constant(0, np.float32), g.constant(1, np.float32))
     size = pixel_format.size
