@@ -136,7 +136,7 @@ class View:
     def _rank(self, question: str | None, labels: Sequence[str]) -> list[Ranked]:
         candidates = [self._base.words.answer_ids(label) for label in labels]
         lengths = np.array([len(ids) for ids in candidates])
-        # What a question is seen with would see them too where a sequence's first tokens see each other.
+        # Where all of a prompt's tokens see each other, the question would see a label's too.
         shared = _shared(candidates) if self._base.manifest.n_causal != 0 else []
         first = log_softmax(self._prefill(question, shared)[0])
         candidates = [ids[len(shared) :] for ids in candidates]
