@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -108,6 +112,20 @@ def test_where_the_bundle_differs_nothing_is_written(tmp_path, monkeypatch):
         export(model, tasks.get("count"), tmp_path / "out", prompt=random_prompt(), n_cases=4)
     assert len(caught.value.differences) >= 4
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]
+
+
+def test_an_export_that_a_service_manager_ends_leaves_nothing_behind(tmp_path):
+    command = [sys.executable, "-m", "tvp.sdk._cli", "export", "-m", "zoo:smolvlm", "-t", "scenes"]
+    process = subprocess.Popen([*command, "-o", tmp_path / "out"], stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 120
+    while not list(tmp_path.glob(".out.*/base/vision_encoder.onnx")):
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_interrupted_export_leaves_nothing_behind(tmp_path, monkeypatch):

@@ -52,4 +52,5 @@ def test_failures_exit_1_with_one_message_and_usage_exits_2(one_bundle, picture,
         assert says in done.stderr
         assert "Traceback" not in done.stderr
     assert tvp("ask").returncode == 2
+    assert tvp("ask", one_bundle, picture, "What?", "--stream", "--json").returncode == 2
     assert tvp("nonsense").returncode == 2

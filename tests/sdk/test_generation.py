@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tvp import sdk
 from tvp.sdk._generation import Answering, Generation, Speech
@@ -190,3 +191,14 @@ def test_a_bad_request_among_many_is_refused(task):
         task.ask_many(REQUESTS, batch=0)
     with pytest.raises(ImageError):
         task.ask_many([(PICTURES[0], "What?"), (b"", "What?")])
+    for requests in (PICTURES, [PICTURES[0], "What?"], "abc", [(PICTURES[0],)]):
+        with pytest.raises(RequestError, match="pairs"):
+            task.ask_many(requests)
+
+
+def test_pictures_of_all_kinds_in_one_list(task, tmp_path):
+    Image.fromarray(PICTURES[1]).save(tmp_path / "a.png")
+    kinds = [PICTURES[0], str(tmp_path / "a.png"), tmp_path / "a.png", Image.fromarray(PICTURES[0]), PICTURES[1]]
+    kinds += [(tmp_path / "a.png").read_bytes(), PICTURES[0]]
+    answers = task.ask_many([(kind, "What?") for kind in kinds])
+    assert [a.tokens for a in answers] == [task.ask(kind, "What?").tokens for kind in kinds]

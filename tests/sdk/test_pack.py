@@ -77,6 +77,13 @@ def test_a_base_takes_its_space_once(one_bundle, packed, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "c"]
 
 
+def test_what_an_ended_program_left_is_not_shared(packed, tmp_path):
+    _pack.unpack(packed, tmp_path / "a")
+    (tmp_path / "a").rename(tmp_path / ".a.1234.partial")
+    _pack.unpack(packed, tmp_path / "b")
+    assert (tmp_path / "b/base/tokenizer.json").stat().st_nlink == 1
+
+
 def test_a_disk_without_links_has_copies(packed, tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError("no links")

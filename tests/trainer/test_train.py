@@ -202,6 +202,13 @@ def test_a_killed_process_goes_on_from_its_checkpoint(config, zoo, tmp_path):
     assert not list(Path(tmp_path / "cut").glob("*.tmp"))
 
 
+def test_a_run_does_not_write_into_a_bundle(config, one_bundle):
+    before = {file: file.read_bytes() for file in one_bundle.iterdir() if file.is_file()}
+    with pytest.raises(RequestError, match="is a task bundle"):
+        train(config, one_bundle)
+    assert before == {file: file.read_bytes() for file in one_bundle.iterdir() if file.is_file()}
+
+
 def test_another_configuration_does_not_continue_a_run(config, tmp_path):
     train(config, tmp_path, quiet=True)
     with pytest.raises(RequestError, match=r"lr: 0\.05 there, 0\.1 now.*--restart"):

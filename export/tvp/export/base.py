@@ -85,7 +85,7 @@ def _about(family: WordFamily) -> list[str]:
 def find_base(key: str, places: Sequence[Path]) -> Path | None:
     """The intact base in a bundle under `places` that was made from the same (see `made_from`), if there is one."""
     for place in places:
-        for file in sorted(place.glob("*/base/manifest.json")):
+        for file in sorted(place.glob("[!.]*/base/manifest.json")):  # what is being written begins with a dot
             try:
                 manifest = read_base_manifest(file)
                 if manifest.made_from == key:

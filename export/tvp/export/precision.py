@@ -53,7 +53,7 @@ def _block(file: Path, bits: int) -> None:
 
 @contextmanager
 def _root_logger_kept() -> Iterator[None]:
-    """Take back what a module that configures the root logger, when it is imported, does to a user's program."""
+    """Take back what onnxruntime's quantisers, when imported or run, do to the root logger of a user's program."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     try:
@@ -66,14 +66,16 @@ def _root_logger_kept() -> Iterator[None]:
 def _dynamic(file: Path) -> None:
     # Not the convolution of the patches: its integer kernel is slow, and it is little of the eye.
     work = file.with_name(f"{file.name}.int8")
-    quantize_dynamic(
-        onnx.load(file),
-        work,
-        op_types_to_quantize=["MatMul"],
-        per_channel=True,
-        weight_type=QuantType.QInt8,
-        extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},  # of what fused operators give
-    )
+    with _root_logger_kept():
+        logging.getLogger().setLevel(logging.ERROR)  # its advice is for those who calibrate
+        quantize_dynamic(
+            onnx.load(file),
+            work,
+            op_types_to_quantize=["MatMul"],
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},  # of what fused operators give
+        )
     save(onnx.load(work), file)
     work.unlink()
 

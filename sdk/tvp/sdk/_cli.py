@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -82,8 +83,10 @@ def export_main() -> None:
 
 
 def _run(command: Callable[..., Any], arguments: list[str]) -> None:
+    # What is written is written whole or not at all; that holds where a service manager ends the program, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        command(arguments, standalone_mode=True)
+        command(arguments, prog_name="tvp", standalone_mode=True)
     except TvpError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(1)
@@ -132,6 +135,8 @@ def ask(
     """Ask TASK (a folder, a name or a .tvp file) about IMAGE."""
     from ._task import load
 
+    if stream and (as_json or rank or labels):
+        raise click.UsageError("--stream prints an answer's text as it comes; leave out --json, --rank and --label.")
     with load(task, providers=providers) as loaded:
         if rank or labels:
             ranked = loaded.rank(image, question, labels=labels or None)

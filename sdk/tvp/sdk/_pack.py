@@ -42,6 +42,7 @@ def pack(folder: Path, file: Path) -> None:
     if file.exists():
         raise BundleError(f"{file} exists already. Choose another name.")
     temporary = file.with_name(f".{file.name}.partial")
+    file.parent.mkdir(parents=True, exist_ok=True)
     try:
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
             for name in sorted([*MANIFESTS, *_listed(task, base)]):
@@ -76,7 +77,7 @@ def unpack(file: Path, folder: Path) -> None:
             task, base = _manifests(work)
             listed = _listed(task, base)
             _refuse_unlisted(archive, listed, file)
-            twin = _same_base(base.digest, folder.parent, work)
+            twin = _same_base(base.digest, folder.parent)
             for name, entry in listed.items():
                 if not (twin and name.startswith("base/") and _linked(twin, name, entry, work)):
                     _extract(archive, name, entry, work / name, file)
@@ -110,13 +111,12 @@ def _manifests(folder: Path) -> tuple[TaskManifest, BaseManifest | ClosedManifes
     return task, base
 
 
-def _same_base(digest: str, place: Path, work: Path) -> Path | None:
-    """A bundle in `place`, other than the one in work, that says to have the base of this digest."""
-    for manifest in sorted(place.glob("*/base/manifest.json")):
-        folder = manifest.parents[1]
+def _same_base(digest: str, place: Path) -> Path | None:
+    """A bundle in `place` that says to have the base of this digest."""
+    for manifest in sorted(place.glob("[!.]*/base/manifest.json")):  # what is being written begins with a dot
         try:
-            if folder != work and read_base_manifest(manifest).digest == digest:
-                return folder
+            if read_base_manifest(manifest).digest == digest:
+                return manifest.parents[1]
         except BundleError:  # of another version, or damaged
             continue
     return None

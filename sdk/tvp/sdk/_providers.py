@@ -194,7 +194,7 @@ def _pairs(choice: Any, available: list[str]) -> list[tuple[str, Mapping[str, An
             usable = [*(short for short, name_ in SHORT_NAMES.items() if name_ in available), *available]
             raise ProviderError(
                 f"The provider {name!r} is not available in this onnxruntime; available are "
-                f"{', '.join(available)}.{near(name, usable)}"
+                f"{', '.join(available)}.{'' if name.lower() in SHORT_NAMES else near(name, usable)}"
             )
         if any(full == other for other, _ in pairs):
             raise ProviderError(f"The provider {name!r} is given twice.")

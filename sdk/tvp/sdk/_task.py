@@ -156,7 +156,9 @@ class Task:
         A picture that is given several times in a row is encoded once. Every row of a batch draws as `ask` does
         with the same seed. timing: `total` is its whole batch's. Every question is checked before anything runs.
         """
-        rows = [(image, question) for image, question in requests]
+        rows = list(requests)
+        if wrong := [row for row in rows if not (isinstance(row, (tuple, list)) and len(row) == 2)]:
+            raise RequestError(f"ask_many takes (picture, question) pairs, not a {type(wrong[0]).__name__} alone.")
         if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
             raise RequestError(f"batch is {batch!r}; it must be a whole number of at least 1.")
         generation = self.generation(options)

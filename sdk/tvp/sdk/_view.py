@@ -126,7 +126,8 @@ class View:
         labels = self._task.labels if labels is None else tuple(labels)
         if not labels or not all(isinstance(label, str) and label for label in labels):
             raise RequestError(
-                f"The task {self._task.name!r} has no labels to rank; give them as labels=['…', …]."
+                f"The task {self._task.name!r} has no labels to rank; give them as labels=['…', …], or to `tvp ask` as "
+                "--label … --label …."
                 if not labels
                 else "Every label must be a text that is not empty."
             )
@@ -279,4 +280,5 @@ def _see_together(task: Task, images: Sequence[ImageLike]) -> list[View]:
 
 
 def _same(image: ImageLike, other: ImageLike) -> bool:
-    return image is other or (isinstance(image, (str, os.PathLike)) and image == other)
+    named = isinstance(image, (str, os.PathLike)) and isinstance(other, (str, os.PathLike))
+    return image is other or (named and image == other)

@@ -79,6 +79,8 @@ def train(
     the resumed run ends with the same bits. Started by `accelerate launch`, processes share each batch.
     """
     folder, team = Path(folder), Team()
+    if (folder / "manifest.json").exists():  # its prompt.png would be replaced by this run's
+        raise RequestError(f"{folder} is a task bundle. Choose another folder for the run.")
     task = tasks.get(config.task)
     device = str(team.device or device)
     dtype = _dtype(config.precision, device)
@@ -95,7 +97,9 @@ def train(
     train_data, validation = split(data, min(config.n_validation, len(data) // 5), config.seed)
     n_batches = len(train_data) // config.batch
     if not n_batches:
-        raise DataError(f"{len(train_data)} training pictures do not fill one batch of {config.batch}.")
+        raise DataError(
+            f"{len(train_data)} training pictures do not fill a batch of {config.batch}; take a smaller one."
+        )
     if config.batch < team.size:
         raise RequestError(f"A batch of {config.batch} pictures cannot be shared by {team.size} processes.")
     n_steps = config.steps or n_batches * config.epochs
