@@ -305,8 +305,9 @@ def test_the_command_measures_exports_and_writes_the_matrix(prompt, tmp_path, mo
 def test_a_name_that_ends_with_json_is_the_json_alone(tmp_path):
     model = save_tiny("clip", tmp_path / "clip")
     table = tmp_path / "table.json"
-    done = tvp("-m", model, "--task", "count", "--n", 2, "--canvas", 64, "--inner", 48, "-o", table)
+    done = tvp("-m", model, "--task", "count", "--n", 2, "-o", table)
     assert done.exit_code == 0, done.output
+    assert "64 px" in done.output  # the canvas of the task's file
     assert len(done.output.splitlines()) == len(json.loads(table.read_text())) == 2
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["table.json"]
 

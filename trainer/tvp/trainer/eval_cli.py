@@ -12,6 +12,7 @@ import click
 from tvp.sdk.errors import RequestError
 
 from . import corruptions, families, matrix, tasks
+from .config import make_config
 from .data import Subset
 from .prompt import Geometry, Prompt, write_whole
 
@@ -30,8 +31,8 @@ def _conditions(context: click.Context, option: click.Parameter, values: tuple[s
 @click.option("--task", "task_name", default="bad-camera", show_default=True, help="Name of the task.")
 @click.option("--data", default="", help="scenes, a folder or a .jsonl file; default: the task's own.")
 @click.option("--n", default=1024, show_default=True, type=click.IntRange(1), help="Pictures to ask about, at most.")
-@click.option("--canvas", default=224, show_default=True, help="Side of the canvas without a prompt, px.")
-@click.option("--inner", default=164, show_default=True, help="Side of the picture in a black frame, px.")
+@click.option("--canvas", type=int, help="Side of the canvas without a prompt, px (default: that of the task's file).")
+@click.option("--inner", type=int, help="Side of the picture in a black frame, px (default: that of the task's file).")
 @click.option(
     "--corrupt",
     "corrupted",
@@ -59,8 +60,8 @@ def evaluate(
     task_name: str,
     data: str,
     n: int,
-    canvas: int,
-    inner: int,
+    canvas: int | None,
+    inner: int | None,
     corrupted: list[tuple[str, int]],
     exported: bool,
     seed: int,
@@ -77,7 +78,9 @@ def evaluate(
     if output:
         _refuse_output(output)
     task = tasks.get(task_name)
-    shown = matrix.columns({str(path): Prompt.load(path) for path in prompts}, Geometry(canvas, inner, task.fit))
+    shipped = make_config({"models": models, "task": task_name})
+    geometry = Geometry(canvas or shipped.canvas, inner or shipped.inner, task.fit)
+    shown = matrix.columns({str(path): Prompt.load(path) for path in prompts}, geometry)
     for model in models:
         families.locate(model)  # a misspelt name fails before the first model is measured
     test = tasks.open_usable(data, task, "test", n, seed, skip_bad, download)
