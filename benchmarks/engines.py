@@ -43,7 +43,7 @@ def text_model(family: Any, folder: Path, name: str) -> Path:
 def open_session(file: Path) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # as the sdk
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # as the sdk
     return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from tvp.sdk._manifest import read_base_manifest, seal, verify
+from tvp.sdk._manifest import read_base_manifest, readable_bases, seal, verify
 from tvp.sdk.errors import BundleError
 from tvp.trainer.families._causal import CausalFamily
 from tvp.trainer.families._family import WordFamily
@@ -85,14 +85,14 @@ def _about(family: WordFamily) -> list[str]:
 def find_base(key: str, places: Sequence[Path]) -> Path | None:
     """The intact base in a bundle under `places` that was made from the same (see `made_from`), if there is one."""
     for place in places:
-        for file in sorted(place.glob("[!.]*/base/manifest.json")):  # what is being written begins with a dot
+        for folder, manifest in readable_bases(place):
+            if manifest.made_from != key:
+                continue
             try:
-                manifest = read_base_manifest(file)
-                if manifest.made_from == key:
-                    verify(file.parent, manifest.files)
-                    return file.parent
-            except BundleError as error:  # of an older version, or damaged: not to be shared
-                log.info("not sharing %s: %s", file.parent, error)
+                verify(folder / "base", manifest.files)
+                return folder / "base"
+            except BundleError as error:
+                log.info("not sharing %s: %s", folder, error)
     return None
 
 

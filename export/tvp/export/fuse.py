@@ -32,14 +32,6 @@ class Graph:
         self.readers = Counter(name for node in graph.node for name in node.input)
         self.readers.update(output.name for output in graph.output)
 
-    def replace(self, names: dict[str, str]) -> None:
-        """Let all that read some values read others."""
-        for node in self.graph.node:
-            for i, name in enumerate(node.input):
-                while name in names:
-                    name = names[name]
-                node.input[i] = name
-
     def source(self, name: str, *through: str) -> str:
         """Go back over nodes of these kinds, by their first input."""
         while (node := self.maker.get(name)) is not None and node.op_type in through:
@@ -67,12 +59,13 @@ class Graph:
         return self.array(next(i for i in add.input if i in self.weights))
 
 
-def rewrite(file: Path, change: Callable[[onnx.ModelProto], None]) -> None:
+def rewrite(file: Path, *changes: Callable[[onnx.ModelProto], None]) -> None:
     """Change a graph on disk."""
     model = onnx.load(file)
     # Tracing keeps one of equal weights, biases that are all zero for instance, and copies of it for the others.
-    Graph(model.graph).replace({n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "Identity"})
-    change(model)
+    _replace(model.graph, {n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "Identity"})
+    for change in changes:
+        change(model)
     _drop_unused(model.graph)
     save(model, file)
 
@@ -143,7 +136,7 @@ def _skip_reshapes_behind(graph: Graph, node: NodeProto) -> None:
         reshapes.append(reader)
         name = reader.output[0]
     if len(reshapes) == 2:
-        graph.replace({name: node.output[0]})
+        _replace(graph.graph, {name: node.output[0]})
 
 
 def fuse_norms(model: onnx.ModelProto) -> None:
@@ -157,7 +150,7 @@ def fuse_norms(model: onnx.ModelProto) -> None:
         and node.input[0] in known
         and known[node.input[0]].type.tensor_type.elem_type == onnx.helper.get_node_attr_value(node, "to")
     }
-    Graph(graph).replace(idle)
+    _replace(graph, idle)
     _drop_unused(graph)
     whole = OnnxModel(model)
     FusionSimplifiedLayerNormalization(whole).apply()
@@ -183,6 +176,15 @@ def fuse_gelu(model: onnx.ModelProto) -> None:
     whole = OnnxModel(model)
     FusionFastGelu(whole).apply()
     whole.topological_sort()
+
+
+def _replace(graph: GraphProto, names: dict[str, str]) -> None:
+    """Let all that read some values read others."""
+    for node in graph.node:
+        for i, name in enumerate(node.input):
+            while name in names:
+                name = names[name]
+            node.input[i] = name
 
 
 def _drop_unused(graph: GraphProto) -> None:

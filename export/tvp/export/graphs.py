@@ -239,8 +239,7 @@ def export_decoder(family: CausalFamily, file: Path) -> None:
     decoder = Decoder(family)
     with fused_attention(family.decoder, decoder.turned):
         write(decoder, onnx_config, file)
-    rewrite(file, fuse_attention)
-    rewrite(file, fuse_norms)
+    rewrite(file, fuse_attention, fuse_norms)
 
 
 def export_embeddings(family: WordFamily, file: Path) -> None:

@@ -11,7 +11,7 @@ import json
 import math
 import stat
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -203,6 +203,17 @@ def _closed(content: Mapping[str, Any], file: Path) -> ClosedManifest:
         files=_files(content, file),
         digest=_take(content, "sha256", str, file),
     )
+
+
+def readable_bases(place: Path) -> Iterator[tuple[Path, BaseManifest | ClosedManifest]]:
+    """Bundles in a folder, and their bases' manifests where those can be read; not one that is being written, whose
+    name begins with a dot."""
+    for file in sorted(place.glob("[!.]*/base/manifest.json")):
+        try:
+            manifest = read_base_manifest(file)
+        except BundleError:  # of another version, or damaged
+            continue
+        yield file.parents[1], manifest
 
 
 def verify(folder: Path, files: Mapping[str, FileEntry], known: set[Identity] | None = None) -> None:

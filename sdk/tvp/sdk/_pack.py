@@ -19,6 +19,7 @@ from ._manifest import (
     TaskManifest,
     read_base_manifest,
     read_task_manifest,
+    readable_bases,
     verify,
 )
 from .errors import BundleError
@@ -77,7 +78,7 @@ def unpack(file: Path, folder: Path) -> None:
             task, base = _manifests(work)
             listed = _listed(task, base)
             _refuse_unlisted(archive, listed, file)
-            twin = _same_base(base.digest, folder.parent)
+            twin = next((f for f, other in readable_bases(folder.parent) if other.digest == base.digest), None)
             for name, entry in listed.items():
                 if not (twin and name.startswith("base/") and _linked(twin, name, entry, work)):
                     _extract(archive, name, entry, work / name, file)
@@ -109,17 +110,6 @@ def _manifests(folder: Path) -> tuple[TaskManifest, BaseManifest | ClosedManifes
     if base.digest != task.base_digest:
         raise BundleError(f"The task in {folder} was exported with another base than the one beside it.")
     return task, base
-
-
-def _same_base(digest: str, place: Path) -> Path | None:
-    """A bundle in `place` that says to have the base of this digest."""
-    for manifest in sorted(place.glob("[!.]*/base/manifest.json")):  # what is being written begins with a dot
-        try:
-            if read_base_manifest(manifest).digest == digest:
-                return manifest.parents[1]
-        except BundleError:  # of another version, or damaged
-            continue
-    return None
 
 
 def _linked(twin: Path, name: str, entry: FileEntry, work: Path) -> bool:

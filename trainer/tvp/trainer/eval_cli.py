@@ -78,8 +78,9 @@ def evaluate(
     if output:
         _refuse_output(output)
     task = tasks.get(task_name)
-    shipped = make_config({"models": models, "task": task_name})
-    geometry = Geometry(canvas or shipped.canvas, inner or shipped.inner, task.fit)
+    given = {name: side for name, side in (("canvas", canvas), ("inner", inner)) if side is not None}
+    config = make_config({"models": models, "task": task_name, **given})
+    geometry = Geometry(config.canvas, config.inner, task.fit)
     shown = matrix.columns({str(path): Prompt.load(path) for path in prompts}, geometry)
     for model in models:
         families.locate(model)  # a misspelt name fails before the first model is measured
