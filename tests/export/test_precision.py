@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -207,6 +208,24 @@ def test_a_text_ends_where_a_window_would_begin_to_slide(tmp_path):
         assert task.base.manifest.n_positions == 90
         with pytest.raises(RequestError, match="at most 90"):
             task.ask(np.zeros((64, 64, 3), np.uint8), "What? " * 30)
+
+
+def test_products_of_the_largest_weights_are_not_cut_off(tmp_path):
+    """On a machine without VNNI; others sum all products in 32 bits."""
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMul", ["x", "weights"], ["y"], name="product")],
+        "eye",
+        [value("x", onnx.TensorProto.FLOAT, [1, 64])],
+        [value("y", onnx.TensorProto.FLOAT, [1, 16])],
+        [onnx.numpy_helper.from_array(np.ones((64, 16), np.float32), "weights")],
+    )
+    file = tmp_path / "vision_encoder.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8), file)
+    lower(tmp_path, "int8")
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"x": np.ones((1, 64), np.float32)})
+    np.testing.assert_allclose(found, 64, rtol=0.01)
 
 
 def test_a_program_keeps_its_own_logging():
