@@ -137,7 +137,7 @@ def test_one_file_from_picture_to_embeddings(tmp_path):
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "int4"])
 @pytest.mark.parametrize("name", ["zoo:smolvlm", "zoo:blip2-t5"])
 def test_a_plan_says_what_an_export_writes(exported, tmp_path, precision, name):
-    rows = plan(name, tasks.get("scenes"), tmp_path / "out", precision=precision)
+    rows = plan(name, tasks.get("scenes"), tmp_path / "out", precision=precision, single_file=True)
     assert not (tmp_path / "out").exists()
     if name == "zoo:blip2-t5":
         assert sum(size for _, size, _ in rows) > 2**20
@@ -147,6 +147,7 @@ def test_a_plan_says_what_an_export_writes(exported, tmp_path, precision, name):
     for part in ("base/vision_encoder.onnx", "base/decoder_model_merged.onnx", "base/embed_tokens.npy"):
         real = (folder / part).stat().st_size
         assert abs(real - planned[part]) < 0.1 * real + 300_000, (part, real, planned[part])
+    assert planned[IMAGE_ENCODER] == planned["base/vision_encoder.onnx"] + planned["preprocess.onnx"]
 
 
 def test_a_plan_finds_the_base_that_would_be_shared(exported):
@@ -166,6 +167,7 @@ def test_the_command_plans_and_says_what_was_lost(tmp_path):
     assert planned.exit_code == 0
     assert "decoder_model_merged.onnx" in planned.output
     assert "nothing was written" in planned.output
+    assert " 0.0 " not in planned.output  # small files too have a size
     assert not (tmp_path / "out").exists()
     done = CliRunner().invoke(command, [*arguments, "--max-loss", "1"])
     assert done.exit_code == 0, done.output

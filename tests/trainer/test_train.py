@@ -24,6 +24,7 @@ from tvp.trainer.config import make_config
 from tvp.trainer.evaluate import accuracy, summarise
 from tvp.trainer.losses import Guide
 from tvp.trainer.prompt import Geometry, Prompt
+from tvp.trainer.runs import claimed
 from tvp.trainer.step import CleanFeatures, Objective, load_batch
 from tvp.trainer.team import Team
 from tvp.trainer.train import TrainConfig, train
@@ -207,6 +208,12 @@ def test_a_run_does_not_write_into_a_bundle(config, one_bundle):
     with pytest.raises(RequestError, match="is a task bundle"):
         train(config, one_bundle)
     assert before == {file: file.read_bytes() for file in one_bundle.iterdir() if file.is_file()}
+
+
+def test_a_second_run_at_once_is_refused(config, tmp_path):
+    with claimed(tmp_path), pytest.raises(RequestError, match="Another run is writing to"):
+        train(config, tmp_path, resume=False, quiet=True)
+    assert train(config, tmp_path, quiet=True).steps
 
 
 def test_another_configuration_does_not_continue_a_run(config, tmp_path):

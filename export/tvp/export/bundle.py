@@ -32,14 +32,12 @@ from tvp.trainer.tasks import Task
 from . import closed, parity
 from .base import entries, put_base, versions
 from .fuse import merge
-from .precision import PRECISIONS
+from .precision import DEVICES, MAX_LOSS, PRECISIONS
 from .preprocess import preprocess_graph
 
 log = logging.getLogger("tvp.export")
 
 N_GOLDEN = 4  # pictures that travel with a bundle
-DEVICES = ("cpu", "cuda", "tensorrt")
-MAX_LOSS = 0.1  # of answers, below fp32
 IMAGE_ENCODER = "image_encoder.onnx"
 
 

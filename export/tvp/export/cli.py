@@ -8,10 +8,7 @@ import click
 
 from tvp.trainer import tasks
 
-from .bundle import DEVICES, IMAGE_ENCODER, MAX_LOSS
-from .bundle import export as run_export
-from .plan import plan
-from .precision import PRECISIONS
+from .precision import DEVICES, MAX_LOSS, PRECISIONS
 
 
 @click.command()
@@ -39,7 +36,7 @@ from .precision import PRECISIONS
     type=click.FloatRange(0, 1),
     help="Share of the answers that may differ from PyTorch's, below fp32.",
 )
-@click.option("--single-file", is_flag=True, help=f"Also write {IMAGE_ENCODER}: preprocessing and eye in one graph.")
+@click.option("--single-file", is_flag=True, help="Also write image_encoder.onnx: preprocessing and eye in one graph.")
 @click.option("--dry-run", is_flag=True, help="Say what would be written and how large, and write nothing.")
 @click.option("--force", is_flag=True, help="Replace the bundle at OUTPUT.")
 def export(
@@ -62,13 +59,25 @@ def export(
     The bundle is compared with the PyTorch model first; where they differ, nothing is written.
     """
     task = tasks.get(task_name)
+    # Only now, since it takes seconds that a misspelt option should not.
+    from .bundle import export as run_export
+    from .plan import plan
+
     if dry_run:
-        rows = plan(model, task, output, prompt=prompt, precision=precision, device=device, reuse=reuse, force=force)
-        for name, size, note in rows:
-            click.echo(f"{size / 2**20:>10.1f} MiB  {name}{note and f'  ({note})'}")
-        click.echo(
-            f"{sum(size for _, size, _ in rows) / 2**20:>10.1f} MiB  in all, under {output}; nothing was written"
+        rows = plan(
+            model,
+            task,
+            output,
+            prompt=prompt,
+            precision=precision,
+            device=device,
+            reuse=reuse,
+            single_file=single_file,
+            force=force,
         )
+        for name, size, note in rows:
+            click.echo(f"{_size(size)}  {name}{note and f'  ({note})'}")
+        click.echo(f"{_size(sum(size for _, size, _ in rows))}  in all, under {output}; nothing was written")
         return
     source = tasks.open_data(data, task, "test", cases, seed=7) if data else None
     report = run_export(
@@ -92,3 +101,7 @@ def export(
         f"{report.pixels_within_a_level:.2%} of pixel values within one level"
     )
     click.echo(f"wrote {output}")
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 2**20:>10.1f} MiB" if n_bytes >= 2**20 else f"{n_bytes / 2**10:>10.1f} KiB"

@@ -17,7 +17,7 @@ from tvp.trainer.tasks import Task
 
 from . import closed
 from .base import find_base, made_from
-from .bundle import exportable, refuse_to_overwrite
+from .bundle import IMAGE_ENCODER, exportable, refuse_to_overwrite
 from .precision import BYTES
 
 
@@ -30,6 +30,7 @@ def plan(
     precision: str = "fp32",
     device: str = "cpu",
     reuse: bool = True,
+    single_file: bool = False,
     force: bool = False,
 ) -> list[tuple[str, int, str]]:
     """Files that `export` would write: name, size in bytes, and a note.
@@ -42,15 +43,19 @@ def plan(
     family = exportable(families.load(model))
     canvas = geometry.canvas if geometry else family.pixel_format.size
     frame = 3 * canvas * canvas * 4 if prompt else 0
-    rows = [("preprocess.onnx", frame + 64 * 2**10, "")]
+    preprocessing = frame + 64 * 2**10
+    rows = [("preprocess.onnx", preprocessing, "")]
     rows += [("prompt.safetensors", frame, "")] if prompt else []
     rows += [("golden/", 64 * 2**10, "pictures and PyTorch's answers"), ("manifest.json", 4 * 2**10, "")]
+    sizes = _graphs(family, precision)
+    if single_file:
+        rows.append((IMAGE_ENCODER, preprocessing + sizes["vision_encoder.onnx"], ""))
     places = [output.parent, home() / "tasks"] if reuse else []
     found = find_base(made_from(family, precision, device != "tensorrt"), places)
     if found is not None:
         names = read_base_manifest(found / "manifest.json").files
         return rows + [(f"base/{name}", 0, f"shared with {found}") for name in names]
-    rows += [(f"base/{name}", size, "") for name, size in _graphs(family, precision).items()]
+    rows += [(f"base/{name}", size, "") for name, size in sizes.items()]
     text = closed.tokenizer_text(family) if isinstance(family, Clip) else family.tokenizer.backend_tokenizer.to_str()
     return [*rows, ("base/tokenizer.json", len(text), "")]
 

@@ -17,6 +17,8 @@ from .fuse import NORM, SKIP_NORM, save
 # Bytes of a weight of a language model; blocks of 128 share a scale of four bytes.
 BYTES = {"fp32": 4.0, "fp16": 2.0, "int8": 1 + 4 / 128, "int4": 0.5 + 4 / 128}
 PRECISIONS = tuple(BYTES)
+DEVICES = ("cpu", "cuda", "tensorrt")
+MAX_LOSS = 0.1  # of answers, below fp32
 BLOCK = 128
 LANGUAGE = ("decoder_model_merged.onnx", "encoder_model.onnx")
 
@@ -25,8 +27,8 @@ def lower(folder: Path, precision: str) -> None:
     """Give the graphs in a folder and its token embeddings another precision than fp32.
 
     int8, int4: a language model's matrices in blocks of 128 weights (MatMulNBits; activations in int8), and an eye's
-        with one scale a column (dynamic int8, of 7 bits); of a model that only chooses among labels both encoders so, in int4 as
-        in int8. fp16: everything but what graphs take and give; keys and values too.
+        with one scale a column (dynamic int8, of 7 bits); of a model that only chooses among labels both encoders so,
+        in int4 as in int8. fp16: everything but what graphs take and give; keys and values too.
     """
     if precision == "fp32":
         return

@@ -12,7 +12,6 @@ import click
 
 from .config import CHOICES, TrainConfig, make_config
 from .team import Team
-from .train import train as run_training
 
 F = TypeVar("F", bound=Callable[..., Any])
 _FIELDS = {f.name: f for f in fields(TrainConfig)}
@@ -105,6 +104,9 @@ def train(
     given = {name: value for name, value in options.items() if value is not None}
     given |= {name: value for name, value in (("models", models), ("augment", augment)) if value}
     config = make_config(given, own)
+    # Only now, since it takes seconds that a misspelt option should not.
+    from .train import train as run_training
+
     result = run_training(
         config,
         output,

@@ -6,15 +6,19 @@ import importlib
 import sys
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from tvp.sdk.errors import RequestError
 
-from . import corruptions, families, matrix, tasks
+from . import corruptions, tasks
 from .config import make_config
 from .data import Subset
 from .prompt import Geometry, Prompt, write_whole
+
+if TYPE_CHECKING:
+    from .matrix import Exporter
 
 
 def _conditions(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> list[tuple[str, int]]:
@@ -74,13 +78,16 @@ def evaluate(
     """Measure models on test data: the full picture, a black frame, and each prompt."""
     if exported and not prompts:
         raise click.UsageError("--exported measures prompts; name at least one with --prompt.")
-    exporter = _exporter() if exported else None
     if output:
         _refuse_output(output)
     task = tasks.get(task_name)
     given = {name: side for name, side in (("canvas", canvas), ("inner", inner)) if side is not None}
     config = make_config({"models": models, "task": task_name, **given})
     geometry = Geometry(config.canvas, config.inner, task.fit)
+    # Only now, since it takes seconds that a misspelt option should not.
+    from . import families, matrix
+
+    exporter = _exporter() if exported else None
     shown = matrix.columns({str(path): Prompt.load(path) for path in prompts}, geometry)
     for model in models:
         families.locate(model)  # a misspelt name fails before the first model is measured
@@ -108,10 +115,10 @@ def evaluate(
         raise click.ClickException(f"{len(failed)} of the bundles did not pass the parity gate: {failed[0].note}")
 
 
-def _exporter() -> matrix.Exporter:
+def _exporter() -> Exporter:
     """The exporter's side of the matrix, by name, since the trainer does not import the exporter."""
     try:
-        exporter: matrix.Exporter = importlib.import_module("tvp.export.evaluate").bundle_accuracy
+        exporter: Exporter = importlib.import_module("tvp.export.evaluate").bundle_accuracy
     except ImportError as error:
         raise click.ClickException(
             f"--exported needs more than is installed ({error.name or error} is missing). "

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from tvp.sdk.errors import DataError, RequestError
 
 from .prompt import Prompt, write_whole
 
-CHECKPOINT, LOG, CURVES = "checkpoint.pt", "log.jsonl", "curves.png"
+log = logging.getLogger("tvp.trainer")
+
+CHECKPOINT, LOG, CURVES, LOCK = "checkpoint.pt", "log.jsonl", "curves.png", ".lock"
 
 
 @dataclass
@@ -37,6 +42,23 @@ class Progress:
     best: float = -1.0
     best_values: list[Tensor] = field(default_factory=list)
     stale: int = 0
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Make the folder and keep other runs out of it; raises RequestError where one is there already."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK, timeout=0)  # which ends with the process, however that ends
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise RequestError(f"Another run is writing to {folder}. Choose another folder, or wait for it.") from error
+    except NotImplementedError:
+        log.warning("the file system of %s has no locks: a second run there would not be noticed", folder)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def save_checkpoint(folder: Path, identity: dict[str, Any], progress: Progress) -> None:

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib.metadata import version
@@ -28,7 +29,7 @@ from .families import Family
 from .frame import Frame
 from .losses import Guide
 from .prompt import Geometry, Prompt, write_whole
-from .runs import CHECKPOINT, Logs, Progress, load_checkpoint, save_checkpoint, save_pictures
+from .runs import CHECKPOINT, Logs, Progress, claimed, load_checkpoint, save_checkpoint, save_pictures
 from .step import CLEAN_BUDGET, Batch, Objective, load_batch
 from .team import Team
 from .update import Update
@@ -106,101 +107,101 @@ def train(
     frame = Frame(geometry, config.pixel_range, config.rank, config.seed).to(home)
     update = Update(config.update, config.lr, n_steps, config.warm_up)
     identity = _identity(config, sources, data, guide)
-    folder.mkdir(parents=True, exist_ok=True)
-    if not resume and team.leads:
-        (folder / CHECKPOINT).unlink(missing_ok=True)
-    team.wait()
-    progress = load_checkpoint(folder, identity, home) or Progress(values=frame.values)
-    if compile:
-        for source in sources:
-            source.compile()
-        if guide:
-            guide.compile()
-    # Clean features are worth remembering, in groups, only where pictures come round again.
-    budget = CLEAN_BUDGET if n_steps > n_batches else 0
-    objective = Objective(config, train_data, sources, guide, geometry, offload, budget)
-    frame.values = progress.values
-    if progress.step:
-        update.restore(progress.update)
-        objective.scale = progress.scale
-        log.info("resumed at step %d of %d", progress.step, n_steps)
+    with claimed(folder) if team.leads else nullcontext():
+        if not resume and team.leads:
+            (folder / CHECKPOINT).unlink(missing_ok=True)
+        team.wait()
+        progress = load_checkpoint(folder, identity, home) or Progress(values=frame.values)
+        if compile:
+            for source in sources:
+                source.compile()
+            if guide:
+                guide.compile()
+        # Clean features are worth remembering, in groups, only where pictures come round again.
+        budget = CLEAN_BUDGET if n_steps > n_batches else 0
+        objective = Objective(config, train_data, sources, guide, geometry, offload, budget)
+        frame.values = progress.values
+        if progress.step:
+            update.restore(progress.update)
+            objective.scale = progress.scale
+            log.info("resumed at step %d of %d", progress.step, n_steps)
 
-    def prompt() -> Prompt:
-        with torch.no_grad():
-            return Prompt(frame.pixels().detach(), geometry, config.pixel_range)
+        def prompt() -> Prompt:
+            with torch.no_grad():
+                return Prompt(frame.pixels().detach(), geometry, config.pixel_range)
 
-    def validate() -> float:
-        mine = Subset(validation, range(team.rank, len(validation), team.size))
-        right = torch.zeros(2, dtype=torch.float64, device=home)
-        for source in sources:
-            if offload:
-                source.model.to(home)
-            result = accuracy(source, mine, geometry, prompt(), task)
-            right += torch.tensor([result.right.sum(), result.n], device=home)
-            if offload:
-                source.model.to("cpu")
-        total = team.sum(right)
-        return float(total[0] / total[1])
+        def validate() -> float:
+            mine = Subset(validation, range(team.rank, len(validation), team.size))
+            right = torch.zeros(2, dtype=torch.float64, device=home)
+            for source in sources:
+                if offload:
+                    source.model.to(home)
+                result = accuracy(source, mine, geometry, prompt(), task)
+                right += torch.tensor([result.right.sum(), result.n], device=home)
+                if offload:
+                    source.model.to("cpu")
+            total = team.sum(right)
+            return float(total[0] / total[1])
 
-    def keep() -> None:
-        progress.values, progress.update, progress.scale = frame.values, update.state(), objective.scale
-        if team.leads:
-            save_checkpoint(folder, identity, progress)
+        def keep() -> None:
+            progress.values, progress.update, progress.scale = frame.values, update.state(), objective.scale
+            if team.leads:
+                save_checkpoint(folder, identity, progress)
 
-    logs = Logs(folder, progress, tensorboard) if team.leads else None
-    batches = _batches(config, train_data, geometry, progress.step, n_steps, team)
-    hidden = True if not team.leads else quiet
-    bar = tqdm(
-        batches, initial=progress.step, total=n_steps, desc=f"prompt for {task.name}", disable=hidden, leave=False
-    )
-    for batch in bar:
-        if config.patience and progress.stale >= config.patience:
-            break  # a run that is taken up again after it had stopped early
-        began = time.perf_counter()
-        facts, gradients = objective(batch, frame, team)
-        frame.values = update.apply(frame.values, gradients, progress.step)
-        frame.settle()
-        rate = update.rate(progress.step)
-        progress.step += 1
-        line = {"step": progress.step, "seconds": time.perf_counter() - began, "rate": rate, **facts}
-        progress.steps.append(line)
-        if logs:
-            logs.add(line)
-        shown = {name: f"{value:.3f}" for name, value in facts.items()}
-        if progress.validations:
-            shown["validation"] = f"{progress.validations[-1]['accuracy']:.1%}"
-        bar.set_postfix(shown, refresh=False)
-        last = progress.step == n_steps
-        if last:  # before the validation, so that nothing that happens there loses the run
-            keep()
-        judged = last or (config.validate_every > 0 and progress.step % config.validate_every == 0)
-        if judged:
-            _judge(progress, validate(), frame)
+        logs = Logs(folder, progress, tensorboard) if team.leads else None
+        batches = _batches(config, train_data, geometry, progress.step, n_steps, team)
+        hidden = True if not team.leads else quiet
+        bar = tqdm(
+            batches, initial=progress.step, total=n_steps, desc=f"prompt for {task.name}", disable=hidden, leave=False
+        )
+        for batch in bar:
+            if config.patience and progress.stale >= config.patience:
+                break  # a run that is taken up again after it had stopped early
+            began = time.perf_counter()
+            facts, gradients = objective(batch, frame, team)
+            frame.values = update.apply(frame.values, gradients, progress.step)
+            frame.settle()
+            rate = update.rate(progress.step)
+            progress.step += 1
+            line = {"step": progress.step, "seconds": time.perf_counter() - began, "rate": rate, **facts}
+            progress.steps.append(line)
             if logs:
-                logs.add(progress.validations[-1])
-                save_pictures(folder, prompt(), progress)
-        if judged or progress.step % config.checkpoint_every == 0:
-            keep()
-        if config.patience and progress.stale >= config.patience:
-            break
-    if logs:
-        logs.close()
-    if config.patience and progress.best_values:
-        frame.values = progress.best_values
-    result = TrainResult(prompt(), progress.steps, progress.validations)
-    result.prompt.facts = {
-        "method": config.method,
-        "task": task.name,
-        **identity,
-        "steps": progress.step,
-        "validation": progress.validations[-1:],
-        "versions": {name: version(name) for name in ("torch", "transformers", "open_clip_torch")},
-    }
-    if team.leads:
-        write_whole(folder / "config.toml", to_toml(config).encode())
-        result.prompt.save(folder / "prompt.safetensors")
-    team.wait()
-    return result
+                logs.add(line)
+            shown = {name: f"{value:.3f}" for name, value in facts.items()}
+            if progress.validations:
+                shown["validation"] = f"{progress.validations[-1]['accuracy']:.1%}"
+            bar.set_postfix(shown, refresh=False)
+            last = progress.step == n_steps
+            if last:  # before the validation, so that nothing that happens there loses the run
+                keep()
+            judged = last or (config.validate_every > 0 and progress.step % config.validate_every == 0)
+            if judged:
+                _judge(progress, validate(), frame)
+                if logs:
+                    logs.add(progress.validations[-1])
+                    save_pictures(folder, prompt(), progress)
+            if judged or progress.step % config.checkpoint_every == 0:
+                keep()
+            if config.patience and progress.stale >= config.patience:
+                break
+        if logs:
+            logs.close()
+        if config.patience and progress.best_values:
+            frame.values = progress.best_values
+        result = TrainResult(prompt(), progress.steps, progress.validations)
+        result.prompt.facts = {
+            "method": config.method,
+            "task": task.name,
+            **identity,
+            "steps": progress.step,
+            "validation": progress.validations[-1:],
+            "versions": {name: version(name) for name in ("torch", "transformers", "open_clip_torch")},
+        }
+        if team.leads:
+            write_whole(folder / "config.toml", to_toml(config).encode())
+            result.prompt.save(folder / "prompt.safetensors")
+        team.wait()
+        return result
 
 
 def _judge(progress: Progress, accuracy: float, frame: Frame) -> None:
