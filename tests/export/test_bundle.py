@@ -147,6 +147,9 @@ def test_what_is_there_is_kept_unless_forced(one_bundle, tmp_path):
     assert (tmp_path / "mine.txt").read_text() == "precious"
     with pytest.raises(BundleError, match="--force"):
         export("never loaded", tasks.get("count"), one_bundle)
+    for place in (".", ".."):
+        with pytest.raises(BundleError, match="name a folder"):
+            export("never loaded", tasks.get("count"), place)
 
 
 def test_a_second_task_on_a_model_shares_its_base(tmp_path, monkeypatch):

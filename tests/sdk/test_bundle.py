@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from tests.bundles import flip_bytes
 from tvp import sdk
 from tvp.sdk._manifest import FORMAT, seal
+from tvp.sdk._task import tasks
 from tvp.sdk.errors import BundleError, CheckError, ImageError, ProviderError, RequestError, TvpError
 
 PICTURE = np.zeros((10, 10, 3), np.uint8)
@@ -167,3 +169,39 @@ def test_a_graph_may_not_read_weights_from_elsewhere(copy, place):
     (copy / "manifest.json").write_bytes(seal(content))
     with pytest.raises(BundleError, match="External data path"):
         sdk.load(copy)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x93NUMPY", "zip", b"PK\x03\x04 and no more"])
+def test_a_table_of_embeddings_that_is_none_is_a_bundle_error(copy, content):
+    file = copy / "base" / "embed_tokens.npy"
+    if content == "zip":
+        np.savez(file.with_suffix(".npz"), words=np.zeros(3))
+        file.with_suffix(".npz").rename(file)
+    else:
+        file.write_bytes(content)
+    with pytest.raises(BundleError, match=r"embed_tokens\.npy"):
+        sdk.load(copy, verify_files=False)
+
+
+def test_names_that_no_folder_can_have_are_no_bundles(tmp_path, monkeypatch):
+    monkeypatch.setenv("TVP_HOME", str(tmp_path))
+    for name in ("я" * 200, f"{'x' * 300}/count", "x" * 300, "\ud800"):
+        with pytest.raises(BundleError):
+            sdk.load(name)
+
+
+def test_what_is_being_written_is_no_task(tmp_path, monkeypatch):
+    monkeypatch.setenv("TVP_HOME", str(tmp_path))
+    for name in ("count", ".count.xyz.partial"):
+        (tmp_path / "tasks" / name).mkdir(parents=True)
+        (tmp_path / "tasks" / name / "manifest.json").touch()
+    assert tasks() == ["count"]
+
+
+def test_a_batch_counts_its_picture_once(one_bundle):
+    with sdk.load(one_bundle) as task:
+        began = time.perf_counter()
+        (answer,) = task.ask_many([(np.zeros((2000, 2000, 3), np.uint8), "What?")], max_new_tokens=1)
+        passed = time.perf_counter() - began
+    assert answer.timing["see"] < answer.timing["total"] < passed
+    assert answer.timing["first_token"] < passed - answer.timing["see"]

@@ -29,7 +29,7 @@ def test_ask_check_inspect_and_doctor(one_bundle, picture):
     assert set(answer) == {"text", "tokens", "log_probabilities", "timing", "finish"}
     assert len(tvp("ask", one_bundle, picture, "--rank").stdout.splitlines()) == 4
     checked = tvp("check", one_bundle).stdout
-    assert "4 golden cases equal" in checked
+    assert "4 of 4 golden cases equal" in checked
     assert "preprocess, vision_encoder, decoder on CPUExecutionProvider" in checked
     by_part = tvp("check", one_bundle, "--providers", "vision_encoder=cpu, decoder=cpu")
     assert "vision_encoder, decoder on CPUExecutionProvider" in by_part.stdout

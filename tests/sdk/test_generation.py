@@ -46,7 +46,7 @@ def test_a_view_may_be_asked_while_it_streams(task):
     assert [text + "".join(stream) for text, stream in zip(said, streams, strict=True)] == expected
 
 
-def speech(spell, stop=()):
+def speech_of(*stop):
     """A Speech whose tokens are bytes."""
     base = SimpleNamespace(
         manifest=SimpleNamespace(layout=SimpleNamespace(end=(999,))),
@@ -54,7 +54,12 @@ def speech(spell, stop=()):
             decode=lambda ids, skip_special_tokens: bytes(ids).decode(errors="replace"), id_to_token=chr
         ),
     )
-    made = Speech(base, stop)
+    return Speech(base, stop)
+
+
+def speech(spell, stop=()):
+    """The pieces in which a text of bytes is said."""
+    made = speech_of(*stop)
     tokens, pieces = [], []
     for number, byte in enumerate(data := spell.encode()):
         tokens.append(byte)
@@ -73,6 +78,14 @@ def test_what_may_become_a_stop_text_waits():
     pieces = speech("one STone STOP two", stop=("STOP",))
     assert "".join(pieces) == "one STone"
     assert not any(piece.endswith("S") for piece in pieces)
+
+
+@pytest.mark.parametrize(("spell", "stop"), [("one\n\ntwo", "\n"), ("one: two", "one: "), ("\none\n", "\n")])
+def test_a_stop_text_may_be_or_end_in_space(spell, stop):
+    made, tokens, whole = speech_of(stop), list(spell.encode()), spell.lstrip()
+    n = next(n for n in range(1, len(tokens) + 1) if made.text(tokens[:n])[1])
+    assert bytes(tokens[:n]).decode().endswith(stop)  # not a token later
+    assert made.text(tokens[:n])[0] == whole[: whole.index(stop)].rstrip()
 
 
 def test_a_stop_text_ends_the_answer_and_is_not_in_it(task):

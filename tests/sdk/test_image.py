@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -101,3 +103,13 @@ def test_a_bomb_is_refused_before_it_is_decoded():
     assert len(bomb) < 2_000_000
     with pytest.raises(ImageError, match=r"30000 x 30000 pixels|too large"):
         read_image(bomb)
+
+
+def test_a_programs_warnings_are_left_alone_by_threads(picture):
+    """What catch_warnings saves and puts back is the whole process's."""
+    data = io.BytesIO()
+    Image.fromarray(picture).save(data, "PNG")
+    before = warnings.filters[:]
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda _: read_image(data.getvalue()), range(200)))
+    assert warnings.filters == before

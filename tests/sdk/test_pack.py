@@ -214,3 +214,10 @@ def test_the_commands(one_bundle, tmp_path):
     assert facts["see"] < facts["ask"]
     assert facts["peak_mib"] > 10
     assert facts["providers"]["decoder"] == "CPUExecutionProvider"
+
+
+def test_a_cache_that_cannot_be_made_is_a_bundle_error(packed, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TVP_HOME", str(tmp_path / "file"))
+    with pytest.raises(BundleError, match="set TVP_HOME"):
+        sdk.load(packed)

@@ -52,7 +52,7 @@ def test_no_shipped_file_is_of_a_task_that_is_not():
 
 
 def test_a_saved_configuration_is_the_same_when_it_is_read(tmp_path):
-    config = replace(TrainConfig(MODELS, augment=("flip",), lr=1e-7, task="scenes"), data='a "quoted" näme\n')
+    config = replace(TrainConfig(MODELS, augment=("flip",), lr=1e-7, task="scenes"), data='a "quoted" näme 😀\n')
     (tmp_path / "config.toml").write_text(to_toml(config), encoding="utf-8")
     assert make_config({}, tmp_path / "config.toml") == config
 

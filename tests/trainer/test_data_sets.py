@@ -233,6 +233,13 @@ def test_hateful_memes_as_published(memes):
     assert (train[0].caption, train[1].caption) == ("a harmless meme", "a hateful meme")
 
 
+def test_a_file_of_a_published_set_may_be_named(memes):
+    assert answers(opened(memes / "dev_seen.jsonl", "hateful-memes", "test")) == ["no"]
+    own = {"image": "img/01.png", "question": "Is it?", "answer": "yes", "labels": ["no", "yes"]}
+    file = write_lines(memes / "mine.jsonl", [own])
+    assert answers(opened(file, "hateful-memes", "test")) == ["yes"]
+
+
 def test_memes_without_a_seen_test_are_tested_on_dev_seen_and_say_so(memes, caplog):
     (memes / "test_seen.jsonl").unlink()
     assert answers(opened(memes, "hateful-memes", "test")) == ["no"]
@@ -294,6 +301,10 @@ def test_pope_as_published(pope, kind):
         opened(pope, f"pope-{kind}", "train")
 
 
+def test_a_file_of_pope_may_be_named(pope):
+    assert answers(opened(pope / "coco_pope_popular.json", "pope-random", "test")) == ["yes", "no", "no"]
+
+
 @pytest.mark.parametrize("folder", ["images", "."])
 def test_pope_finds_its_pictures_in_other_folders(pope, folder):
     (pope / "val2014").rename(pope / "images")
@@ -342,6 +353,18 @@ def test_class_folders_in_splits(tmp_path):
     assert answers(opened(tmp_path, "custom", "test")) == ["zebra"]
 
 
+@pytest.mark.parametrize(("train", "test"), [("Train", "Test"), ("Training", "Testing"), ("train", "valid")])
+def test_splits_may_be_called_otherwise(tmp_path, train, test):
+    for split in (train, test):
+        for name in ("cat", "dog"):
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / split / name / "0.png")
+    for split in ("train", "test"):
+        data = tasks.open_data(str(tmp_path), tasks.get("custom"), split, 0, 0)
+        assert data[0].questions[0].labels == ("cat", "dog")
+        assert len(data) == 2
+
+
 def test_class_folders_without_splits_are_split_the_same_way_always(tmp_path):
     write_classes(tmp_path, cat=10, dog=3, eel=1, train=2)  # a class may be called train: its folder holds no folders
     train, test = opened(tmp_path, "custom"), opened(tmp_path, "custom", "test")
@@ -377,7 +400,7 @@ def test_bad_class_folders_are_named(tmp_path):
     with pytest.raises(DataError, match=r"class folder .*empty holds no pictures"):
         opened(tmp_path, "custom")
     write_classes(tmp_path / "train", dog=1, cat=1)
-    with pytest.raises(DataError, match="class folders in train, and none in test or val or validation"):
+    with pytest.raises(DataError, match="class folders in train, and none in test or testing or val or valid"):
         opened(tmp_path, "custom", "test")
     write_classes(tmp_path / "test", cow=1)
     with pytest.raises(DataError, match=r"no training pictures of .*cow, but of cat, dog"):

@@ -143,6 +143,14 @@ def test_the_png_is_measured_as_it_is_saved(tmp_path):
     assert 0 < (matrix.eight_bit(prompt).frame - prompt.frame).abs().max() <= 0.5 / 255 + 1e-6
 
 
+def test_a_free_frame_over_the_picture_is_added_as_its_png_has_it():
+    """A frame of zeros adds nothing, and neither does its PNG."""
+    geometry = Geometry(16, 12, layout="over")
+    prompt = Prompt(torch.zeros(3, 16, 16), geometry)
+    canvas = torch.rand(1, 3, 16, 16)
+    assert torch.equal(matrix.eight_bit(prompt).on(canvas), canvas)
+
+
 def test_what_cannot_be_exported_has_a_note_and_no_crash():
     class Fixed(Bright):
         exports = False
@@ -290,7 +298,7 @@ def test_the_command_measures_exports_and_writes_the_matrix(prompt, tmp_path, mo
     }
     assert len(rows) == 2 * 5 * 2 - 1
     assert rows[str(fixed), f"{prompt} (ONNX)", ""]["note"] == "not exported"
-    assert {row["n"] for row in rows.values()} == {12, 0}
+    assert {row["n"] for row in rows.values()} == {3, 0}
     task, loaded = tasks.get("count"), random_prompt()
     data = tasks.open_data("", task, "test", 3, 0)
     family = families.load(exports)
@@ -353,7 +361,7 @@ def test_a_bundle_that_fails_the_gate_fails_the_command_after_all_is_written(pro
     table = tmp_path / "t.json"
     done = tvp("-m", model, "-p", prompt, "--task", "count", "--n", 1, "--exported", "-o", table)
     assert done.exit_code == 1
-    assert "did not pass" in done.output
+    assert "1 of the bundles could not be made" in done.output
     assert len(json.loads(table.read_text())) == 5
 
 
@@ -366,3 +374,41 @@ def test_prompts_over_and_around_the_picture_are_measured_from_the_same_full_pic
     rows = evaluate_matrix(["bright"], lambda name: Bright(), shown, Pictures(), CUSTOM)
     assert [row.shown for row in rows] == [s.name for s in shown]
     assert all(row.gain is not None for row in rows)
+
+
+def test_pictures_are_drawn_from_a_set_that_is_sorted_by_class(tmp_path):
+    for name in ("a", "b", "c", "d"):
+        (tmp_path / "data" / "test" / name).mkdir(parents=True)
+        for i in range(8):
+            Image.fromarray(np.full((8, 8, 3), i, np.uint8)).save(tmp_path / "data" / "test" / name / f"{i}.png")
+    seen = []
+
+    def note(models, load, shown, data, task, **options):
+        seen.append([data[i].questions[0].answer for i in range(len(data))])
+        return []
+
+    model = save_tiny("llava", tmp_path / "model")
+    asked = ("-m", model, "--task", "custom", "--data", tmp_path / "data", "--n", "12")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(matrix, "evaluate_matrix", note)
+        for seed in ("0", "0", "1"):
+            assert tvp(*asked, "--seed", seed).exit_code == 0
+    assert len(seen[0]) == 12
+    assert len(set(seen[0])) == 4
+    assert seen[0] == seen[1]
+
+
+def test_a_second_model_that_is_none_is_told_before_the_first_is_asked(prompt, tmp_path):
+    model = save_tiny("llava", tmp_path / "model")
+    done = tvp("-m", model, "-m", tmp_path / "moddel", "-p", prompt, "--task", "count", "--n", "2")
+    assert done.exit_code == 1
+    assert "moddel" in str(done.exception or done.output)
+    assert "full picture" not in done.output
+
+
+def test_a_figure_that_is_not_defined_is_null_in_json():
+    row = matrix.Row("m", "p", metrics={"accuracy": 0.5, "recall": float("nan")})
+    assert json.loads(matrix.to_json([row]), parse_constant=pytest.fail)[0]["metrics"] == {
+        "accuracy": 0.5,
+        "recall": None,
+    }

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.tiny import random_frame
+from tests.tiny import random_frame, save_tiny
 from tvp.sdk.errors import RequestError
 from tvp.trainer import families, tasks
 from tvp.trainer.frame import Frame
@@ -70,9 +70,12 @@ def test_bfloat16_points_the_same_way(config, data, zoo):
     assert torch.cosine_similarity(fine.flatten(), coarse.flatten(), dim=0) > 0.97
 
 
-def test_float16_is_scaled_and_scales_down_when_it_overflows(config, data, zoo):
+@pytest.mark.parametrize("kind", ["llava", "blip2", "blip2-t5", "instructblip", "bliva"])
+def test_float16_is_scaled_and_scales_down_when_it_overflows(config, data, zoo, tmp_path, kind):
+    zoo = (zoo[0] if kind == "llava" else save_tiny(kind, tmp_path / kind), zoo[1])
     _, _, (fine,) = gradient(config, data, zoo)
     source = families.load(zoo[0], dtype=torch.float16)
+    assert source.dtype == torch.float16
     objective = Objective(config, data, [source], Guide(zoo[1]), GEOMETRY)
     batch = load_batch(data, [0, 1, 2, 3, 4], GEOMETRY, config.questions)
     batch = replace(batch, questions=[q[: 1 + i % 2] for i, q in enumerate(batch.questions)])

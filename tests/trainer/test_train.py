@@ -102,7 +102,7 @@ def test_the_prompted_picture_is_encoded_once_a_step_and_the_clean_one_once_ever
     encode = source.encode
     monkeypatch.setattr(source, "encode", lambda pixels: seen.append(pixels.requires_grad) or encode(pixels))
     monkeypatch.setattr(train_module, "accuracy", lambda *a, **k: summarise(np.array([True])))
-    train(config, tmp_path, [source], quiet=True)  # 6 steps of 4 on 10 pictures
+    train(replace(config, n_train=10), tmp_path, [source], quiet=True)  # 6 steps of 4 on 10 pictures
     assert seen.count(True) == 6
     assert seen.count(False) == 3  # ten pictures in groups of 4, although 24 are shown
 
@@ -363,6 +363,8 @@ def test_early_stopping_keeps_the_best_frame(config, tmp_path, monkeypatch):
     result = train(config, tmp_path, quiet=True)
     assert [v["step"] for v in result.validations] == [2, 4, 6, 8]  # 0.6 again is no new best
     assert torch.equal(result.prompt.frame, frames[1])
+    assert result.prompt.facts["validation"] == [{"step": 4, "accuracy": 0.6}] == [result.chosen]
+    assert result.prompt.facts["steps"] == 4
     again = train(config, tmp_path, quiet=True)  # it had stopped, and stays so
     assert len(again.steps) == 8
     assert torch.equal(again.prompt.frame, frames[1])
@@ -402,3 +404,33 @@ def test_compiled_eyes_give_the_same_prompt(config, zoo, tmp_path, monkeypatch):
     compiled = train(config, tmp_path / "compiled", [families.load(zoo[0])], quiet=True, compile=True)
     assert len(captured) >= 2  # the source's and the guide's
     torch.testing.assert_close(compiled.prompt.frame, plain.prompt.frame, atol=1e-4, rtol=0)
+
+
+def test_a_run_that_ended_in_its_last_validation_is_validated_when_it_goes_on(config, tmp_path, monkeypatch):
+    whole = train(config, tmp_path / "whole", quiet=True)
+
+    def dies(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train_module, "accuracy", dies)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path / "cut", quiet=True)
+    again = train(config, tmp_path / "cut", quiet=True)
+    assert again.validations == whole.validations
+    assert again.prompt.facts["validation"] == [again.chosen] == [whole.chosen]
+    assert (tmp_path / "cut" / "curves.png").exists()
+
+
+def test_as_many_scenes_are_trained_on_as_are_asked_for(config, tmp_path, monkeypatch):
+    sizes = []
+    real = train_module.split
+    monkeypatch.setattr(train_module, "split", lambda *a: sizes.append([len(part) for part in real(*a)]) or real(*a))
+    for n_train, n_validation in ((8, 4), (16, 4), (40, 4)):
+        train(replace(config, n_train=n_train, n_validation=n_validation), tmp_path / f"{n_train}", quiet=True)
+    assert sizes == [[8, 2], [16, 4], [40, 4]]
+
+
+def test_a_device_that_cannot_be_used_is_told_with_offload_too(config, tmp_path):
+    with pytest.raises(RequestError, match="'cudaa' cannot be used"):
+        train(config, tmp_path, device="cudaa", offload=True, quiet=True)

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import torch
 
 from tvp.sdk._manifest import read_base_manifest, readable_bases, seal, verify
@@ -27,6 +28,8 @@ from .precision import lower
 from .tokenizer import write_tokenizer
 
 log = logging.getLogger("tvp.export")
+
+RECIPE = 2  # to be raised where the same model, versions and precision come to give another base
 
 
 def put_base(
@@ -66,6 +69,7 @@ def made_from(family: WordFamily | Clip, precision: str = "fp32", fused: bool = 
         *(closed.about(family) if isinstance(family, Clip) else _about(family)),
         repr(family.pixel_format),
         json.dumps(versions()),
+        str(RECIPE),
         precision,
         repr(fused),
     ]
@@ -180,7 +184,8 @@ def entries(folder: Path, skip: str = "") -> dict[str, dict[str, Any]]:
 
 def versions() -> dict[str, str]:
     """Versions of the packages that make a bundle."""
-    return {name: _version(name) for name in ("tvp", "torch", "transformers", "optimum-onnx", "onnx")}
+    found = {name: _version(name) for name in ("tvp", "torch", "transformers", "optimum-onnx", "onnx")}
+    return found | {"onnxruntime": onnxruntime.__version__}  # whose package has other names too
 
 
 def _version(package: str) -> str:

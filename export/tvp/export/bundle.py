@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -150,6 +149,8 @@ def _refuse_what_cannot_be(n_cases: int, precision: str, device: str, max_loss: 
 
 def refuse_to_overwrite(output: Path, force: bool) -> None:
     """Raise BundleError for what an export must not replace."""
+    if output.name in ("", ".."):
+        raise BundleError(f"{str(output)!r} is where you are, or above it; name a folder of the bundle's own.")
     if output.is_symlink():
         raise BundleError(f"{output} is a symbolic link; name the folder itself.")
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
@@ -201,7 +202,7 @@ def _provenance(family: Family, model: str | Path, prompt: Prompt | None) -> dic
         "family": family.name,
         "weights": families.digest(model),
         "prompt": prompt.facts if prompt is not None else {},
-        "versions": versions() | {"onnxruntime": onnxruntime.__version__},
+        "versions": versions(),
     }
 
 

@@ -12,6 +12,7 @@ from tvp.trainer.families._causal import CausalFamily
 from tvp.trainer.families._family import WordFamily
 from tvp.trainer.families._seq2seq import SeqToSeqFamily
 from tvp.trainer.families.clip import Clip
+from tvp.trainer.families.instructblip import ReadingEye
 from tvp.trainer.prompt import Prompt
 from tvp.trainer.tasks import Task
 
@@ -45,7 +46,7 @@ def plan(
     frame = 3 * canvas * canvas * 4 if prompt else 0
     preprocessing = frame + 64 * 2**10
     rows = [("preprocess.onnx", preprocessing, "")]
-    rows += [("prompt.safetensors", frame, "")] if prompt else []
+    rows += [("prompt.safetensors", frame, ""), ("prompt.png", frame // 8, "")] if prompt else []
     rows += [("golden/", 64 * 2**10, "pictures and PyTorch's answers"), ("manifest.json", 4 * 2**10, "")]
     sizes = _graphs(family, precision)
     if single_file:
@@ -57,7 +58,10 @@ def plan(
         return rows + [(f"base/{name}", 0, f"shared with {found}") for name in names]
     rows += [(f"base/{name}", size, "") for name, size in sizes.items()]
     text = closed.tokenizer_text(family) if isinstance(family, Clip) else family.tokenizer.backend_tokenizer.to_str()
-    return [*rows, ("base/tokenizer.json", len(text), "")]
+    rows += [("base/tokenizer.json", len(text), ""), ("base/manifest.json", 4 * 2**10, "")]
+    if isinstance(family, ReadingEye):
+        rows.append(("base/connector_tokenizer.json", len(family.qformer_tokenizer.backend_tokenizer.to_str()), ""))
+    return rows
 
 
 def _graphs(family: WordFamily | Clip, precision: str) -> dict[str, int]:

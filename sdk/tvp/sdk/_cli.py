@@ -177,7 +177,10 @@ def check(task: str, providers: str | dict[str, str]) -> None:
     with load(task, providers=providers) as loaded:
         report = loaded.check()
         places = loaded.providers
-    click.echo(f"{report['cases']} golden cases equal; largest difference {report['largest_difference']:.1e}")
+    equal = report["cases"] - report["different"]
+    click.echo(
+        f"{equal} of {report['cases']} golden cases equal; largest difference {report['largest_difference']:.1e}"
+    )
     click.echo(_by_provider(places))
 
 
@@ -201,7 +204,10 @@ def inspect(task: str) -> None:
         **(
             {"answers": f"labels only, by {base.scoring}", "texts": f"{base.n_positions} tokens at most"}
             if isinstance(base, ClosedManifest)
-            else {"image tokens": base.n_image_tokens, "context": f"{base.n_positions} tokens"}
+            else {
+                "image tokens": base.n_image_tokens,
+                "context": f"{base.n_positions} tokens" if base.n_positions else "(no bound)",
+            }
         ),
         "base": manifest.base_digest,
         "size": f"{megabytes:.1f} MB",

@@ -17,9 +17,11 @@ from tokenizers import Tokenizer
 from ._decoder import log_softmax
 from ._generation import Generation, Options
 from ._image import ImageLike
+from ._layout import refuse_half_characters
 from ._manifest import ClosedManifest, Identity, TaskManifest
 from ._providers import Plan
 from ._sessions import Trims, open_parts, read_tokenizer, run
+from ._shapes import check_closed
 from ._task import MAX_QUESTION, Task
 from ._view import Answer, Ranked, View, _see_together
 from .errors import BundleError, RequestError
@@ -56,6 +58,7 @@ class ClosedBase:
         for kind, text in (("question", question), *(("label", label) for label in labels)):
             if len(text) > MAX_QUESTION:
                 raise RequestError(f"The {kind} has {len(text):,} characters; at most {MAX_QUESTION:,} are read.")
+            refuse_half_characters(kind, text)
             lowered = text.lower()
             if any(token in lowered for token in self._special):
                 raise RequestError(f"The {kind} holds a special token of the model: {text[:80]!r}. Leave it out.")
@@ -101,8 +104,9 @@ class ClosedBase:
 
 def open_closed(folder: Path, manifest: ClosedManifest, plan: Plan, verified: set[Identity]) -> ClosedBase:
     """Open a verified base of this kind."""
-    tokenizer = open_tokenizer(folder / "tokenizer.json", manifest.n_positions, manifest.pad_token)
     sessions, places, fallbacks = open_parts(folder, plan)
+    check_closed(sessions["vision_encoder"], sessions["text_encoder"], manifest)
+    tokenizer = open_tokenizer(folder / "tokenizer.json", manifest.n_positions, manifest.pad_token)
     return ClosedBase(
         manifest, sessions["vision_encoder"], sessions["text_encoder"], tokenizer, places, fallbacks, verified
     )

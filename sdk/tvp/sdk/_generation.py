@@ -124,9 +124,10 @@ class Speech:
         """The text of an answer's tokens, and whether a stop text ended it."""
         # An end token need not be a special one: BLIP-2 ends at a line break, VPGTrans at "##".
         spoken = tokens[:-1] if tokens and tokens[-1] in self._base.manifest.layout.end else tokens
-        text = self._base.tokenizer.decode(list(spoken), skip_special_tokens=True).strip()
+        text = self._base.tokenizer.decode(list(spoken), skip_special_tokens=True).lstrip()
+        # Before the end is stripped, since a stop text may be a line break.
         ends = [place for place in (text.find(stop) for stop in self._stop) if place >= 0]
-        return (text[: min(ends)].rstrip(), True) if ends else (text, False)
+        return text[: min(ends, default=None)].rstrip(), bool(ends)
 
     def more(self, tokens: Sequence[int], last: bool) -> str:
         """What can be said now that could not be said before; last: whether no token follows."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import stat
+import threading
 import warnings
 from pathlib import Path
 
@@ -29,6 +30,7 @@ ORIENTATION = 0x0112
 UPRIGHT = {2: (0, True), 3: (2, False), 4: (2, True), 5: (3, True), 6: (3, False), 7: (1, True), 8: (1, False)}
 # What cameras and phones write. Pillow opens far more, some of it by starting other programs.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+_opening = threading.Lock()
 
 
 def read_image(source: ImageLike) -> NDArray[np.uint8]:
@@ -68,10 +70,8 @@ def read_image(source: ImageLike) -> NDArray[np.uint8]:
     if not data:
         raise ImageError(f"{_start(name)} is empty (0 bytes).")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's own warning at its bomb limit; ours is an error
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                return _decode(image, name)
+        with _open(data) as image:
+            return _decode(image, name)
     except UnidentifiedImageError as error:
         raise ImageError(
             f"{_start(name)} is not a picture in a format that is read here ({', '.join(FORMATS)})."
@@ -82,6 +82,14 @@ def read_image(source: ImageLike) -> NDArray[np.uint8]:
         raise
     except Exception as error:  # Pillow's decoders raise a dozen kinds on damaged data
         raise ImageError(f"{_start(name)} is damaged or cut off: {error}") from error
+
+
+def _open(data: bytes) -> Image.Image:
+    # Pillow warns at a limit of its own; ours is an error. What is caught, and put back, is the whole process's, so
+    # threads that did this at once could leave it changed; they take turns, while only the header is read.
+    with _opening, warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return Image.open(io.BytesIO(data), formats=FORMATS)
 
 
 def _from_array(array: NDArray[np.uint8]) -> NDArray[np.uint8]:

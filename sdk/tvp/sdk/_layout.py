@@ -69,12 +69,17 @@ class Words:
         return [*self.encode(answered, False)[n_asked:], self.layout.end[0]]
 
     def _refuse_special(self, kind: str, text: str) -> None:
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise RequestError(f"The {kind} holds half a character (a lone surrogate): {text[:80]!r}.") from error
+        refuse_half_characters(kind, text)
         if self.special_ids.intersection(self.encode(text, False)):
             raise RequestError(f"The {kind} holds a special token of the model: {text[:80]!r}. Leave it out.")
+
+
+def refuse_half_characters(kind: str, text: str) -> None:
+    """Raise RequestError for a text that no tokenizer reads."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(f"The {kind} holds half a character (a lone surrogate): {text[:80]!r}.") from error
 
 
 @dataclass(frozen=True)

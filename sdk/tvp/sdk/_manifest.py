@@ -111,7 +111,7 @@ class ClosedManifest:
 class TaskManifest:
     """A task ready to run, apart from its base.
 
-    golden: folder of the cases that `check` replays; parity: what the export measured.
+    parity: what the export measured. provenance: model, prompt and versions that it was made of.
     """
 
     name: str

@@ -42,8 +42,10 @@ def pack(folder: Path, file: Path) -> None:
     verify(folder / "base", base.files)
     if file.exists():
         raise BundleError(f"{file} exists already. Choose another name.")
-    temporary = file.with_name(f".{file.name}.partial")
     file.parent.mkdir(parents=True, exist_ok=True)
+    # A name of its own: two that make the same file must not write into each other's.
+    handle, temporary = tempfile.mkstemp(prefix=f".{file.name}.", suffix=".partial", dir=file.parent)
+    os.close(handle)
     try:
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
             for name in sorted([*MANIFESTS, *_listed(task, base)]):
@@ -52,9 +54,10 @@ def pack(folder: Path, file: Path) -> None:
                     open(folder / name, "rb") as f,
                 ):
                     shutil.copyfileobj(f, to, BLOCK)
+        os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner reads
         os.replace(temporary, file)
     finally:
-        temporary.unlink(missing_ok=True)
+        Path(temporary).unlink(missing_ok=True)
 
 
 def unpack(file: Path, folder: Path) -> None:
@@ -67,8 +70,14 @@ def unpack(file: Path, folder: Path) -> None:
     """
     if folder.exists():
         raise BundleError(f"{folder} exists already. Choose another folder.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
+    except OSError as error:
+        raise BundleError(
+            f"{file} cannot be unpacked to {folder.parent}: {error.strerror or error}. Where that is a folder of "
+            "TVP's own, set TVP_HOME to one that can be written."
+        ) from error
     try:
         with open(file, "rb") as stream, zipfile.ZipFile(stream) as archive:
             _refuse_unusual(archive, file)

@@ -214,11 +214,11 @@ def load_base(
 
 
 def _open_base(folder: Path, manifest: BaseManifest, plan: Plan, verified: set[Identity]) -> Base:
+    tokenizer = read_tokenizer(folder / "tokenizer.json")
     try:
-        tokenizer = read_tokenizer(folder / "tokenizer.json")
-        embeddings = np.load(folder / "embed_tokens.npy", mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise BundleError(f"The base in {folder} is damaged: {error}") from error
+        embeddings = np.lib.format.open_memmap(folder / "embed_tokens.npy", mode="r")
+    except Exception as error:  # a header may be anything
+        raise BundleError(f"The base in {folder} is damaged: embed_tokens.npy: {error}") from error
     if embeddings.dtype.kind != "f" or embeddings.shape != (manifest.n_vocab, manifest.n_text):
         raise BundleError(
             f"{folder / 'embed_tokens.npy'} is {embeddings.dtype} {embeddings.shape}; the manifest says "

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ._manifest import BaseManifest
+from ._manifest import BaseManifest, ClosedManifest
 from .errors import BundleError
 
 Shape = Sequence[int | str | None]  # a name or None where a graph leaves a size open
@@ -61,6 +61,20 @@ def check_eye(session: Any, connector: Any, manifest: BaseManifest) -> None:
     taken = {"image_features": features, "question_ids": tokens, "question_mask": tokens}
     _compare("connector.onnx", "input", connector.get_inputs(), taken)
     _compare("connector.onnx", "output", connector.get_outputs(), {"image_embeds": seen})
+
+
+def check_closed(eye: Any, text_encoder: Any, manifest: ClosedManifest) -> None:
+    """As check_decoder, of the two encoders of a model that only chooses among labels."""
+    features: Shape = [None, manifest.n_features]
+    _compare("vision_encoder.onnx", "input", eye.get_inputs(), {"pixel_values": [None, 3, None, None]})
+    _compare("vision_encoder.onnx", "output", eye.get_outputs(), {"image_embeds": [None, 1, manifest.n_features]})
+    ids = {"input_ids": [None, manifest.n_positions if manifest.pad_token >= 0 else None]}
+    _compare("text_encoder.onnx", "input", text_encoder.get_inputs(), ids)
+    _compare("text_encoder.onnx", "output", text_encoder.get_outputs(), {"text_features": features})
+    if manifest.pad_token >= 0 and not isinstance(text_encoder.get_inputs()[0].shape[1], int):
+        raise BundleError(
+            "text_encoder.onnx takes texts of any length, and its manifest fills them up. Export the bundle again."
+        )
 
 
 def check_preprocess(session: Any, eye: Any) -> None:

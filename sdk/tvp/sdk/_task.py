@@ -34,7 +34,7 @@ def home() -> Path:
 
 def tasks() -> list[str]:
     """Names of the tasks under $TVP_HOME/tasks."""
-    return sorted(path.parent.name for path in (home() / "tasks").glob("*/manifest.json"))
+    return sorted(path.parent.name for path in (home() / "tasks").glob("[!.]*/manifest.json"))
 
 
 def load(task: str | os.PathLike[str], *, providers: Providers = "auto", verify_files: bool = True) -> Task:
@@ -43,9 +43,9 @@ def load(task: str | os.PathLike[str], *, providers: Providers = "auto", verify_
     task: a folder, a name under $TVP_HOME/tasks, or a `.tvp` file, which is unpacked to $TVP_HOME/cache.
     providers: `auto` (CUDA where onnxruntime has it, else the CPU), a provider (`cpu`, `cuda`, `tensorrt` or
         onnxruntime's name), (name, options), a list of those, or a mapping of parts (`vision_encoder`, `connector`,
-        `encoder`, `decoder`) to any of these. TensorRT is for the vision encoder; it is never chosen by `auto`, and
-        keeps its engine under $TVP_HOME/cache. What was named runs there or is an error; what `auto` chose and
-        does not start runs on the CPU, with a warning. `Task.providers` says what each part runs on.
+        `encoder`, `decoder`, `text_encoder`) to any of these. TensorRT is for the vision encoder; it is never chosen
+        by `auto`, and keeps its engine under $TVP_HOME/cache. What was named runs there or is an error; what `auto`
+        chose and does not start runs on the CPU, with a warning. `Task.providers` says what each part runs on.
     verify_files: check the sha256 of every file first. Leave it on unless the storage is trusted. A file of a base
         that is loaded is not read again while its inode, size and times stay the same.
     Raises BundleError for a bundle that is missing, damaged, of a newer format or without its base;
@@ -154,7 +154,8 @@ class Task:
         """Answer questions about pictures, `batch` of them at a time; the answers are those of `ask`.
 
         A picture that is given several times in a row is encoded once. Every row of a batch draws as `ask` does
-        with the same seed. timing: `total` is its whole batch's. Every question is checked before anything runs.
+        with the same seed. timing: `see` is a picture's share of the encoding, and `total` adds the time of all its
+        batch's answers. Every question is checked before anything runs.
         """
         rows = list(requests)
         if wrong := [row for row in rows if not (isinstance(row, (tuple, list)) and len(row) == 2)]:
@@ -190,7 +191,7 @@ class Task:
         return self.see(image).rank(question, labels=labels)
 
     def check(self) -> dict[str, Any]:
-        """Replay the bundle's golden cases here; see `tvp.sdk.check`."""
+        """Replay the bundle's golden cases here; as `tvp check` does."""
         from ._check import check
 
         return check(self)
@@ -236,8 +237,8 @@ class Task:
 def find(task: str | os.PathLike[str]) -> Path:
     """The folder of a bundle that is given by path or by name; raises BundleError where there is none."""
     path = Path(task)
-    if len(path.name) > 255:
-        raise BundleError(f"The name of the bundle has {len(path.name)} characters; no folder's name is that long.")
+    if any(len(part.encode("utf-8", "surrogatepass")) > 255 for part in path.parts):
+        raise BundleError(f"The name {str(path)[:80]!r}… of the bundle is longer than any folder's.")
     if (path / "manifest.json").is_file():
         return path
     if path.is_dir():

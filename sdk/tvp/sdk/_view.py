@@ -228,8 +228,8 @@ def answer_together(
     task: Task, requests: Sequence[tuple[ImageLike, str | None]], generation: Generation
 ) -> list[Answer]:
     """Answer questions about pictures: pictures are encoded together, and tokens decoded together."""
-    began = time.perf_counter()
     views = _see_together(task, [image for image, _ in requests])
+    began = time.perf_counter()
     answerings = [Answering(task.base, generation, began) for _ in requests]
     caches: list[Cache] = []
     first: list[NDArray[np.float32]] = []

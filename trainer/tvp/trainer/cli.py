@@ -68,7 +68,7 @@ def _option(name: str, help: str) -> Callable[[F], F]:
 @_option("steps", "Steps; 0 is so many epochs.")
 @_option("epochs", "Times through the data, where no steps are given.")
 @_option("warm_up", "Steps in which the rate rises.")
-@_option("n_train", "Scenes to draw.")
+@_option("n_train", "Scenes to train on.")
 @_option("n_validation", "Pictures split off for validation.")
 @_option("validate_every", "Steps between validations; 0 for the end only.")
 @_option("patience", "Stop after so many validations without a new best; 0 never.")
@@ -120,5 +120,5 @@ def train(
         download=download,
     )
     if Team().leads:
-        click.echo(f"validation accuracy {result.validations[-1]['accuracy']:.1%}")
+        click.echo(f"validation accuracy {result.chosen['accuracy']:.1%}")
         click.echo(f"wrote {output / 'prompt.safetensors'}")

@@ -42,7 +42,8 @@ class TrainConfig:
     batch: pictures a step, all processes together. accumulate: in how many parts a step is computed, where
         memory is short; it changes no result. questions: questions a picture, where the data has several.
     steps: number of steps; 0 means `epochs` of the data. warm_up: steps in which the rate rises.
-    n_train: scenes to draw. n_validation: pictures split off from training data, at most a fifth of it.
+    n_train: scenes to train on. n_validation: pictures split off from training data, at most a fifth of all; more
+        scenes are drawn for them.
     validate_every: steps between validations, 0 for only at the end. patience: validations without a new
         best after which to stop; the prompt is then the best one. 0: never, and the prompt is the last one.
     checkpoint_every: steps between checkpoints.
@@ -180,4 +181,4 @@ _SPELT: dict[type, str] = {
 def to_toml(config: TrainConfig) -> str:
     """The whole configuration as a TOML file that `--config` reads."""
     # JSON writes texts, numbers, booleans and lists of texts as TOML does.
-    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in asdict(config).items())
+    return "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in asdict(config).items())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -123,6 +124,7 @@ def evaluate_matrix(
     """
     conditions = {("", 0): data} | {(name, step): Corrupted(data, name, step, seed) for name, step in corruptions}
     questions = [question for i in range(len(data)) for question in data[i].questions]
+    metrics.measure(task.metric, questions, [""] * len(questions))  # refuses labels before anything is asked
     rows: list[Row] = []
     full: dict[tuple[str, int, Geometry], float] = {}
 
@@ -182,7 +184,7 @@ def eight_bit(prompt: Prompt) -> Prompt:
     buffer = io.BytesIO()
     prompt.picture().save(buffer, "PNG")
     levels = torch.from_numpy(np.array(Image.open(buffer)))
-    return replace(prompt, frame=levels.permute(2, 0, 1) / 255, pixel_range="image")  # (h, w, 3) -> (3, h, w)
+    return replace(prompt, frame=levels.permute(2, 0, 1) / 255)  # (h, w, 3) -> (3, h, w)
 
 
 def _asker(
@@ -211,7 +213,10 @@ def write(folder: Path, rows: Sequence[Row], title: str) -> list[Path]:
 
 def to_json(rows: Sequence[Row]) -> str:
     """A list of objects, one a row, under the names of its fields."""
-    return json.dumps([asdict(row) for row in rows], indent=2) + "\n"
+    found = [asdict(row) for row in rows]
+    for row in found:  # JSON has no NaN; a figure that is not defined is null
+        row["metrics"] = {name: None if math.isnan(value) else value for name, value in row["metrics"].items()}
+    return json.dumps(found, indent=2) + "\n"
 
 
 def to_markdown(rows: Sequence[Row], title: str) -> str:

@@ -28,7 +28,7 @@ CHECKPOINT, LOG, CURVES, LOCK = "checkpoint.pt", "log.jsonl", "curves.png", ".lo
 class Progress:
     """All that changes while a prompt is trained: with it a run goes on as if it had never stopped.
 
-    values: what is learned (`Frame.values`); update, scale: state of the update and of the loss scaling.
+    values: what is learned (`Frame.values`); update, scale, n_good: state of the update and of the loss scaling.
     steps, validations: what the log says, a dictionary each.
     best: the best validation accuracy so far; best_values: the values that had it; stale: validations since.
     """
@@ -37,6 +37,7 @@ class Progress:
     values: list[Tensor] = field(default_factory=list)
     update: dict[str, Any] = field(default_factory=dict)
     scale: float = 1.0
+    n_good: int = 0
     steps: list[dict[str, float]] = field(default_factory=list)
     validations: list[dict[str, float]] = field(default_factory=list)
     best: float = -1.0
@@ -52,9 +53,12 @@ def claimed(folder: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout as error:
-        raise RequestError(f"Another run is writing to {folder}. Choose another folder, or wait for it.") from error
-    except NotImplementedError:
-        log.warning("the file system of %s has no locks: a second run there would not be noticed", folder)
+        raise RequestError(
+            f"Another run is writing to {folder}. Choose another folder, or wait for it. "
+            f"Where there is none, delete {folder / LOCK}."
+        ) from error
+    except OSError as error:  # a file system without locks
+        log.warning("%s cannot be locked, so that a second run there would not be noticed: %s", folder, error)
     try:
         yield
     finally:

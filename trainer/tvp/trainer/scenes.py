@@ -4,7 +4,8 @@ A scene is one to four coloured shapes on a plain background. Because it is draw
 it is known exactly, which makes it a data source that needs no download and a teacher for tiny
 models. All lengths are fractions of the picture's side, so that a scene can be drawn at any size.
 
-Four tasks mirror the paper's: recognition (the kind or the colour of a shape; CIFAR-10), counting
+Four tasks mirror the paper's: recognition (the kind or the colour of a shape, or, in a picture that
+singles none out, whether there is one; CIFAR-10), counting
 (CLEVR), existence (yes or no, balanced, the absent shape made of the picture's own colours and
 kinds; adversarial POPE) and reasoning (a short text that the picture makes true or false, and that
 neither text nor picture alone decides; Hateful Memes).
@@ -145,7 +146,8 @@ def draw(scene: Scene, size: int = 64) -> Picture:
 
 
 def ask(scene: Scene, rng: np.random.Generator, topic: str | None = None) -> SceneQuestion:
-    """Ask one question of a topic (default: any that the scene allows, evenly).
+    """Ask one question of a topic (default: any that the scene allows, evenly), or of existence where the scene
+    allows none of the topic.
 
     A colour or kind is asked only of a shape that its other attribute singles out. The shape that
     an existence question names wrongly is made of the picture's own colours and kinds where that is

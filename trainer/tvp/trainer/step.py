@@ -137,6 +137,7 @@ class Objective:
     offload: keep source models on the CPU, but for the one whose turn it is.
     clean_budget: bytes of clean features to remember, all sources together.
     scale: what losses are multiplied by in float16; changed as overflows happen, and part of a checkpoint.
+    n_good: steps since then.
     """
 
     def __init__(
@@ -153,7 +154,7 @@ class Objective:
         self._geometry = geometry
         self.clean = [CleanFeatures(s, data, geometry, config.batch, clean_budget // len(sources)) for s in sources]
         half = any(source.dtype == torch.float16 for source in sources)
-        self.scale, self._fixed_scale, self._n_good = (FIRST_SCALE, False, 0) if half else (1.0, True, 0)
+        self.scale, self._fixed_scale, self.n_good = (FIRST_SCALE, False, 0) if half else (1.0, True, 0)
 
     def __call__(self, batch: Batch, frame: Frame, team: Team) -> tuple[dict[str, float], list[Tensor]]:
         """The loss's parts over the whole batch, and the gradients by `frame.values`, the same in every process.
@@ -163,8 +164,8 @@ class Objective:
         while True:
             facts, gradients = self._sum(batch, frame, team)
             if all(bool(torch.isfinite(g).all()) for g in gradients):
-                self._n_good += 1
-                if not self._fixed_scale and self._n_good % RAISE_SCALE_AFTER == 0:
+                self.n_good += 1
+                if not self._fixed_scale and self.n_good % RAISE_SCALE_AFTER == 0:
                     self.scale *= 2
                 return facts, gradients
             if self._fixed_scale or self.scale <= LEAST_SCALE:
@@ -172,7 +173,7 @@ class Objective:
                     "The gradient is not finite; the model or the data holds NaN or infinite values"
                     + ("." if self._fixed_scale else ", or the model overflows in float16: try --precision bf16.")
                 )
-            self.scale, self._n_good = self.scale / 2, 0
+            self.scale, self.n_good = self.scale / 2, 0
 
     def _sum(self, batch: Batch, frame: Frame, team: Team) -> tuple[dict[str, float], list[Tensor]]:
         device, config = frame.mask.device, self._config

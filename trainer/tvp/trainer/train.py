@@ -41,11 +41,15 @@ log = logging.getLogger("tvp.trainer")
 
 @dataclass
 class TrainResult:
-    """The prompt and how it came about: one dictionary a step, one a validation."""
+    """The prompt and how it came about: one dictionary a step, one a validation.
+
+    chosen: the validation of this very prompt: with early stopping the best, else the last.
+    """
 
     prompt: Prompt
     steps: list[dict[str, float]]
     validations: list[dict[str, float]]
+    chosen: dict[str, float]
 
 
 def train(
@@ -85,6 +89,8 @@ def train(
     task = tasks.get(config.task)
     device = str(team.device or device)
     dtype = _dtype(config.precision, device)
+    if offload:
+        families.moved(torch.empty(0), device)  # before the models are loaded, which stay elsewhere
     if sources is None:
         sources = [families.load(name, "cpu" if offload else device, dtype) for name in config.models]
     # Where models are spread over devices, the frame and the guide go where the first one starts.
@@ -93,8 +99,12 @@ def train(
     fit = task.fit if config.fit == "task" else config.fit
     geometry = Geometry(config.canvas, config.inner, fit, config.layout)
     if data is None:
-        n = config.n_train + config.n_validation
+        n = config.n_train + min(config.n_validation, config.n_train // 4)
+        if download and not team.leads:
+            team.wait()  # for the one that downloads
         data = tasks.open_usable(config.data, task, "train", n, config.seed, skip_bad, download)
+        if download and team.leads:
+            team.wait()
     train_data, validation = split(data, min(config.n_validation, len(data) // 5), config.seed)
     n_batches = len(train_data) // config.batch
     if not n_batches:
@@ -123,7 +133,7 @@ def train(
         frame.values = progress.values
         if progress.step:
             update.restore(progress.update)
-            objective.scale = progress.scale
+            objective.scale, objective.n_good = progress.scale, progress.n_good
             log.info("resumed at step %d of %d", progress.step, n_steps)
 
         def prompt() -> Prompt:
@@ -144,9 +154,22 @@ def train(
             return float(total[0] / total[1])
 
         def keep() -> None:
-            progress.values, progress.update, progress.scale = frame.values, update.state(), objective.scale
+            progress.values, progress.update = frame.values, update.state()
+            progress.scale, progress.n_good = objective.scale, objective.n_good
             if team.leads:
                 save_checkpoint(folder, identity, progress)
+
+        def judge() -> None:
+            """Note a validation, and whether it is the best so far."""
+            found = validate()
+            progress.validations.append({"step": progress.step, "accuracy": found})
+            if found > progress.best:
+                progress.best, progress.best_values, progress.stale = found, [v.clone() for v in frame.values], 0
+            else:
+                progress.stale += 1
+            if logs:
+                logs.add(progress.validations[-1])
+                save_pictures(folder, prompt(), progress)
 
         logs = Logs(folder, progress, tensorboard) if team.leads else None
         batches = _batches(config, train_data, geometry, progress.step, n_steps, team)
@@ -176,25 +199,27 @@ def train(
                 keep()
             judged = last or (config.validate_every > 0 and progress.step % config.validate_every == 0)
             if judged:
-                _judge(progress, validate(), frame)
-                if logs:
-                    logs.add(progress.validations[-1])
-                    save_pictures(folder, prompt(), progress)
+                judge()
             if judged or progress.step % config.checkpoint_every == 0:
                 keep()
             if config.patience and progress.stale >= config.patience:
                 break
+        if progress.step == n_steps and (not progress.validations or progress.validations[-1]["step"] < n_steps):
+            judge()  # which the run that made the last step did not live to do
+            keep()
         if logs:
             logs.close()
+        chosen = progress.validations[-1]
         if config.patience and progress.best_values:
             frame.values = progress.best_values
-        result = TrainResult(prompt(), progress.steps, progress.validations)
+            chosen = max(progress.validations, key=lambda line: line["accuracy"])  # of equals the first, as above
+        result = TrainResult(prompt(), progress.steps, progress.validations, chosen)
         result.prompt.facts = {
             "method": config.method,
             "task": task.name,
             **identity,
-            "steps": progress.step,
-            "validation": progress.validations[-1:],
+            "steps": chosen["step"],
+            "validation": [chosen],
             "versions": {name: version(name) for name in ("torch", "transformers", "open_clip_torch")},
         }
         if team.leads:
@@ -202,15 +227,6 @@ def train(
             result.prompt.save(folder / "prompt.safetensors")
         team.wait()
         return result
-
-
-def _judge(progress: Progress, accuracy: float, frame: Frame) -> None:
-    """Note a validation, and whether it is the best so far."""
-    progress.validations.append({"step": progress.step, "accuracy": accuracy})
-    if accuracy > progress.best:
-        progress.best, progress.best_values, progress.stale = accuracy, [v.clone() for v in frame.values], 0
-    else:
-        progress.stale += 1
 
 
 def _batches(

@@ -20,7 +20,8 @@ TEST_SHARE = 5  # of a folder without splits, every fifth picture of a class is 
 class ClassFolder:
     """A folder with a folder of pictures for each class, named like the class (`_` is read as a space).
 
-    Either root/<split>/<class>/…, with the splits train and test (or val, or validation), or root/<class>/….
+    Either root/<split>/<class>/…, with the splits train and test (or training, testing, val,
+    valid, validation; in small letters or not), or root/<class>/….
     The second is split here: a fifth of each class's pictures, drawn the same way on every machine and at
     every seed, is for the test. The classes are those of the training pictures, in the order of their names.
 
@@ -95,9 +96,10 @@ def _holds_pictures(folder: Path) -> bool:
 def _splits(root: Path) -> dict[str, Path]:
     """The split folders that hold class folders, by split; none for a folder that is not split."""
     own: dict[str, Path] = {}
+    there = {path.name.lower(): path for path in _folders(root) if _folders(path)}
     for split, names in SPLITS.items():
-        if there := [root / name for name in names if _folders(root / name)]:
-            own[split] = there[0]
+        if name := next((name for name in names if name in there), None):
+            own[split] = there[name]
     return own
 
 

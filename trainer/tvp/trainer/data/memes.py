@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from .sample import Question
 LABELS = ("no", "yes")  # by the number that the set gives
 CAPTIONS = ("a harmless meme", "a hateful meme")
 # The first file that a folder holds is a split's: the labels of the `seen` test were published late.
+NAME = re.compile(r"(train|dev|test)(_seen|_unseen)?\.jsonl")  # of any file of the set
 FILES = {"train": ("train.jsonl",), "test": ("test_seen.jsonl", "dev_seen.jsonl")}
 
 

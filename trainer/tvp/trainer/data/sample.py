@@ -15,7 +15,7 @@ from tvp.sdk.errors import DataError, near
 
 # How the files or folders of a split may be called. A set without test pictures, or that keeps their answers
 # secret, is tested on its validation pictures; training never sees those.
-SPLITS = {"train": ("train",), "test": ("test", "val", "validation")}
+SPLITS = {"train": ("train", "training"), "test": ("test", "testing", "val", "valid", "validation")}
 CAPTION = "a {label}"
 
 

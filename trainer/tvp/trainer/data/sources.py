@@ -61,7 +61,8 @@ def open_data(
 ) -> Data:
     """Open a data source for a task.
 
-    source: '' for the task's own; `scenes`; a .jsonl file; or a folder, which is taken for the first of
+    source: '' for the task's own; `scenes`; a .jsonl file, or a file of the set that the task is of; or a folder,
+        which is taken for the first of
         1. the layout that the task's data set is published in (LAYOUTS, by the task's `published`),
         2. parquet: train*.parquet and test*.parquet, in it or in its folder data,
         3. class folders: train/<class>/ and test/<class>/, or <class>/.
@@ -88,14 +89,15 @@ def open_data(
     if source == "scenes":
         if task.source != "scenes":
             raise RequestError(f"The task {task.name!r} is not about scenes; name its data with --data.")
-        return Scenes(n, seed * 2 + (split == "test"), size, camera=task.camera, topics=task.topics)
+        n_questions = 1 if task.topics == ("number",) else 4  # there is one way to ask for a number
+        return Scenes(n, seed * 2 + (split == "test"), size, n_questions, task.camera, task.topics)
     path = Path(source)
     if layout and (download or (path.is_dir() and layout.is_in(path))):
         data = layout.open(path, task, split, download, skip_bad)
     elif path.is_dir():
         data = _open_folder(path, task, split, skip_bad)
     elif path.is_file():
-        data = Jsonl(path, skip_bad)
+        data = _open_file(path, task, skip_bad)
     else:
         raise DataError(
             f"There is no data source {source!r}; give 'scenes', a folder (of parquet files, of class folders, or "
@@ -104,6 +106,15 @@ def open_data(
     if skip_bad is not None:
         data = readable(data, skip_bad)
     return data if task.camera is None else Through(data, task.camera, seed * 2 + (split == "test"))
+
+
+def _open_file(file: Path, task: Task, skip_bad: list[str] | None) -> Data:
+    """A file of the task's published set, told by its name, or a JSONL file of one's own."""
+    if task.published == "hateful-memes" and memes.NAME.fullmatch(file.name) and (file.parent / "img").is_dir():
+        return HatefulMemes(file, skip_bad)
+    if task.published.startswith("pope-") and file.suffix == ".json":
+        return Pope(file, skip_bad)
+    return Jsonl(file, skip_bad)
 
 
 def _open_folder(folder: Path, task: Task, split: str, skip_bad: list[str] | None) -> Data:

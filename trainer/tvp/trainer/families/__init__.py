@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from importlib import import_module
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -14,7 +15,7 @@ from ._checkpoint import Checkpoint
 from ._family import Family, WordFamily
 from ._pixels import PixelFormat
 
-__all__ = ["FAMILIES", "Family", "PixelFormat", "WordFamily", "digest", "load", "locate"]
+__all__ = ["FAMILIES", "Family", "PixelFormat", "WordFamily", "digest", "load", "locate", "moved", "refuse_unknown"]
 
 # model_type -> the file of its family; its `make(checkpoint)` loads the model.
 FAMILIES = {
@@ -36,6 +37,7 @@ FAMILIES = {
     "visualglm": "visualglm",
     "vpgtrans": "blip2",
 }
+T = TypeVar("T")
 OPEN_CLIP = "open_clip:"
 ZOO = Path(__file__).resolve().parents[4] / "samples" / "zoo"
 
@@ -59,24 +61,40 @@ def load(name: str | Path, device: str | torch.device = "cpu", dtype: torch.dtyp
         family.model = family.model.to(dtype)
     else:
         checkpoint = Checkpoint(str(name), place, dtype, "auto" if str(device) == "auto" else None)
-        if checkpoint.kind not in FAMILIES:
-            raise ModelError(
-                f"The model {str(name)!r} is of the architecture {checkpoint.kind!r}, which no family covers; "
-                f"supported are {', '.join(FAMILIES)}.{near(checkpoint.kind, FAMILIES)}"
-            )
+        module = _known(checkpoint)
         try:
-            family = import_module(f".{FAMILIES[checkpoint.kind]}", __package__).make(checkpoint)
+            family = import_module(f".{module}", __package__).make(checkpoint)
         except TvpError:
             raise
         except Exception as error:  # a configuration with values that make no model
             raise ModelError(f"The checkpoint of {str(name)!r} is damaged: {type(error).__name__}: {error}") from error
-    if str(device) == "auto":
-        return family
+    if str(device) != "auto":
+        family.model = moved(family.model, device)
+    return family
+
+
+def moved(thing: T, device: str | torch.device) -> T:
+    """A model or a tensor on a device; raises RequestError for a device that cannot be used."""
     try:
-        family.model = family.model.to(device)
+        return thing.to(device)  # type: ignore[attr-defined, no-any-return]
     except (RuntimeError, AssertionError, ValueError) as error:  # torch's, for an unknown device and for no CUDA
         raise RequestError(f"The device {str(device)!r} cannot be used: {error}") from error
-    return family
+
+
+def refuse_unknown(name: str | Path) -> None:
+    """Raise ModelError for a name, or a folder, that `load` would refuse before it reads weights."""
+    place = locate(name)
+    if not place.startswith(OPEN_CLIP) and not Path(place, "open_clip_config.json").is_file():
+        _known(Checkpoint(str(name), place))
+
+
+def _known(checkpoint: Checkpoint) -> str:
+    if checkpoint.kind not in FAMILIES:
+        raise ModelError(
+            f"The model {checkpoint.name!r} is of the architecture {checkpoint.kind!r}, which no family covers; "
+            f"supported are {', '.join(FAMILIES)}.{near(checkpoint.kind, FAMILIES)}"
+        )
+    return FAMILIES[checkpoint.kind]
 
 
 def locate(name: str | Path) -> str:

@@ -154,6 +154,11 @@ class WordFamily(Family):
         raise NotImplementedError
 
     @property
+    def dtype(self) -> torch.dtype:
+        # Not the first parameter's: in fp16 transformers keeps the queries of a Q-Former in fp32.
+        return self.embed_tokens.weight.dtype  # type: ignore[return-value]
+
+    @property
     def embed_tokens(self) -> torch.nn.Module:
         return self.model.get_input_embeddings()  # type: ignore[no-any-return]
 

@@ -38,7 +38,9 @@ class Eye(WordFamily):
     def connect(
         self, features: Float[Tensor, "n n_queries n_features"], questions: Sequence[str] | None = None
     ) -> Float[Tensor, "n n_image n_text"]:
-        return self.model.language_projection(features)  # type: ignore[no-any-return]
+        projection = self.model.language_projection
+        # In half precision transformers keeps the queries and the Q-Former in fp32.
+        return projection(features.to(projection.weight.dtype))  # type: ignore[no-any-return]
 
 
 class Blip2(Eye, CausalFamily):
