@@ -1,7 +1,8 @@
 """Exported models against PyTorch at published dimensions: `python -m benchmarks.published_parity`.
 
-Every family of the trainer at the sizes of its published checkpoints, two layers deep and with random weights
-(tests/published.py): 200 pairs of pictures and questions each, answered by the bundle and by the unpatched model.
+Every family of the trainer that generates, at the sizes of its published checkpoints, two layers deep and with random
+weights (tests/published.py): 200 pairs of pictures (noise) and questions each, answered by the bundle and by the
+unpatched model.
 Prints a line a checkpoint and writes published_parity.json beside this file; those in it are not measured again.
 """
 

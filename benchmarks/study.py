@@ -1,8 +1,12 @@
-"""The transfer study on the six zoo models: `python benchmarks/study.py run`, then `python benchmarks/study.py report`.
+"""The transfer study on the six zoo models.
+
+    python benchmarks/study.py run -o FILE.jsonl --photos FOLDER
+    python benchmarks/study.py report -o FILE.jsonl
 
 Trains a prompt for every task, method, choice of source models and seed, and measures it on all six models: on
 the sources, on targets that share an eye with a source, and on targets with another eye. `run` continues where
-it stopped: each cell is a line of benchmarks/study.jsonl, written when it is done. `--split validation` measures on
+it stopped: each cell is a line of the file (default: study.jsonl beside this one, which is complete), written when it
+is done. `--split validation` measures on
 pictures split from train, which is what settings are chosen by; its lines go to a file of their own.
 
 What a method takes on a task is what `tvp train` takes: the shipped files of trainer/tvp/trainer/configs. Gains are in
@@ -85,7 +89,7 @@ def open_split(task: Task, split: str, seed: int) -> Data:
     n = {"train": N_TRAIN + N_VALIDATION, "validation": N_TEST, "test": N_TEST}[split]
     if task.published:
         photos = Parquet(PHOTOS, "test" if split == "test" else "train", task.question, task.caption, task.labels)
-        # The rows are in class order; the last 2,000 of train are for validation.
+        # The classes come in turn; the last 2,000 of train are for validation.
         start = len(photos) - 2000 if split == "validation" else 0
         rows = np.random.default_rng(seed).permutation(len(photos) - 2000) if split == "train" else np.arange(n) + start
         assert task.camera is not None
@@ -277,9 +281,11 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def main() -> None:
+    global PHOTOS
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["run", "report"])
     parser.add_argument("-o", "--output", type=Path, help="default: study.jsonl, or study-validation.jsonl")
+    parser.add_argument("--photos", type=Path, default=PHOTOS, help="CIFAR-10 as parquet: train and test")
     parser.add_argument("--split", choices=["validation", "test"], default="test")
     parser.add_argument("--settings", default="{}", help="JSON of settings to try, over those of this file")
     parser.add_argument("--only", action="append", help="cells whose description holds this text; repeatable")
@@ -289,6 +295,7 @@ def main() -> None:
     arguments = parser.parse_args()
     kind = "" if arguments.split == "test" else f"-{arguments.split}"
     arguments.output = arguments.output or HERE / f"study{kind}.jsonl"
+    PHOTOS = arguments.photos
     torch.set_num_threads(arguments.threads)
     (run if arguments.what == "run" else report)(arguments)
 

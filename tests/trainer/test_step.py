@@ -63,6 +63,20 @@ def test_a_source_that_is_offloaded_gives_the_same(config, data, zoo):
     assert torch.equal(here, there)
 
 
+def test_sources_are_averaged(config, data, zoo, tmp_path):
+    sources = [families.load(zoo[0]), families.load(save_tiny("blip2", tmp_path / "blip2"))]
+    config = replace(config, tse=0.0)
+    batch = load_batch(data, [0, 1, 2, 3, 4], GEOMETRY, config.questions)
+
+    def told(*chosen):
+        facts, (found,) = Objective(config, data, chosen, None, GEOMETRY)(batch, random_frame(), Team())
+        return facts, found
+
+    (facts, both), (first, one), (second, other) = told(*sources), told(sources[0]), told(sources[1])
+    assert facts == pytest.approx({name: (first[name] + second[name]) / 2 for name in facts}, rel=1e-4)
+    torch.testing.assert_close(both, (one + other) / 2, rtol=1e-4, atol=1e-7)
+
+
 def test_bfloat16_points_the_same_way(config, data, zoo):
     _, _, (fine,) = gradient(config, data, zoo)
     _, _, (coarse,) = gradient(config, data, zoo, dtype=torch.bfloat16)

@@ -270,7 +270,7 @@ def test_the_image_range_stays_inside_the_box(config, tmp_path):
     assert result.prompt.frame.max() <= 1
 
 
-def test_two_sources_are_averaged(config, zoo, tmp_path_factory, tmp_path):
+def test_two_sources_are_trained_on(config, zoo, tmp_path_factory, tmp_path):
     other = save_tiny("blip2", tmp_path_factory.mktemp("blip2"))
     result = train(replace(config, models=(str(zoo[0]), str(other)), steps=2), tmp_path, quiet=True)
     assert len(result.prompt.facts["sources"]) == 2

@@ -27,6 +27,7 @@ from tvp.trainer.tasks import Task
 from .attention import fused_eye, plain_eye
 from .graphs import Traced, config_of, export_eye, write
 from .parity import LOGITS_TOLERANCE, Parity, compare_pixels, pixel_values
+from .precision import size_in_encoder
 from .texts import tokenizer_of
 
 Case = tuple[NDArray[np.uint8], str, tuple[str, ...]]  # picture, question, labels
@@ -149,12 +150,11 @@ def tokenizer_text(family: Clip) -> str:
 
 
 def sizes(family: Clip, precision: str) -> dict[str, int]:
-    """Bytes of the weights of each graph. What is no matrix that is multiplied by stays whole below fp16."""
+    """Bytes of the weights of each graph."""
     found = {"vision_encoder.onnx": 0, "text_encoder.onnx": 0}
     for name, weight in family.model.named_parameters():
         part = "vision_encoder.onnx" if name.startswith(("vision_model.", "visual")) else "text_encoder.onnx"
-        multiplied = weight.ndim == 2 and "embedding" not in name
-        found[part] += weight.numel() * {"fp32": 4, "fp16": 2}.get(precision, 1 if multiplied else 4)
+        found[part] += size_in_encoder(name, weight, precision)
     return found
 
 

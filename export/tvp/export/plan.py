@@ -19,7 +19,7 @@ from tvp.trainer.tasks import Task
 from . import closed
 from .base import find_base, made_from
 from .bundle import IMAGE_ENCODER, exportable, refuse_to_overwrite
-from .precision import BYTES
+from .precision import BYTES, size_in_encoder
 
 
 def plan(
@@ -75,12 +75,16 @@ def _graphs(family: WordFamily | Clip, precision: str) -> dict[str, int]:
         parts, head = [family.decoder, family.head], family.head
     words: Any = family.embed_tokens.weight
     text = {id(weight): weight.numel() for part in parts for weight in part.parameters()} | {id(words): words.numel()}
-    eye = sum(weight.numel() for weight in family.model.parameters() if id(weight) not in text)
+    eye = sum(
+        size_in_encoder(name, weight, precision)
+        for name, weight in family.model.named_parameters()
+        if id(weight) not in text
+    )
     if head.weight is not words:
         del text[id(words)]  # which only the table of embeddings holds
     halves = 4 if precision == "fp32" else 2
     return {
-        "vision_encoder.onnx": eye * {"fp32": 4, "fp16": 2}.get(precision, 1),
+        "vision_encoder.onnx": eye,
         "decoder_model_merged.onnx": int(sum(text.values()) * BYTES[precision]),
         "embed_tokens.npy": words.numel() * halves,
     }

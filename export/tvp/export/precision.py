@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
+from torch import Tensor
 
 from .fuse import NORM, SKIP_NORM, save
 
@@ -41,6 +42,13 @@ def lower(folder: Path, precision: str) -> None:
             _dynamic(file)
     for file in folder.glob("embed_tokens.npy"):
         np.save(file, np.load(file).astype(np.float16), allow_pickle=False)
+
+
+def size_in_encoder(name: str, weight: Tensor, precision: str) -> int:
+    """Bytes that a weight takes in the graph of an encoder. What is no matrix that is multiplied by stays whole below
+    fp16."""
+    multiplied = weight.ndim == 2 and "embedding" not in name
+    return weight.numel() * {"fp32": 4, "fp16": 2}.get(precision, 1 if multiplied else 4)
 
 
 def _block(file: Path, bits: int) -> None:
