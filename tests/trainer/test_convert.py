@@ -25,6 +25,7 @@ from transformers import (
     InstructBlipForConditionalGeneration,
     LlamaConfig,
     LlamaForCausalLM,
+    LlamaTokenizerFast,
     PreTrainedTokenizerFast,
 )
 
@@ -299,7 +300,17 @@ def test_bliva_converts(bliva, pixels, tmp_path, short_eye):
         ours = model.eval().image_embeds(pixels, QUESTION, QUESTION_MASK)
         torch.testing.assert_close(ours, bliva.image_embeds(pixels, QUESTION, QUESTION_MASK))
     assert AutoTokenizer.from_pretrained(out / "qformer_tokenizer")("w3").input_ids == [6]
+    assert AutoTokenizer.from_pretrained(out).bos_token == "</s>"
     assert_the_family_answers(out, "bliva", N_QUERIES + 4)
+
+
+def test_blivas_texts_begin_with_the_token_that_its_release_begins_with(bliva, tmp_path, short_eye):
+    words = {"<unk>": 0, "<s>": 1, "</s>": 2, "▁a": 3, **{f"w{i}": i for i in range(4, N_VOCAB)}}
+    vicuna = LlamaTokenizerFast(tokenizer_object=Tokenizer(models.BPE(words, [], unk_token="<unk>")))
+    assert vicuna("a").input_ids[0] == 1
+    parts = publish(bliva, tmp_path / "parts", "llm_proj", reads_text=True)
+    out = convert("bliva", *parts, tmp_path / "out", vicuna, qformer_tokenizer=tokenizer())
+    assert AutoTokenizer.from_pretrained(out)("a").input_ids[0] == 2
 
 
 def test_bliva_without_its_second_tokenizer_is_refused(bliva, tmp_path, short_eye):

@@ -9,13 +9,15 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 from PIL import Image
 
 from tests.oracles import ABOUT, CLOSED, NAMES, Double, published
 from tests.tiny import CANVAS, save_tiny
-from tvp.sdk.errors import RequestError
+from tvp import sdk
+from tvp.sdk.errors import ModelError, RequestError
 from tvp.trainer import families
 
 QUESTIONS = ["How many objects are there?", "Is there a red star", "What?"]
@@ -230,3 +232,44 @@ def test_prefix(row):
     assert (runs[0][1][0], runs[1][1][0]) == (len(QUESTIONS), len(QUESTIONS) * len(CANDIDATES))
     assert n_prefix > row.embeddings.shape[1]
     assert n_answers < max(len(family.answer_ids(c)) for c in CANDIDATES) + encoder_decoder
+
+
+def test_a_patch_has_the_same_place_in_every_type(tmp_path):
+    """transformers rounds places in the weights' type, and in bf16 other ones come out."""
+    folder = save_tiny("smolvlm", tmp_path / "smolvlm")
+    places = [families.load(folder, dtype=kind)._places for kind in (torch.float32, torch.bfloat16, torch.float16)]
+    assert torch.equal(places[0], places[1])
+    assert torch.equal(places[0], places[2])
+
+
+def test_logits_of_clip_are_not_rounded_in_bf16(tmp_path):
+    clip = families.load(save_tiny("clip", tmp_path / "clip"), dtype=torch.bfloat16)
+    seen = clip.see(clip.to_pixels(torch.rand(1, 3, CANVAS, CANVAS)))
+    assert clip.logits(seen, ["a dog", "a cat"]).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("place", "forced"),
+    [("ViT-B-32@openai", True), ("ViT-B/32@openai", True), ("ViT-B-32@laion2b_s34b_b79k", False), ("ViT-B-32", False)],
+)
+def test_open_clips_weights_have_the_activation_that_they_were_trained_with(monkeypatch, place, forced):
+    asked = []
+
+    def create_model(*arguments, force_quick_gelu, **options):
+        asked.append(force_quick_gelu)
+        raise RuntimeError("no network")
+
+    monkeypatch.setattr(open_clip, "create_model", create_model)
+    with pytest.raises(ModelError, match="no network"):
+        families.load(f"open_clip:{place}")
+    assert asked == [forced]
+
+
+def test_a_question_may_hold_a_character_that_is_unknown(one_bundle):
+    """T5 reads one as a token of its own, which is marked as special."""
+    for name in ("zoo:blip2-t5", one_bundle.parent / "model"):
+        family = families.load(name)
+        special = set(family.tokenizer.all_special_ids)
+        assert special - family._words.special_ids == {family.tokenizer.unk_token_id}
+    with sdk.load(one_bundle) as task:
+        assert task.base.words.special_ids == family._words.special_ids

@@ -82,11 +82,13 @@ def save(model: onnx.ModelProto, file: Path) -> None:
 def merge(preprocess: Path, eye: Path, file: Path) -> None:
     """Write a preprocessing graph and a vision encoder as one graph: picture (H, W, 3) -> what the encoder gives."""
     first, second = onnx.load(preprocess), onnx.load(eye)
-    versions = {opset.domain: opset.version for opset in second.opset_import}
-    for opset in first.opset_import:
-        opset.version = versions.get(opset.domain, opset.version)
-    first.ir_version = second.ir_version = max(first.ir_version, second.ir_version)
-    save(onnx.compose.merge_models(first, second, io_map=[("pixel_values", "pixel_values")], prefix2="eye."), file)
+    versions = {opset.domain: opset.version for model in (first, second) for opset in model.opset_import}
+    ir_version = max(first.ir_version, second.ir_version)
+    onnx.compose.add_prefix(second, "eye.", inplace=True)
+    # Not merge_models, whose check takes no more than 2 GiB.
+    graph = onnx.compose.merge_graphs(first.graph, second.graph, [("pixel_values", "eye.pixel_values")])
+    opsets = [onnx.helper.make_opsetid(domain, version) for domain, version in versions.items()]
+    save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=ir_version), file)
 
 
 def fuse_attention(model: onnx.ModelProto) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -97,11 +98,11 @@ def _halve(file: Path) -> None:
     # Squares of large activations overflow in fp16: norms, and what onnxruntime fuses to one, stay in fp32, and with
     # them the sum of what the layers give. So do angles by which tokens are turned: at place 1,000 fp16 is a quarter
     # of a radian apart.
-    whole = onnx.load(file)
-    angles = _angles(whole.graph)
-    norms = {node.name for node in whole.graph.node if node.op_type in (NORM, SKIP_NORM)}
+    graph = onnx.load(file, load_external_data=False).graph
+    angles = _angles(graph)
+    norms = {node.name for node in graph.node if node.op_type in (NORM, SKIP_NORM)}
     model = convert_float_to_float16(
-        whole,
+        os.fspath(file),  # of a path, and of nothing else, it takes graphs of more than 2 GiB
         keep_io_types=["pixel_values", "image_features", "image_embeds", "inputs_embeds", "logits", "text_features"],
         op_block_list=[*DEFAULT_OP_BLOCK_LIST, "Pow", "ReduceMean", "LayerNormalization", NORM, SKIP_NORM],
         node_block_list=list(angles),

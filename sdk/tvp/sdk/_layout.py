@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from .errors import RequestError
 
+UNKNOWN = "<unk>"  # what SentencePiece reads in place of a character it does not know, which a question may hold
+
 
 @dataclass(frozen=True)
 class Layout:

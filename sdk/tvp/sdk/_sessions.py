@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from ._layout import Words
+from ._layout import UNKNOWN, Words
 from ._manifest import BaseManifest, ClosedManifest, Identity, verify
 from ._providers import CPU, ON_CPU, TENSORRT, Chosen, Plan, onnxruntime, runs_on
 from ._shapes import check_decoder, check_encoder, check_eye
@@ -233,7 +233,7 @@ def _open_base(folder: Path, manifest: BaseManifest, plan: Plan, verified: set[I
     words = Words(
         manifest.layout,
         lambda text, special: tokenizer.encode(text, add_special_tokens=special).ids,
-        frozenset(token_id for token_id, token in added.items() if token.special),
+        frozenset(token_id for token_id, token in added.items() if token.special and token.content != UNKNOWN),
     )
     try:
         n_before = len(words.prompt_ids("a")[0])

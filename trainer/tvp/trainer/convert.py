@@ -27,6 +27,7 @@ from torch import Tensor
 from transformers import (
     AutoTokenizer,
     BlipImageProcessor,
+    LlamaTokenizerFast,
     PretrainedConfig,
     PreTrainedTokenizerBase,
 )
@@ -88,6 +89,10 @@ def convert(
         )
     text = _text_config(plan, folder)
     words = _tokenizer(tokenizer or folder)
+    if kind == "bliva":
+        words.bos_token = words.eos_token  # "'bos_token': '</s>'" in BLIVA's bliva_vicuna7b.py
+        if isinstance(words, LlamaTokenizerFast):
+            words.update_post_processor()
     files = [checkpoint] if isinstance(checkpoint, str | Path) else list(checkpoint)
 
     tensors = _read_folder(folder)

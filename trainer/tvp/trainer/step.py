@@ -201,7 +201,7 @@ class Objective:
                 if consistency is not None:
                     consistency = consistency * (sum(map(len, part.questions)) / n_rows / len(self._sources))
                     parts["fca"] += consistency.item()
-                    answer = answer + config.fca * consistency
+                    answer = answer + config.fca * consistency.to(answer.device)
                 add(answer)
                 if self._offload:
                     source.model.to("cpu")

@@ -110,7 +110,7 @@ class CausalFamily(WordFamily):
             row += [i] * len(answer)
             position += range(start, start + len(answer))
             wanted += answer
-        logits = self.head(hidden[row, position])
+        logits = self.head(hidden[row, position]).to(self.device)
         return F.cross_entropy(logits.float(), torch.tensor(wanted, device=logits.device))
 
     @torch.no_grad()
@@ -135,7 +135,7 @@ class CausalFamily(WordFamily):
                 self.embed_tokens(text.repeat(n, 1)), every, further.repeat_interleave(n_candidates, -2), cache=cache
             )
             wanted, _ = self._pad([ids[1:] for ids in answered], left=False)
-            rest = self.head(hidden).float().log_softmax(-1)
+            rest = self.head(hidden).to(self.device).float().log_softmax(-1)
             rest = rest.gather(-1, wanted.repeat(n, 1)[:, :, None])[:, :, 0] * real.repeat(n, 1)
             total = total + rest.sum(-1).view(n, n_candidates)
         counts = torch.tensor([len(ids) for ids in answered], device=self.device)
@@ -153,7 +153,7 @@ class CausalFamily(WordFamily):
             position = self.advance(position, 1)
             real = F.pad(real, [0, 1], value=1)
             hidden = self.decode(self.embed_tokens(chosen[:, None]), real, position, cache=cache)
-            logits = self.head(hidden[:, -1])
+            logits = self.head(hidden[:, -1]).to(self.device)
         return answers.tokens, answers.logits
 
     def _join(
@@ -189,7 +189,8 @@ class CausalFamily(WordFamily):
         positions = self.positions(mask, n_context, len(prompts[0][0]), embeddings.shape[1])
         cache = DynamicCache()
         hidden = self.decode(inputs, mask, positions, n_context, cache)
-        return cache, positions, mask, self.head(hidden[:, -1])
+        # A model that is spread over devices may end on another than it began on.
+        return cache, positions, mask, self.head(hidden[:, -1]).to(self.device)
 
 
 def prefix_attention(real: Tensor, n_context: Tensor | None, n_new: int, dtype: torch.dtype) -> Tensor:

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from tvp.sdk._layout import Layout, Words
+from tvp.sdk._layout import UNKNOWN, Layout, Words
 from tvp.sdk.errors import ModelError, RequestError
 
 from ._pixels import PixelFormat, to_pixels
@@ -144,7 +144,9 @@ class WordFamily(Family):
         self._words = Words(
             self.layout,
             lambda text, special: tokenizer(text, add_special_tokens=special).input_ids,
-            frozenset(i for i, token in tokenizer.added_tokens_decoder.items() if token.special),
+            frozenset(
+                i for i, token in tokenizer.added_tokens_decoder.items() if token.special and token.content != UNKNOWN
+            ),
         )
         # A task asks the same few questions at every step, and a call of a tokenizer costs as much as a small layer.
         self._prompt_ids = lru_cache(N_TEXTS)(self._words.prompt_ids)

@@ -69,7 +69,7 @@ class SeqToSeqFamily(WordFamily):
                 use_cache=True,
             )
             past = output.past_key_values
-            token = answers.add(output.logits[:, -1])
+            token = answers.add(output.logits[:, -1].to(self.device))
         return answers.tokens, answers.logits
 
     @property
@@ -91,4 +91,5 @@ class SeqToSeqFamily(WordFamily):
         output = self.language_model(
             encoder_outputs=(states,), attention_mask=mask, decoder_input_ids=given, use_cache=False
         )
-        return output.logits  # type: ignore[no-any-return]
+        # A model that is spread over devices may end on another than it began on.
+        return output.logits.to(self.device)  # type: ignore[no-any-return]

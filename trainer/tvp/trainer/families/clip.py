@@ -87,7 +87,8 @@ class Clip(Family):
 
     def logits(self, embeddings: Float[Tensor, "n 1 n_features"], texts: Sequence[str]) -> Float[Tensor, "n n_texts"]:
         """What transformers calls `logits_per_image`."""
-        return self.scale * embeddings[:, 0] @ self.text_features(texts).T + self.bias
+        # In fp32, since half precision knows an eighth at the usual size of a logit.
+        return self.scale * embeddings[:, 0].float() @ self.text_features(texts).float().T + self.bias
 
     def answer_loss(
         self,
@@ -168,7 +169,14 @@ def make_open_clip(name: str) -> Clip:
     place = f"local-dir:{name}" if Path(name, "open_clip_config.json").is_file() else name.removeprefix("open_clip:")
     architecture, _, tag = place.partition("@")
     try:
-        model = open_clip.create_model(architecture, pretrained=tag or None, require_pretrained=True)
+        # open_clip only warns where weights were trained with another activation than the architecture's own.
+        about = open_clip.get_pretrained_cfg(architecture.replace("/", "-"), tag) if tag else {}
+        model = open_clip.create_model(
+            architecture,
+            pretrained=tag or None,
+            require_pretrained=True,
+            force_quick_gelu=bool(about.get("quick_gelu")),
+        )
         tokenizer = open_clip.get_tokenizer(architecture)
     except Exception as error:  # open_clip, safetensors and tokenizers each raise their own
         raise ModelError(

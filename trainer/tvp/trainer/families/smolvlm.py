@@ -7,6 +7,7 @@ processor whose `size.longest_edge` is larger than a tile enlarges to that first
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -51,13 +52,17 @@ class SmolVlm(CausalFamily):
         return eye.post_layernorm(hidden.last_hidden_state)  # type: ignore[no-any-return]
 
     def _place_patches(self) -> Int[Tensor, "1 n_patches"]:
-        """Which position embedding each patch of a whole tile gets: transformers' own choice."""
-        embeddings, size = self.model.model.vision_model.embeddings, self.pixel_format.size
+        """Which position embedding each patch of a whole tile gets: transformers' own choice in fp32.
+
+        In half precision it chooses others, by rounding (huggingface/transformers#41190), and a prompt would be
+        learned on another eye than is exported.
+        """
+        embeddings, size = copy.deepcopy(self.model.model.vision_model.embeddings).float(), self.pixel_format.size
         found: list[Tensor] = []
         hook = embeddings.position_embedding.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
         n_side = size // embeddings.patch_size
         whole = torch.ones(1, n_side, n_side, dtype=torch.bool, device=self.device)
-        black = torch.zeros(1, 3, size, size).to(whole.device, self.dtype)
+        black = torch.zeros(1, 3, size, size, device=whole.device)
         with torch.no_grad(), hook:
             embeddings(pixel_values=black, patch_attention_mask=whole)
         return found[0]
