@@ -1,6 +1,7 @@
 """An onnxruntime that says it has CUDA and TensorRT, notes what each session is opened with, and runs it on the CPU.
 
-For what the sdk asks of onnxruntime, and how it takes what onnxruntime says; nothing about a device is learnt here.
+For what the sdk asks of onnxruntime, and how it takes what onnxruntime says. Of a device there is only what its memory
+does: an input on the CPU is copied to it when it is bound, and what is read from it is a copy.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import onnxruntime as real
 
@@ -30,6 +32,7 @@ class Fake(types.ModuleType):
         self.available = [*available]
         self.opened: list[tuple[str, list[tuple[str, dict[str, str]]], dict[str, int]]] = []
         self.preloads = 0
+        self.OrtValue = OrtValue
         self.starts: Callable[[str, str], bool] = lambda file, provider: True
         self.fails: Callable[[str, str], bool] = lambda file, provider: False
         self.nodes: Callable[[str, list[str]], list[tuple[str, str]] | None] = lambda file, providers: None
@@ -94,10 +97,52 @@ class Session:
             for provider, operator in self._module.nodes(self._name, self._providers)
         ]
 
+    def get_provider_options(self):
+        return {CUDA: {"device_id": "0"}, CPU: {}}
+
+    def io_binding(self):
+        binding = self._session.io_binding()
+        return binding if self._providers[0] == CPU else Binding(binding)
+
+    def run_with_iobinding(self, binding):
+        self._session.run_with_iobinding(getattr(binding, "real", binding))
+
     def __getattr__(self, name):
         if name == "get_provider_graph_assignment_info":
             raise AttributeError(name)
         return getattr(self._session, name)
+
+
+class OrtValue:
+    """Of a device's memory."""
+
+    places: ClassVar[list[str]] = []
+
+    def __init__(self, real_value) -> None:
+        self.real = real_value
+
+    @classmethod
+    def ortvalue_from_numpy(cls, array, device="cpu", number=0):
+        cls.places.append(device)
+        if device == "cpu":
+            return real.OrtValue.ortvalue_from_numpy(array)
+        return cls(real.OrtValue.ortvalue_from_numpy(array.copy()))
+
+    def numpy(self):
+        return self.real.numpy().copy()
+
+
+class Binding:
+    def __init__(self, binding) -> None:
+        self.real, self._kept = binding, {}
+
+    def bind_ortvalue_input(self, name, value):
+        on_device = isinstance(value, OrtValue)
+        self._kept[name] = value.real if on_device else real.OrtValue.ortvalue_from_numpy(value.numpy().copy())
+        self.real.bind_ortvalue_input(name, self._kept[name])
+
+    def bind_ortvalue_output(self, name, value):
+        self.real.bind_ortvalue_output(name, value.real if isinstance(value, OrtValue) else value)
 
 
 def install(monkeypatch, *available: str) -> Fake:

@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.sdk.fake_onnxruntime import CPU, CUDA, TENSORRT, install
+from tests.sdk.fake_onnxruntime import CPU, CUDA, TENSORRT, OrtValue, install
 from tvp import sdk
+from tvp.export.bundle import export
 from tvp.sdk import _sessions
 from tvp.sdk._providers import PARTS, choose_providers
 from tvp.sdk.errors import ProviderError
+from tvp.trainer import tasks
 
 PICTURE = np.zeros((10, 10, 3), np.uint8)
 CUDA_OPTIONS = {
@@ -261,6 +263,38 @@ def test_the_real_onnxruntime_says_what_it_runs_on(one_bundle):
     with sdk.load(one_bundle) as task:
         assert task.providers == dict.fromkeys(("preprocess", "vision_encoder", "decoder"), CPU)
         assert task.base.vision_encoder.get_inputs()[0].shape[0] == "batch_size"
+
+
+@pytest.fixture(scope="module")
+def bundles(one_bundle, tmp_path_factory):
+    """The same model in fp32 and in fp16."""
+    half = tmp_path_factory.mktemp("half") / "half"
+    export(one_bundle.parent / "model", tasks.get("count"), half, precision="fp16", n_cases=2, max_loss=1)
+    return {"fp32": one_bundle, "fp16": half}
+
+
+@pytest.mark.parametrize(("precision", "place"), [("fp32", "cpu"), ("fp16", "cuda")])
+def test_a_device_that_copies_what_is_bound_gives_the_same_answers(bundles, monkeypatch, precision, place):
+    """onnxruntime copies an input to the device when it is bound, not when it runs."""
+    pictures = [np.full((20, 20, 3), level, np.uint8) for level in (30, 200)]
+    questions = ["How many objects are there?", "Is there a red star?"]
+
+    def told(task):
+        views = [task.see(picture) for picture in pictures]
+        answers = [view.ask(question, max_new_tokens=12) for view in views for question in questions]
+        answers += task.ask_many(list(zip(pictures, questions, strict=True)), max_new_tokens=80)  # the cache grows
+        streams = ["".join(views[0].stream(question, max_new_tokens=12)) for question in questions]
+        ranks = [view.rank(question, labels=["1", "2", "three stars"]) for view in views for question in questions]
+        return [(answer.tokens, answer.log_probabilities) for answer in answers], streams, ranks
+
+    with sdk.load(bundles[precision], providers="cpu") as task:
+        expected = told(task)
+    install(monkeypatch, CUDA, CPU)
+    monkeypatch.setattr(OrtValue, "places", [])
+    with sdk.load(bundles[precision], providers="cuda") as task:
+        assert task.providers["decoder"] == CUDA
+        assert told(task) == expected
+    assert place in OrtValue.places
 
 
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from ._sessions import Base, run_all
 from .errors import ProviderError, RequestError
 
 BLOCK = 64  # positions by which a buffer grows
+KINDS = ("key", "value")  # of which each layer has one
 
 
 class KeyValues:
@@ -22,6 +23,9 @@ class KeyValues:
 
     Each tensor is bound as input and output of the decoder, which writes behind a row's length in place.
     Going back to an earlier length costs nothing: what lies behind it is never read.
+    On a CPU all is bound once, and values are written to where they are bound. Elsewhere onnxruntime copies an input
+    that lies on another device when it is bound (`IOBinding::BindInput`), and not when it runs: there all inputs are
+    bound again for each run, which copies only those that are not where they are needed.
     """
 
     def __init__(self, base: Base, n_rows: int = 1) -> None:
@@ -69,6 +73,8 @@ class KeyValues:
             self._bind(inputs, n_new, n_logits)
         for name, value in inputs.items():
             self._fed[name].numpy()[...] = value
+        if self._base.copies_inputs:
+            self._bind_inputs()
         try:
             self._base.decoder.run_with_iobinding(self._binding)
         except RuntimeError as error:
@@ -84,12 +90,16 @@ class KeyValues:
         arrays = {name: np.zeros(np.shape(value), kinds.get(name, np.int64)) for name, value in inputs.items()}
         arrays["logits"] = np.zeros((len(self.lengths), n_logits, manifest.n_vocab), np.float32)
         self._fed = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
-        for name, value in self._fed.items():
-            if name == "logits":
-                self._binding.bind_ortvalue_output(name, value)
-            else:
-                self._binding.bind_ortvalue_input(name, value)
+        self._binding.bind_ortvalue_output("logits", self._fed["logits"])
+        self._bind_inputs()
         self._shape = (n_new, n_logits)
+
+    def _bind_inputs(self) -> None:
+        for i, tensor in enumerate(self._tensors):
+            self._binding.bind_ortvalue_input(f"past_key_values.{i // 2}.{KINDS[i % 2]}", tensor)
+        for name, value in self._fed.items():
+            if name != "logits":
+                self._binding.bind_ortvalue_input(name, value)
 
     def copies(self, n_rows: int, n_new: int) -> KeyValues:
         """Copies of a single sequence, to be continued in different ways by n_new tokens in one batch."""
@@ -105,14 +115,18 @@ class KeyValues:
         longest, n_positions = max(row.length for row in rows), rows[0]._base.manifest.n_positions
         # A limit is not a length: what is asked for may be far more than what comes, or than there is memory for.
         most = longest + min(n_new, BLOCK)
-        both._reserve(min(most, n_positions or most))
+
+        def fill(i: int, array: NDArray[Any]) -> None:
+            for place, row in enumerate(rows):
+                array[place, :, : row.length] = row._tensors[i].numpy()[0, :, : row.length]
+
+        both._reserve(min(most, n_positions or most), fill)
         for place, row in enumerate(rows):
-            for mine, theirs in zip(row._tensors, both._tensors, strict=True):
-                theirs.numpy()[place, :, : row.length] = mine.numpy()[0, :, : row.length]
             both.lengths[place], both._firsts[place] = row.length, row._firsts[0]
         return both
 
-    def _reserve(self, length: int) -> None:
+    def _reserve(self, length: int, fill: Callable[[int, NDArray[Any]], None] | None = None) -> None:
+        """Make room for a length; fill: writes to the array of the i-th new tensor (default: what there was)."""
         manifest = self._base.manifest
         if manifest.n_positions and length > manifest.n_positions:
             raise RequestError(
@@ -127,15 +141,15 @@ class KeyValues:
         old, self._tensors = self._tensors, []
         for i in range(2 * manifest.n_layers):
             array = np.zeros(shape, self._base.cache_type)
-            if old:
+            if fill:
+                fill(i, array)
+            elif old:
                 array[:, :, : self.length] = old[i].numpy()[:, :, : self.length]
-            self._tensors.append(ort.OrtValue.ortvalue_from_numpy(array))
+            self._tensors.append(ort.OrtValue.ortvalue_from_numpy(array, *self._base.cache_place))
         self._capacity = capacity
         self._binding, self._shape = self._base.decoder.io_binding(), (0, 0)
         for i, tensor in enumerate(self._tensors):
-            kind = "key" if i % 2 == 0 else "value"
-            self._binding.bind_ortvalue_input(f"past_key_values.{i // 2}.{kind}", tensor)
-            self._binding.bind_ortvalue_output(f"present.{i // 2}.{kind}", tensor)
+            self._binding.bind_ortvalue_output(f"present.{i // 2}.{KINDS[i % 2]}", tensor)
 
 
 class GrowingKeyValues:

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 
 from ._layout import UNKNOWN, Words
 from ._manifest import BaseManifest, ClosedManifest, Identity, verify
-from ._providers import CPU, ON_CPU, TENSORRT, Chosen, Plan, onnxruntime, runs_on
+from ._providers import CPU, CUDA, ON_CPU, TENSORRT, Chosen, Plan, onnxruntime, runs_on
 from ._shapes import check_decoder, check_encoder, check_eye
 from .errors import BundleError, ProviderError, RequestError
 
@@ -163,6 +163,11 @@ class Base:
         self.feeds_positions = "position_ids" in inputs  # a decoder that counts places by itself has none
         half = any(kind == "tensor(float16)" for name, kind in inputs.items() if name.startswith("past_key_values"))
         self.cache_type: type[np.floating[Any]] = np.float16 if half else np.float32
+        provider = self.decoder.get_providers()[0]
+        self.copies_inputs = provider != CPU
+        # CUDA has this attention in half precision only; in fp32 it runs on the CPU, and there its cache lies.
+        options = self.decoder.get_provider_options().get(provider, {}) if provider == CUDA and half else None
+        self.cache_place = ("cpu", 0) if options is None else ("cuda", int(options.get("device_id", 0)))
 
 
 class Trims:
