@@ -107,7 +107,7 @@ def test_bad_questions_and_options_are_refused(one_bundle):
             ("x" * 100_000, "100,000 characters"),
             ("", "empty"),
             ("  \n", "empty"),
-            (7, "empty"),
+            (7, "must be a text"),
             ("what is <image>?", "special token"),
             ("word " * 1000, "at most 512"),
         ):
@@ -185,7 +185,7 @@ def test_a_table_of_embeddings_that_is_none_is_a_bundle_error(copy, content):
 
 def test_names_that_no_folder_can_have_are_no_bundles(tmp_path, monkeypatch):
     monkeypatch.setenv("TVP_HOME", str(tmp_path))
-    for name in ("я" * 200, f"{'x' * 300}/count", "x" * 300, "\ud800"):
+    for name in ("я" * 200, f"{'x' * 300}/count", "x" * 300, "\ud800", "a/" * 2500):
         with pytest.raises(BundleError):
             sdk.load(name)
 
@@ -205,3 +205,23 @@ def test_a_batch_counts_its_picture_once(one_bundle):
         passed = time.perf_counter() - began
     assert answer.timing["see"] < answer.timing["total"] < passed
     assert answer.timing["first_token"] < passed - answer.timing["see"]
+
+
+def test_numpys_numbers_are_numbers(one_bundle):
+    with sdk.load(one_bundle) as task:
+        options = {"max_new_tokens": np.int64(3), "temperature": np.float32(0.5), "seed": np.int64(1)}
+        plain = {"max_new_tokens": 3, "temperature": 0.5, "seed": 1}
+        assert task.ask(PICTURE, "What?", **options).tokens == task.ask(PICTURE, "What?", **plain).tokens
+        assert len(task.ask_many([(PICTURE, "What?")] * 3, batch=np.int64(2))) == 3
+        for bad in ({"max_new_tokens": np.True_}, {"seed": np.float32(1)}, {"temperature": np.float64("nan")}):
+            with pytest.raises(RequestError):
+                task.ask(PICTURE, "What?", **bad)
+
+
+def test_a_question_that_is_too_long_is_told_before_any_is_answered(one_bundle, monkeypatch):
+    with sdk.load(one_bundle) as task:
+        monkeypatch.setattr(task, "pixel_values", lambda image: pytest.fail("a picture was read"))
+        with pytest.raises(RequestError, match="this model reads at most"):
+            task.ask_many([(PICTURE, "What?")] * 20 + [(PICTURE, "What? " * 400)])
+        with pytest.raises(RequestError, match="must be a text"):
+            task.ask_many([(PICTURE, 3)])

@@ -56,7 +56,7 @@ def test_what_cannot_be_asked_is_refused(closed):
         for question, says in (
             ("x" * 100_000, "100,000 characters"),
             ("", "empty"),
-            (7, "empty"),
+            (7, "must be a text"),
             ("what is </S>?", "The question holds a special token"),
             ("a <|endoftext|>", "The question holds a special token"),
         ):

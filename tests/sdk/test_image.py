@@ -113,3 +113,11 @@ def test_a_programs_warnings_are_left_alone_by_threads(picture):
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(lambda _: read_image(data.getvalue()), range(200)))
     assert warnings.filters == before
+
+
+@pytest.mark.parametrize("density", [None, (72, 72)])
+def test_metadata_that_cannot_be_read_does_not_cost_the_picture(picture, density):
+    whole = encode(Image.fromarray(picture), "JPEG", quality=95, **({"dpi": density} if density else {}))
+    block = b"Exif\0\0this is no TIFF header"
+    broken = whole[:20] + b"\xff\xe1" + (len(block) + 2).to_bytes(2, "big") + block + whole[20:]
+    assert np.array_equal(read_image(broken), read_image(whole))

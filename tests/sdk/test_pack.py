@@ -221,3 +221,15 @@ def test_a_cache_that_cannot_be_made_is_a_bundle_error(packed, tmp_path, monkeyp
     monkeypatch.setenv("TVP_HOME", str(tmp_path / "file"))
     with pytest.raises(BundleError, match="set TVP_HOME"):
         sdk.load(packed)
+
+
+def test_a_damaged_cache_of_a_file_says_what_to_delete(packed, tmp_path, monkeypatch):
+    monkeypatch.setenv("TVP_HOME", str(tmp_path))
+    sdk.load(packed).close()
+    (folder,) = (tmp_path / "cache").iterdir()
+    (folder / "preprocess.onnx").unlink()
+    with pytest.raises(BundleError, match=r"unpacked from .*: delete it"):
+        sdk.load(packed)
+    shutil.rmtree(folder)
+    with sdk.load(packed) as task:
+        assert task.check()["cases"]

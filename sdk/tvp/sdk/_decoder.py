@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ._providers import onnxruntime
 from ._sessions import Base, run_all
-from .errors import ProviderError, RequestError
+from .errors import ProviderError
 
 BLOCK = 64  # positions by which a buffer grows
 KINDS = ("key", "value")  # of which each layer has one
@@ -128,11 +128,7 @@ class KeyValues:
     def _reserve(self, length: int, fill: Callable[[int, NDArray[Any]], None] | None = None) -> None:
         """Make room for a length; fill: writes to the array of the i-th new tensor (default: what there was)."""
         manifest = self._base.manifest
-        if manifest.n_positions and length > manifest.n_positions:
-            raise RequestError(
-                f"The picture, the question and the answer so far take {length} tokens, and this model reads "
-                f"at most {manifest.n_positions}. Ask a shorter question or a shorter answer."
-            )
+        self._base.refuse_length(length)
         if length <= self._capacity:
             return
         capacity = min(manifest.n_positions or length + BLOCK, -(-length // BLOCK) * BLOCK)

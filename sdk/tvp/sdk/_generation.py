@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any, TypedDict
 
 import numpy as np
@@ -72,6 +73,8 @@ class Generation:
             value = given.get(name)
             if value is not None and not (_is(value, kind) and allowed(value)):
                 raise RequestError(f"{name} is {value!r}; it must be {said}.")
+            if value is not None and kind in (int, float):
+                given[name] = kind(value)
         return Generation(**given)
 
     def choose(self, logits: NDArray[np.float32], rng: np.random.Generator) -> int:
@@ -89,9 +92,10 @@ class Generation:
 
 
 def _is(value: Any, kind: type) -> bool:
+    # numpy's numbers too, which are not Python's own.
     if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return isinstance(value, kind) and not isinstance(value, bool)
+        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, Integral if kind is int else kind) and not isinstance(value, bool)
 
 
 CHECKS: dict[str, tuple[type, Any, str]] = {

@@ -105,7 +105,7 @@ def _decode(image: Image.Image, name: str) -> NDArray[np.uint8]:
     _check_size(*image.size, name)
     try:
         image.load()
-        turned, mirrored = UPRIGHT.get(image.getexif().get(ORIENTATION, 1), (0, False))
+        turned, mirrored = UPRIGHT.get(_orientation(image), (0, False))
         pixels = _to_rgb(image)
         pixels = np.rot90(pixels, turned)
         return np.ascontiguousarray(pixels[:, ::-1] if mirrored else pixels)
@@ -113,6 +113,13 @@ def _decode(image: Image.Image, name: str) -> NDArray[np.uint8]:
         raise ImageError(f"{_start(name)} needs more memory than there is. Give a smaller picture.") from error
     except Exception as error:  # as above
         raise ImageError(f"{_start(name)} is damaged or cut off: {error}") from error
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # metadata that cannot be read, of a picture that can
+        return 1
 
 
 def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:

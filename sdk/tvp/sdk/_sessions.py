@@ -117,19 +117,23 @@ class Connector:
 
     def embed(self, features: NDArray[np.float32], question: str) -> NDArray[np.float32]:
         """Image embeddings (1, n_image, n_text) of features (1, …) for a question."""
-        ids = self.tokenizer.encode(self.prompt.replace("{image}", "").replace("{question}", question)).ids
-        if len(ids) > self.n_positions:
-            raise RequestError(
-                f"The question takes {len(ids)} tokens, and this model's Q-Former reads at most {self.n_positions}. "
-                "Ask a shorter question."
-            )
-        row = np.array([ids], np.int64)
+        row = np.array([self.ids(question)], np.int64)
         inputs: dict[str, NDArray[Any]] = {
             "image_features": features,
             "question_ids": row,
             "question_mask": np.ones_like(row),
         }
         return run(self.session, "image_embeds", inputs)
+
+    def ids(self, question: str) -> list[int]:
+        """What it reads of a question; raises RequestError for one that is too long."""
+        ids: list[int] = self.tokenizer.encode(self.prompt.replace("{image}", "").replace("{question}", question)).ids
+        if len(ids) > self.n_positions:
+            raise RequestError(
+                f"The question takes {len(ids)} tokens, and this model's Q-Former reads at most {self.n_positions}. "
+                "Ask a shorter question."
+            )
+        return ids
 
 
 @dataclass
@@ -168,6 +172,22 @@ class Base:
         # CUDA has this attention in half precision only; in fp32 it runs on the CPU, and there its cache lies.
         options = self.decoder.get_provider_options().get(provider, {}) if provider == CUDA and half else None
         self.cache_place = ("cpu", 0) if options is None else ("cuda", int(options.get("device_id", 0)))
+
+    def refuse_too_long(self, question: str) -> None:
+        """Raise RequestError, before anything runs, for a question that cannot be read to its end."""
+        before, after = self.words.prompt_ids(question)
+        if self.connector is not None:
+            self.connector.ids(question)
+        if self.encoder is None:
+            self.refuse_length(len(before) + self.manifest.n_image_tokens + len(after))
+
+    def refuse_length(self, n_tokens: int) -> None:
+        n_positions = self.manifest.n_positions
+        if n_positions and n_tokens > n_positions:
+            raise RequestError(
+                f"The picture, the question and the answer so far take {n_tokens} tokens, and this model reads "
+                f"at most {n_positions}. Ask a shorter question or a shorter answer."
+            )
 
 
 class Trims:

@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -52,6 +53,18 @@ def load(task: str | os.PathLike[str], *, providers: Providers = "auto", verify_
     ProviderError for a provider that is unknown or does not start.
     """
     folder = find(task)
+    try:
+        return _open(folder, providers, verify_files)
+    except BundleError as error:
+        if folder.parent == home() / "cache":
+            raise BundleError(
+                f"{error} The folder is a copy that was unpacked from {os.fspath(task)}: delete it, and it is unpacked "
+                "again."
+            ) from error
+        raise
+
+
+def _open(folder: Path, providers: Providers, verify_files: bool) -> Task:
     manifest = read_task_manifest(folder / "manifest.json")
     base_manifest = read_base_manifest(folder / "base" / "manifest.json")
     if base_manifest.digest != manifest.base_digest:
@@ -160,7 +173,7 @@ class Task:
         rows = list(requests)
         if wrong := [row for row in rows if not (isinstance(row, (tuple, list)) and len(row) == 2)]:
             raise RequestError(f"ask_many takes (picture, question) pairs, not a {type(wrong[0]).__name__} alone.")
-        if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
+        if not isinstance(batch, Integral) or isinstance(batch, bool) or batch < 1:
             raise RequestError(f"batch is {batch!r}; it must be a whole number of at least 1.")
         generation = self.generation(options)
         for _, question in rows:
@@ -176,7 +189,7 @@ class Task:
         return View(self, features, seconds)
 
     def _refuse_unreadable(self, question: str | None) -> None:
-        self.base.words.prompt_ids(self.question(question))
+        self.base.refuse_too_long(self.question(question))
 
     def _answer_together(
         self, requests: Sequence[tuple[ImageLike, str | None]], generation: Generation
@@ -227,7 +240,9 @@ class Task:
             question = self.manifest.question
             if not question:
                 raise RequestError(f"The task {self.name!r} has no question of its own; give one.")
-        if not isinstance(question, str) or not question.strip():
+        if not isinstance(question, str):
+            raise RequestError(f"The question is {question!r}; it must be a text.")
+        if not question.strip():
             raise RequestError("The question is empty; give a text.")
         if len(question) > MAX_QUESTION:
             raise RequestError(f"The question has {len(question):,} characters; at most {MAX_QUESTION:,} are read.")
@@ -236,7 +251,13 @@ class Task:
 
 def find(task: str | os.PathLike[str]) -> Path:
     """The folder of a bundle that is given by path or by name; raises BundleError where there is none."""
-    path = Path(task)
+    try:
+        return _find(Path(task), os.fspath(task))
+    except OSError as error:
+        raise BundleError(f"The bundle {os.fspath(task)!r} cannot be read: {error.strerror or error}.") from error
+
+
+def _find(path: Path, name: str) -> Path:
     if any(len(part.encode("utf-8", "surrogatepass")) > 255 for part in path.parts):
         raise BundleError(f"The name {str(path)[:80]!r}… of the bundle is longer than any folder's.")
     if (path / "manifest.json").is_file():
@@ -252,8 +273,8 @@ def find(task: str | os.PathLike[str]) -> Path:
         return named
     known = tasks()
     raise BundleError(
-        f"There is no bundle {os.fspath(task)!r}: no folder of that path, and {home() / 'tasks'} has "
-        f"{', '.join(known) or 'no tasks'}.{near(os.fspath(task), known)} `tvp export` makes one."
+        f"There is no bundle {name!r}: no folder of that path, and {home() / 'tasks'} has "
+        f"{', '.join(known) or 'no tasks'}.{near(name, known)} `tvp export` makes one."
     )
 
 
