@@ -80,6 +80,8 @@ def export(
     refuse_to_overwrite(output, force)
     if prompt is not None and not isinstance(prompt, Prompt):
         prompt = Prompt.load(prompt)
+    if family is not None and family.device.type != "cpu":  # where it is traced, and compared with the bundle
+        family = None
     family = exportable(family or families.load(model))
     if prompt is not None:
         geometry = prompt.geometry

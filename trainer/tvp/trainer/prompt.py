@@ -126,7 +126,7 @@ class Prompt:
 
     def on(self, canvas: Float[Tensor, "n 3 canvas canvas"]) -> Float[Tensor, "n 3 canvas canvas"]:
         """Show the frame on canvases from `Geometry.show`; differentiable in `frame`."""
-        prompted = canvas + self.added()
+        prompted = canvas + self.added().to(canvas.device)
         return prompted.clamp(0, 1) if self.merges else prompted
 
     def added(self) -> Float[Tensor, "3 canvas canvas"]:

@@ -117,7 +117,7 @@ class CleanFeatures:
 
     def _see(self, canvas: Tensor) -> Tensor:
         features = self._family.encode(self._family.to_pixels(canvas))
-        return features if self._family.reads_question else self._family.connect(features)
+        return (features if self._family.reads_question else self._family.connect(features)).to(canvas.device)
 
     def _of_group(self, group: int) -> Tensor:
         kept = self._kept[group]
@@ -236,5 +236,5 @@ class Objective:
                 target = clean(part.indices, canvas, part.varied).index_select(0, rows)
                 if source.reads_question:
                     target = source.connect(target, asked)
-            consistency = feature_consistency(embeddings.float(), target.float())
+            consistency = feature_consistency(embeddings.float(), target.to(embeddings.device).float())
         return answer, consistency, source.n_answer_tokens(answers)

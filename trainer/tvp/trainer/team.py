@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -24,7 +25,8 @@ class Team:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             from accelerate import PartialState
 
-            state = PartialState(cpu=not torch.cuda.is_available())
+            # By default a process waits ten minutes for the others, and a download may take longer.
+            state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=6))
             self.rank, self.size, self.device = state.process_index, state.num_processes, state.device
 
     @property

@@ -258,7 +258,9 @@ def _batches(
 
 def _dtype(precision: str, device: str) -> torch.dtype:
     if precision == "auto":
-        gains = device.startswith(("cuda", "auto")) and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        on_gpu = device.startswith(("cuda", "auto")) and torch.cuda.is_available()
+        # Older GPUs have it by emulation, which is slow.
+        gains = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
         precision = "bf16" if gains else "fp32"
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 

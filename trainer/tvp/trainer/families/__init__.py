@@ -59,6 +59,8 @@ def load(name: str | Path, device: str | torch.device = "cpu", dtype: torch.dtyp
 
         family = make_open_clip(place)
         family.model = family.model.to(dtype)
+        if str(device) == "auto":  # which is transformers' own way, and these models are small
+            device = "cuda" if torch.cuda.is_available() else "cpu"
     else:
         checkpoint = Checkpoint(str(name), place, dtype, "auto" if str(device) == "auto" else None)
         module = _known(checkpoint)

@@ -161,7 +161,8 @@ class CausalFamily(WordFamily):
     ) -> Float[Tensor, "n n_all n_text"]:
         self._refuse_too_long(len(before) + embeddings.shape[1] + text.shape[1] + n_more)
         prefix = self.embed_tokens(torch.tensor(before, device=text.device).long())
-        return torch.cat([prefix.expand(len(text), -1, -1), embeddings, self.embed_tokens(text)], 1)
+        parts = [prefix.expand(len(text), -1, -1), embeddings, self.embed_tokens(text)]
+        return torch.cat([part.to(embeddings.device) for part in parts], 1)
 
     def _prefill(
         self, embeddings: Tensor, questions: Sequence[str], n_more: int

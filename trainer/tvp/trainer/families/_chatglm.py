@@ -217,6 +217,7 @@ class ChatGLMForConditionalGeneration(PreTrainedModel):  # type: ignore[misc]
 
     config_class = ChatGLMConfig
     base_model_prefix = "transformer"
+    _no_split_modules = ["ChatGLMBlock"]  # noqa: RUF012
     # Computed in `_rotations`; the release skips them on loading as well.
     _keys_to_ignore_on_load_unexpected = [r"rotary_emb\.inv_freq$"]  # noqa: RUF012
 

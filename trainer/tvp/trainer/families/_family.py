@@ -71,9 +71,10 @@ class Family:
         The eye ran once a picture; so does the connector where it does not read the question.
         """
         # index_select, since the backward of features[rows] adds up in any order, and so other bits each time.
+        # A part of a model that is spread over devices may be on another than the rows.
         if self.reads_question:
-            return self.connect(features.index_select(0, rows), questions)
-        return self.connect(features).index_select(0, rows)
+            return self.connect(features.index_select(0, rows.to(features.device)), questions).to(rows.device)
+        return self.connect(features).to(rows.device).index_select(0, rows)
 
     # What a language model gives.
 

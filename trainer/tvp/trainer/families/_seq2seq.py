@@ -82,7 +82,7 @@ class SeqToSeqFamily(WordFamily):
         text, real = self._pad([self.prompt_ids(question)[1] for question in questions], left=False)
         self._refuse_too_long(embeddings.shape[1] + text.shape[1])
         mask = F.pad(real, [embeddings.shape[1], 0], value=1)
-        inputs = torch.cat([embeddings, self.embed_tokens(text)], 1)
+        inputs = torch.cat([embeddings, self.embed_tokens(text).to(embeddings.device)], 1)
         return self.language_model.encoder(inputs_embeds=inputs, attention_mask=mask).last_hidden_state, mask
 
     def _decode(self, states: Tensor, mask: Tensor, wanted: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ class Clip(Family):
         self._known: dict[str, Tensor] = {}
 
     def encode(self, pixels: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n 1 n_features"]:
-        return self._encode_image(pixels)[:, None]
+        return self._encode_image(pixels)[:, None].to(self.device)
 
     def connect(
         self, features: Float[Tensor, "n 1 n_features"], questions: Sequence[str] | None = None
@@ -82,7 +82,7 @@ class Clip(Family):
             if text not in self._known:
                 with torch.no_grad():
                     ids = self.tokenize([text]).to(self.device)
-                    self._known[text] = F.normalize(self.encode_ids(ids)[0], dim=-1)
+                    self._known[text] = F.normalize(self.encode_ids(ids)[0], dim=-1).to(self.device)
         return torch.stack([self._known[text] for text in texts])
 
     def logits(self, embeddings: Float[Tensor, "n 1 n_features"], texts: Sequence[str]) -> Float[Tensor, "n n_texts"]:

@@ -127,7 +127,7 @@ class Bliva(InstructBlip):
     def connect_ids(self, features: Tensor, ids: Int[Tensor, "n length"], real: Int[Tensor, "n length"]) -> Tensor:
         last, patches = features.chunk(2, -1)
         queries = self.model.language_projection(self._ask_queries(last, ids, real))
-        return torch.cat([queries, self.model.vision_project(patches[:, 1:])], 1)
+        return torch.cat([queries, self.model.vision_project(patches[:, 1:]).to(queries.device)], 1)
 
 
 def make(checkpoint: Checkpoint) -> WordFamily:
