@@ -228,7 +228,7 @@ def test_a_damaged_cache_of_a_file_says_what_to_delete(packed, tmp_path, monkeyp
     sdk.load(packed).close()
     (folder,) = (tmp_path / "cache").iterdir()
     (folder / "preprocess.onnx").unlink()
-    with pytest.raises(BundleError, match=r"unpacked from .*: delete it"):
+    with pytest.raises(BundleError, match=r"unpacked from .*delete the folder"):
         sdk.load(packed)
     shutil.rmtree(folder)
     with sdk.load(packed) as task:

@@ -1,4 +1,7 @@
-"""The matrix: planted models whose right answers are known, what is written, and the command."""
+"""The matrix: planted models whose right answers are known, what is written, and the command.
+
+Over 400 lines because all of it asks the same few planted models, which are made here.
+"""
 
 from __future__ import annotations
 

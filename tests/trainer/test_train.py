@@ -1,4 +1,7 @@
-"""The training loop: it learns, it wastes nothing, and it survives being killed."""
+"""The training loop: it learns, it wastes nothing, and it survives being killed.
+
+Over 400 lines because one run of one tiny model is followed from its start to how it is taken up again.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -63,37 +64,22 @@ def export(
     from .bundle import export as run_export
     from .plan import plan
 
+    options: dict[str, Any] = {
+        "prompt": prompt,
+        "force": force,
+        "reuse": reuse,
+        "precision": precision,
+        "device": device,
+        "single_file": single_file,
+    }
     if dry_run:
-        rows = plan(
-            model,
-            task,
-            output,
-            prompt=prompt,
-            precision=precision,
-            device=device,
-            reuse=reuse,
-            single_file=single_file,
-            force=force,
-        )
+        rows = plan(model, task, output, **options)
         for name, size, note in rows:
             click.echo(f"{_size(size)}  {name}{note and f'  ({note})'}")
         click.echo(f"{_size(sum(size for _, size, _ in rows))}  in all, under {output}; nothing was written")
         return
     source = tasks.open_data(data, task, "test", cases, seed=7) if data else None
-    report = run_export(
-        model,
-        task,
-        output,
-        prompt=prompt,
-        data=source,
-        n_cases=cases,
-        force=force,
-        reuse=reuse,
-        precision=precision,
-        device=device,
-        max_loss=max_loss,
-        single_file=single_file,
-    )
+    report = run_export(model, task, output, data=source, n_cases=cases, max_loss=max_loss, **options)
     if precision != "fp32":
         click.echo(f"{precision}: {report.loss:.1%} of the answers are not PyTorch's (allowed {max_loss:.1%})")
     click.echo(

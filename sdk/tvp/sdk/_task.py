@@ -58,8 +58,8 @@ def load(task: str | os.PathLike[str], *, providers: Providers = "auto", verify_
     except BundleError as error:
         if folder.parent == home() / "cache":
             raise BundleError(
-                f"{error} The folder is a copy that was unpacked from {os.fspath(task)}: delete it, and it is unpacked "
-                "again."
+                f"{error} The folder is a copy that was unpacked from {os.fspath(task)}: if that file is intact, delete "
+                "the folder, and it is unpacked again."
             ) from error
         raise
 
@@ -258,8 +258,6 @@ def find(task: str | os.PathLike[str]) -> Path:
 
 
 def _find(path: Path, name: str) -> Path:
-    if any(len(part.encode("utf-8", "surrogatepass")) > 255 for part in path.parts):
-        raise BundleError(f"The name {str(path)[:80]!r}… of the bundle is longer than any folder's.")
     if (path / "manifest.json").is_file():
         return path
     if path.is_dir():
