@@ -58,8 +58,8 @@ def load(task: str | os.PathLike[str], *, providers: Providers = "auto", verify_
     except BundleError as error:
         if folder.parent == home() / "cache":
             raise BundleError(
-                f"{error} The folder is a copy that was unpacked from {os.fspath(task)}: if that file is intact, delete "
-                "the folder, and it is unpacked again."
+                f"{error} The folder is a copy that was unpacked from {os.fspath(task)}: if that file is intact, "
+                "delete the folder, and it is unpacked again."
             ) from error
         raise
 
