@@ -26,6 +26,7 @@ class Parity:
     tokens_equal: cases whose answer tokens are the same, from the same pixel values.
     end_to_end_equal: the same with each side's own resizing (Pillow and torch against ONNX).
     logits: largest difference of any logit. pixels_within_a_level: share of pixel values.
+    distinct_answers: how many of PyTorch's answers differ; a model that says one thing to everything proves little.
     """
 
     n_cases: int = 0
@@ -35,6 +36,7 @@ class Parity:
     pixels: float = 0.0
     n_within: int = 0
     n_values: int = 0
+    answers: set[tuple[int, ...]] = field(default_factory=set)
     differences: list[str] = field(default_factory=list)
     golden: list[tuple[NDArray[np.uint8], dict[str, Any]]] = field(default_factory=list)
 
@@ -49,7 +51,7 @@ class Parity:
 
     def facts(self) -> dict[str, Any]:
         kept = ("n_cases", "tokens_equal", "end_to_end_equal", "logits", "pixels", "pixels_within_a_level")
-        return {name: getattr(self, name) for name in kept}
+        return {name: getattr(self, name) for name in kept} | {"distinct_answers": len(self.answers)}
 
     @property
     def pixel_differences(self) -> list[str]:
@@ -120,6 +122,7 @@ def measure(
                 "log_probabilities": [float(f"{value:.7g}") for value in chosen.tolist()],
             }
             report.golden.append((picture, case))
+        report.answers.add(tuple(tokens[0]))
         mine = [token for token, _ in decoded]
         report.end_to_end_equal += mine == tokens[-1]
         n_same = next((i for i, (a, b) in enumerate(zip(mine, tokens[0], strict=False)) if a != b), len(mine))
