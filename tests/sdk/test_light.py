@@ -124,7 +124,7 @@ print(CliRunner().invoke(cli, ['ask', '--help']).exit_code)
 """
     said = run(code)
     assert said.startswith("1 ")
-    assert "pip install 'tvp[train]'" in said
+    assert "pip install '.[train]'" in said
     assert said.rstrip().endswith("0")
 
 

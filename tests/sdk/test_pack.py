@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import stat
+import struct
 import subprocess
 import sys
 import zipfile
@@ -12,6 +13,7 @@ import zipfile
 import numpy as np
 import pytest
 
+from tests.bundles import listed_anew, reads_weights_from
 from tvp import sdk
 from tvp.sdk import _pack
 from tvp.sdk._manifest import seal
@@ -168,6 +170,33 @@ def test_a_manifest_that_lists_files_elsewhere_is_refused(packed, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["evil.tvp"]
 
 
+@pytest.mark.parametrize("place", ["../secret.bin", "/etc/passwd", "not_listed.bin", "*/_ORT_MEM_ADDR_/*", ""])
+def test_a_graph_that_reads_weights_from_elsewhere_is_refused(packed, tmp_path, place):
+    model = reads_weights_from(place)
+
+    def data(name, content):
+        if name == "preprocess.onnx":
+            return model
+        return listed_anew(content, "preprocess.onnx", model) if name == "manifest.json" else content
+
+    evil = rewrite(packed, tmp_path / "evil.tvp", data=data)
+    with pytest.raises(BundleError, match=r"'preprocess\.onnx' reads its weights from .* not a file of the bundle"):
+        _pack.unpack(evil, tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == ["evil.tvp"]
+
+
+def test_sizes_that_the_archive_cannot_hold_are_refused(packed, tmp_path):
+    """In the zip's table and in the manifest alike, so that only the file's own length speaks against them."""
+    whole = bytearray(packed.read_bytes())
+    entry = whole.rindex(b"preprocess.onnx") - 46  # of the table at the end, whose sizes stand at its bytes 20 and 24
+    assert whole[entry : entry + 4] == b"PK\x01\x02"
+    whole[entry + 20 : entry + 28] = struct.pack("<II", 2**31, 2**31)
+    (tmp_path / "evil.tvp").write_bytes(whole)
+    with pytest.raises(BundleError, match=r"evil\.tvp is not an intact \.tvp file: it has .* bytes, and its files 2,1"):
+        _pack.unpack(tmp_path / "evil.tvp", tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == ["evil.tvp"]
+
+
 def test_every_changed_byte_is_noticed(packed, tmp_path):
     """Two hundred of them; the only bytes that say nothing are in the zip's own tables."""
     rng = np.random.default_rng(0)
@@ -188,6 +217,8 @@ def test_every_changed_byte_is_noticed(packed, tmp_path):
             assert files_of(tmp_path / "out") == intact
             shutil.rmtree(tmp_path / "out")
     assert len(noticed) > 190
+    inside = sum(any(name in said for name in intact) for said in noticed)
+    assert inside > 180  # the others are in the zip's tables
     assert all("x.tvp" in said or "manifest.json" in said for said in noticed)
 
 

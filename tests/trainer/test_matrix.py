@@ -350,7 +350,7 @@ def test_without_the_exporter_the_line_that_installs_it_is_said(prompt, monkeypa
     done = CliRunner().invoke(evaluate, ["-m", "zoo:llava", "-p", str(prompt), "--exported"])
     assert done.exit_code == 1
     assert "onnx is missing" in done.output
-    assert "pip install 'tvp[export,cpu]'" in done.output
+    assert "pip install '.[export,cpu]'" in done.output
 
 
 def test_a_bundle_that_fails_the_gate_fails_the_command_after_all_is_written(prompt, tmp_path, monkeypatch):

@@ -24,7 +24,7 @@ COMMANDS: dict[str, tuple[str, str, str, str]] = {
         "Turn published key layouts into a folder that loads.",
         "train",
     ),
-    "export": ("tvp.export.cli", "export", "Turn a model and a prompt into a task bundle.", "export"),
+    "export": ("tvp.export.cli", "export", "Turn a model and a prompt into a task bundle.", "export,cpu"),
     "ask": ("tvp.sdk._cli", "ask", "Ask a task about a picture.", ""),
     "check": ("tvp.sdk._cli", "check", "Replay a bundle's golden cases on this machine.", ""),
     "inspect": ("tvp.sdk._cli", "inspect", "Show what a bundle is.", ""),
@@ -52,7 +52,7 @@ class LazyGroup(click.Group):
                 raise
             raise click.ClickException(
                 f"`tvp {name}` needs more than is installed ({error.name or error} is missing). "
-                f"Install it with: pip install 'tvp[{extra}]'"
+                f"In a checkout of TVP: pip install '.[{extra}]'"
             ) from error
         return command
 

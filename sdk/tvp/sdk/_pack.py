@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import shutil
 import stat
+import struct
 import tempfile
 import zipfile
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
+from ._external import is_plain, locations
 from ._manifest import (
     MAX_MANIFEST,
     BaseManifest,
@@ -28,7 +32,15 @@ MANIFESTS = ("manifest.json", "base/manifest.json")
 MAX_FILES = 1024  # a real bundle has some twenty
 BLOCK = 2**20  # bytes read at a time
 # What zipfile raises for archives that are damaged, of a kind that it does not know, or encrypted.
-NOT_INTACT = (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, UnicodeDecodeError, ValueError)
+NOT_INTACT = (
+    zipfile.BadZipFile,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    UnicodeDecodeError,
+    ValueError,
+    struct.error,
+)
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the zip format's first moment: the same bundle is the same bytes
 
 
@@ -87,6 +99,7 @@ def unpack(file: Path, folder: Path) -> None:
             task, base = _manifests(work)
             listed = _listed(task, base)
             _refuse_unlisted(archive, listed, file)
+            _refuse_graphs(stream, archive, listed, file)
             twin = next((f for f, other in readable_bases(folder.parent) if other.digest == base.digest), None)
             for name, entry in listed.items():
                 if not (twin and name.startswith("base/") and _linked(twin, name, entry, work)):
@@ -138,7 +151,7 @@ def _listed(task: TaskManifest, base: BaseManifest | ClosedManifest) -> dict[str
 
 def _refuse_unusual(archive: zipfile.ZipFile, file: Path) -> None:
     """What no packed bundle has, whatever its manifests say."""
-    entries = archive.infolist()
+    entries, n_bytes = archive.infolist(), file.stat().st_size
     names = [entry.filename for entry in entries]
     if len(entries) > MAX_FILES:
         raise BundleError(f"{file} holds {len(entries):,} files; a bundle has at most {MAX_FILES:,}.")
@@ -150,6 +163,8 @@ def _refuse_unusual(archive: zipfile.ZipFile, file: Path) -> None:
         kind = stat.S_IFMT(entry.external_attr >> 16)
         if kind not in (0, stat.S_IFREG):
             raise BundleError(f"{file}: {entry.filename!r} is a link or a device, not a file.")
+    if (total := sum(entry.file_size for entry in entries)) > n_bytes:
+        raise BundleError(f"{file} is not an intact .tvp file: it has {n_bytes:,} bytes, and its files {total:,}.")
     for name in MANIFESTS:
         if name not in names:
             raise BundleError(f"{file} has no {name}; it is not a packed bundle. `tvp pack` makes one.")
@@ -167,6 +182,22 @@ def _refuse_unlisted(archive: zipfile.ZipFile, listed: Mapping[str, FileEntry], 
     for name, entry in listed.items():
         if found[name] != entry.size:
             raise BundleError(f"{file}: {name!r} has {found[name]} bytes, and its manifest says {entry.size}.")
+
+
+def _refuse_graphs(stream: BinaryIO, archive: zipfile.ZipFile, listed: Mapping[str, FileEntry], file: Path) -> None:
+    """Graphs that read their weights from other files than the bundle's."""
+    with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as whole, memoryview(whole) as view:
+        for name in (name for name in listed if name.endswith(".onnx")):
+            with archive.open(name):  # zipfile compares the entry's own header with the table at the end
+                begin = archive.getinfo(name).header_offset
+            n_name, n_extra = struct.unpack_from("<HH", view, begin + 26)
+            begin += 30 + n_name + n_extra
+            with view[begin : begin + listed[name].size] as graph:
+                for location in locations(graph, f"{file}: {name}"):
+                    if not is_plain(location) or str(PurePosixPath(name).with_name(location)) not in listed:
+                        raise BundleError(
+                            f"{file}: {name!r} reads its weights from {location!r}, which is not a file of the bundle."
+                        )
 
 
 def _extract(archive: zipfile.ZipFile, name: str, entry: FileEntry, to: Path, file: Path) -> None:

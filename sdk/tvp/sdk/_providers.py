@@ -68,8 +68,8 @@ def onnxruntime() -> Any:
         import onnxruntime
     except ImportError as error:
         raise ProviderError(
-            "onnxruntime is not installed. On a CPU: pip install 'tvp[cpu]'. With CUDA or TensorRT: "
-            "pip install 'tvp[gpu]'. On a Jetson install NVIDIA's own onnxruntime-gpu wheel."
+            "onnxruntime is not installed. On a CPU: pip install onnxruntime. With CUDA or TensorRT: "
+            "pip install onnxruntime-gpu. On a Jetson install NVIDIA's own onnxruntime-gpu wheel."
         ) from error
     return onnxruntime
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from ._external import refuse_elsewhere
 from ._layout import UNKNOWN, Words
 from ._manifest import BaseManifest, ClosedManifest, Identity, verify
 from ._providers import CPU, CUDA, ON_CPU, TENSORRT, Chosen, Plan, onnxruntime, runs_on
@@ -44,6 +45,7 @@ FILES = {
 
 def open_session(file: Path, providers: Chosen) -> Any:
     """Open a model on exactly these providers; one that does not start is an error, now or in a later run."""
+    refuse_elsewhere(file)
     ort = onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 3

@@ -137,7 +137,7 @@ def _exporter() -> Exporter:
     except ImportError as error:
         raise click.ClickException(
             f"--exported needs more than is installed ({error.name or error} is missing). "
-            "Install it with: pip install 'tvp[export,cpu]'"
+            "In a checkout of TVP: pip install '.[export,cpu]'"
         ) from error
     return exporter
 

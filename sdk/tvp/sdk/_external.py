@@ -1,0 +1,104 @@
+"""Which other files a graph reads its weights from, found without onnx.
+
+A bundle comes from anywhere, and onnxruntime reads what a graph names: before version 1.24 any file of the machine, so
+no graph is opened that names more than files beside it.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from pathlib import Path
+
+from .errors import BundleError
+
+# The messages of onnx.proto that lead to weights, and the numbers of their fields that do.
+LEADS = {
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "function": {7: "node", 11: "attribute"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+    "tensor": {13: "entry"},
+}
+KEY, VALUE = 1, 2  # fields of an entry of a tensor's external data
+FIXED = {1: 8, 5: 4}  # bytes of the wire types that have a fixed size
+Buffer = memoryview | mmap.mmap
+
+
+def refuse_elsewhere(graph: Path) -> None:
+    """Raise BundleError for a graph that reads a file which is not beside it, or is a link."""
+    try:
+        with open(graph, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            names = locations(data, graph.name)
+    except (OSError, ValueError) as error:  # ValueError: an empty file
+        raise BundleError(f"{graph} cannot be read: {error}") from error
+    for name in names:
+        if not is_plain(name) or (graph.parent / name).is_symlink():
+            raise BundleError(f"{graph} reads its weights from {name!r}, which is not a file beside it.")
+
+
+def is_plain(name: str) -> bool:
+    """Whether this is the name of a file in the same folder."""
+    return name not in ("", ".", "..") and not set(name) & set("/\\:*\0")
+
+
+def locations(data: Buffer, said: str) -> set[str]:
+    """The `location` of every tensor that lies in another file, in a serialised onnx model.
+
+    said: how a BundleError names the model, where these bytes are none.
+    """
+    found: set[str] = set()
+    todo = [("model", 0, len(data))]
+    try:
+        while todo:
+            kind, start, end = todo.pop()
+            entry: dict[int, bytes] = {}
+            for number, begin, stop in _fields(data, start, end):
+                if kind == "entry":
+                    entry[number] = bytes(data[begin:stop])
+                elif deeper := LEADS[kind].get(number):
+                    todo.append((deeper, begin, stop))
+            if entry.get(KEY) == b"location":
+                found.add(entry.get(VALUE, b"").decode())
+    except (ValueError, IndexError) as error:
+        raise BundleError(f"{said} is damaged: it is not an onnx model.") from error
+    return found
+
+
+def _fields(data: Buffer, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Number and place of each field of a message that has a length; all others are passed over."""
+    while start < end:
+        tag, start = _varint(data, start)
+        if tag >> 32:  # protobuf's own parser would cut it off
+            raise ValueError("a field's number of more than 32 bits")
+        number, wire = tag >> 3, tag & 7
+        if wire == 0:
+            _, start = _varint(data, start)
+        elif wire in FIXED:
+            start += FIXED[wire]
+        elif wire == 2:
+            size, start = _varint(data, start)
+            if size > end - start:
+                raise ValueError("a field is longer than its message")
+            yield number, start, start + size
+            start += size
+        else:
+            raise ValueError(f"wire type {wire}")
+    if start != end:
+        raise ValueError("a field is longer than its message")
+
+
+def _varint(data: Buffer, start: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[start]
+        value |= (byte & 0x7F) << shift
+        start += 1
+        if byte < 0x80:
+            return value, start
+        shift += 7
+        if shift > 63:
+            raise ValueError("a number of more than 64 bits")
