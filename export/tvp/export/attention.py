@@ -20,6 +20,7 @@ from transformers import AttentionInterface, DynamicCache
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from tvp.sdk.errors import ModelError
 from tvp.trainer.families._chatglm import ChatGLMAttention
 
 NAME = "tvp_group_query_attention"
@@ -192,8 +193,10 @@ def _attend(
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float,
-    **_: Any,
+    **more: Any,
 ) -> tuple[Tensor, None]:
+    if more.get("s_aux") is not None:
+        raise ModelError("This model's attention has sinks (GPT-OSS), which are not exported yet.")
     cache, layer = _current[-1], int(module.layer_idx)  # type: ignore[arg-type]
     n, num_heads, n_new, _head = query.shape
     # (n, heads, n_new, head) -> (n, n_new, heads * head)

@@ -24,12 +24,13 @@ from tvp.trainer.families.clip import Clip
 from tvp.trainer.families.instructblip import ReadingEye
 
 from . import closed, graphs, seq2seq
+from .fuse import let_read
 from .precision import lower
 from .tokenizer import write_tokenizer
 
 log = logging.getLogger("tvp.export")
 
-RECIPE = 2  # to be raised where the same model, versions and precision come to give another base
+RECIPE = 3  # to be raised where the same model, versions and precision come to give another base
 
 
 def put_base(
@@ -37,19 +38,19 @@ def put_base(
     model: str | Path,
     folder: Path,
     places: Sequence[Path],
-    precision: str = "fp32",
-    fused: bool = True,
+    precision: str,
+    device: str,
 ) -> str:
     """Put the base of a model to `folder`, which must not exist; returns its digest.
 
-    fused: see `graphs.export_eye`.
+    device: see `precision.made_for`.
     places: folders of bundles, one of which may have a base of the same model; it is then linked, or copied where
         the disk is another.
     """
-    key = made_from(family, precision, fused)
+    key = made_from(family, precision, device)
     found = find_base(key, places)
     if found is None:
-        _write(family, model, key, folder, precision, fused)
+        _write(family, model, key, folder, precision, device)
     else:
         log.info("the model has been exported before: sharing %s", found)
         for name in ("manifest.json", *read_base_manifest(found / "manifest.json").files):
@@ -57,7 +58,7 @@ def put_base(
     return read_base_manifest(folder / "manifest.json").digest
 
 
-def made_from(family: WordFamily | Clip, precision: str = "fp32", fused: bool = True) -> str:
+def made_from(family: WordFamily | Clip, precision: str, device: str) -> str:
     """A sha256 of all that a base is made from: weights, configuration, layout, tokenizers, and the versions that
     make it."""
     total = hashlib.sha256()
@@ -71,7 +72,7 @@ def made_from(family: WordFamily | Clip, precision: str = "fp32", fused: bool = 
         json.dumps(versions()),
         str(RECIPE),
         precision,
-        repr(fused),
+        device,
     ]
     total.update("\0".join(about).encode())
     return total.hexdigest()
@@ -108,14 +109,17 @@ def _link(file: Path, to: Path) -> None:
         shutil.copyfile(file, to)
 
 
-def _write(family: WordFamily | Clip, model: str | Path, key: str, folder: Path, precision: str, fused: bool) -> None:
+def _write(family: WordFamily | Clip, model: str | Path, key: str, folder: Path, precision: str, device: str) -> None:
     folder.mkdir()
+    fused = device != "tensorrt"
     if isinstance(family, Clip):
         content = closed.write_closed(family, folder, fused)
     else:
         content = _write_words(family, model, folder, fused)
-    lower(folder, precision)
-    content |= {"precision": precision, "made_from": key, "files": entries(folder)}
+    lower(folder, precision, device)
+    for file in folder.glob("*.onnx"):
+        let_read(file)
+    content |= {"precision": precision, "device": device, "made_from": key, "files": entries(folder)}
     (folder / "manifest.json").write_bytes(seal(content))
 
 

@@ -31,12 +31,12 @@ from tvp.trainer.tasks import Task
 from . import closed, parity
 from .base import entries, put_base, versions
 from .fuse import merge
-from .precision import DEVICES, MAX_LOSS, PRECISIONS
+from .precision import DEVICES, MAX_LOSS, PRECISIONS, made_for
 from .preprocess import preprocess_graph
 
 log = logging.getLogger("tvp.export")
 
-N_GOLDEN = 4  # pictures that travel with a bundle
+N_GOLDEN, MOST_GOLDEN = 4, 64  # pictures that travel with a bundle: in fp32, and at most
 IMAGE_ENCODER = "image_encoder.onnx"
 
 
@@ -69,8 +69,8 @@ def export(
     reuse: take the base of another bundle beside `output` or under $TVP_HOME/tasks, where one has been made of the
         same model by the same versions, instead of exporting the model again; the files are shared by hard links.
     precision: fp32 answers exactly as PyTorch; fp16, int8 and int4 may differ, see `tvp.export.precision.lower`.
-    device: where the bundle is meant to run: `cpu` and `cuda` run the same graphs; for `tensorrt` the eye is of
-        standard operators only.
+    device: where the bundle is meant to run. For `tensorrt` the eye is of standard operators only; for `cuda` graphs
+        are others in int8 and int4 only, see `tvp.export.precision.lower`. PyTorch is compared on a CPU, always.
     max_loss: share of the cases whose answers may differ from PyTorch's, below fp32.
     single_file: also write IMAGE_ENCODER, the preprocessing and the vision encoder as one graph.
     Raises CheckError, and writes nothing, where the bundle does not answer as PyTorch does.
@@ -99,7 +99,7 @@ def export(
     work = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
     try:
         places = [output.parent, home() / "tasks"] if reuse else []
-        base_digest = put_base(family, model, work / "base", places, precision, device != "tensorrt")
+        base_digest = put_base(family, model, work / "base", places, precision, made_for(device, precision))
         onnx.save(preprocess_graph(geometry, family.pixel_format, prompt), work / "preprocess.onnx")
         if prompt is not None:
             prompt.save(work / "prompt.safetensors")
@@ -110,11 +110,11 @@ def export(
         _seal_task(work, task, base_digest, {}, provenance)
         with sdk.load(work, providers="cpu") as loaded:
             # Below fp32 a share of the cases is what is checked, and four would be few.
-            n_golden = N_GOLDEN if precision == "fp32" else len(cases)
+            n_golden = N_GOLDEN if precision == "fp32" else min(len(cases), MOST_GOLDEN)
             if isinstance(family, Clip):
                 report = closed.measure_closed(loaded, family, geometry, prompt, cases, n_golden, precision == "fp32")
             else:
-                report = parity.measure(loaded, family, geometry, prompt, cases, n_golden=n_golden)
+                report = parity.measure(loaded, family, geometry, prompt, cases, MAX_NEW_TOKENS, n_golden)
             report.check(task.name, precision, max_loss)
             _write_golden(work, report.golden)
             allowed = {} if precision == "fp32" else {"max_loss": max_loss}
@@ -166,10 +166,15 @@ def refuse_to_overwrite(output: Path, force: bool) -> None:
 def _put(work: Path, output: Path) -> None:
     """Move a finished bundle to its place; what was there goes only after the new one has come."""
     old = output.with_name(f".{output.name}.replaced")
-    shutil.rmtree(old, ignore_errors=True)
     if output.exists():
+        shutil.rmtree(old, ignore_errors=True)
         os.rename(output, old)
-    os.rename(work, output)
+    try:
+        os.rename(work, output)
+    except BaseException:
+        if old.exists() and not output.exists():
+            os.rename(old, output)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -199,8 +204,9 @@ def _seal_task(work: Path, task: Task, base_digest: str, report: dict[str, Any],
 
 
 def _provenance(family: Family, model: str | Path, prompt: Prompt | None) -> dict[str, Any]:
+    place = Path(families.locate(model))
     return {
-        "model": Path(families.locate(model)).name,
+        "model": place.resolve().name if place.exists() else str(model),
         "family": family.name,
         "weights": families.digest(model),
         "prompt": prompt.facts if prompt is not None else {},

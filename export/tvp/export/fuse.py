@@ -6,6 +6,7 @@ every one of them for every token. Skipping them lets the three projections beco
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import GraphProto, NodeProto, numpy_helper
+from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 from onnxruntime.transformers.fusion_fastgelu import FusionFastGelu
 from onnxruntime.transformers.fusion_simplified_layernorm import FusionSimplifiedLayerNormalization
 from onnxruntime.transformers.fusion_skiplayernorm import FusionSkipLayerNormalization
@@ -77,18 +79,41 @@ def save(model: onnx.ModelProto, file: Path) -> None:
         old.unlink(missing_ok=True)
     large = sum(len(weight.raw_data) for weight in model.graph.initializer) > MAX_PROTOBUF
     onnx.save(model, file, save_as_external_data=large, location=f"{file.name}_data")
+    if large:
+        let_read(file)
+
+
+def let_read(file: Path) -> None:
+    """Let those who may read a graph read its weights, which onnx writes for their owner alone."""
+    data = file.with_name(f"{file.name}_data")
+    if data.exists():
+        shutil.copymode(file, data)
 
 
 def merge(preprocess: Path, eye: Path, file: Path) -> None:
     """Write a preprocessing graph and a vision encoder as one graph: picture (H, W, 3) -> what the encoder gives."""
-    first, second = onnx.load(preprocess), onnx.load(eye)
+    first, second = onnx.load(preprocess), _load(eye)
     versions = {opset.domain: opset.version for model in (first, second) for opset in model.opset_import}
     ir_version = max(first.ir_version, second.ir_version)
-    onnx.compose.add_prefix(second, "eye.", inplace=True)
+    onnx.compose.add_prefix(second, "eye.", rename_outputs=False, inplace=True)
     # Not merge_models, whose check takes no more than 2 GiB.
     graph = onnx.compose.merge_graphs(first.graph, second.graph, [("pixel_values", "eye.pixel_values")])
     opsets = [onnx.helper.make_opsetid(domain, version) for domain, version in versions.items()]
     save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=ir_version), file)
+
+
+def _load(file: Path) -> onnx.ModelProto:
+    """As onnx.load, which refuses files of weights that have several links, as a shared base's have."""
+    model = onnx.load(file, load_external_data=False)
+    for weight in model.graph.initializer:
+        if uses_external_data(weight):
+            place = ExternalDataInfo(weight)
+            with open(file.parent / place.location, "rb") as stream:
+                stream.seek(place.offset or 0)
+                weight.raw_data = stream.read(place.length or -1)
+            weight.data_location = onnx.TensorProto.DEFAULT
+            del weight.external_data[:]
+    return model
 
 
 def fuse_attention(model: onnx.ModelProto) -> None:

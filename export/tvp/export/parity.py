@@ -66,6 +66,12 @@ class Parity:
     def check(self, name: str, precision: str = "fp32", max_loss: float = 0.0) -> None:
         """Raise CheckError with every difference, if there is one; below fp32, if the loss is over `max_loss`, or
         pixel values differ, which are made in fp32 always."""
+        if not np.isfinite(self.logits):
+            raise CheckError(
+                f"The exported {name!r} in {precision} gives logits that are no numbers. Nothing was written. Take a "
+                "higher precision.",
+                self.differences,
+            )
         if precision != "fp32" and self.loss > max_loss:
             raise CheckError(
                 f"The exported {name!r} in {precision} gives another answer than PyTorch in "
@@ -129,7 +135,7 @@ def measure(
         # Up to and including the first differing token both sides saw the same input.
         compared = min(n_same + 1, len(mine), len(tokens[0]))
         far = float(np.abs(np.stack([row for _, row in decoded[:compared]]) - logits[0][:compared].numpy()).max())
-        report.logits = max(report.logits, far)
+        report.logits = float(np.maximum(report.logits, far))  # which keeps what is no number
         if mine == tokens[0]:
             report.tokens_equal += 1
         else:

@@ -19,7 +19,7 @@ from tvp.trainer.tasks import Task
 from . import closed
 from .base import find_base, made_from
 from .bundle import IMAGE_ENCODER, exportable, refuse_to_overwrite
-from .precision import BYTES, size_in_encoder
+from .precision import BYTES, made_for, size_in_encoder
 
 
 def plan(
@@ -48,11 +48,12 @@ def plan(
     rows = [("preprocess.onnx", preprocessing, "")]
     rows += [("prompt.safetensors", frame, ""), ("prompt.png", frame // 8, "")] if prompt else []
     rows += [("golden/", 64 * 2**10, "pictures and PyTorch's answers"), ("manifest.json", 4 * 2**10, "")]
-    sizes = _graphs(family, precision)
+    kind = made_for(device, precision)
+    sizes = _graphs(family, precision, "fp16" if kind != "cpu" and precision != "fp32" else precision)
     if single_file:
         rows.append((IMAGE_ENCODER, preprocessing + sizes["vision_encoder.onnx"], ""))
     places = [output.parent, home() / "tasks"] if reuse else []
-    found = find_base(made_from(family, precision, device != "tensorrt"), places)
+    found = find_base(made_from(family, precision, kind), places)
     if found is not None:
         names = read_base_manifest(found / "manifest.json").files
         return rows + [(f"base/{name}", 0, f"shared with {found}") for name in names]
@@ -64,10 +65,13 @@ def plan(
     return rows
 
 
-def _graphs(family: WordFamily | Clip, precision: str) -> dict[str, int]:
-    """Bytes of the weights of each part; the connector and T5's encoder are counted with what they stand beside."""
+def _graphs(family: WordFamily | Clip, precision: str, of_eye: str) -> dict[str, int]:
+    """Bytes of the weights of each part; the connector and T5's encoder are counted with what they stand beside.
+
+    of_eye: the precision of what is no language model.
+    """
     if isinstance(family, Clip):
-        return closed.sizes(family, precision)
+        return closed.sizes(family, of_eye)
     if isinstance(family, SeqToSeqFamily):
         parts, head = [family.language_model], family.language_model.lm_head
     else:
@@ -76,7 +80,7 @@ def _graphs(family: WordFamily | Clip, precision: str) -> dict[str, int]:
     words: Any = family.embed_tokens.weight
     text = {id(weight): weight.numel() for part in parts for weight in part.parameters()} | {id(words): words.numel()}
     eye = sum(
-        size_in_encoder(name, weight, precision)
+        size_in_encoder(name, weight, of_eye)
         for name, weight in family.model.named_parameters()
         if id(weight) not in text
     )

@@ -14,7 +14,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 from torch import Tensor
 
-from .fuse import NORM, SKIP_NORM, save
+from .fuse import NORM, SKIP_NORM, fuse_norms, rewrite, save
 
 # Bytes of a weight of a language model; blocks of 128 share a scale of four bytes.
 BYTES = {"fp32": 4.0, "fp16": 2.0, "int8": 1 + 4 / 128, "int4": 0.5 + 4 / 128}
@@ -25,21 +25,28 @@ BLOCK = 128
 LANGUAGE = ("decoder_model_merged.onnx", "encoder_model.onnx")
 
 
-def lower(folder: Path, precision: str) -> None:
+def made_for(device: str, precision: str) -> str:
+    """The device that decides what a base's graphs are: one of DEVICES, `cpu` where a GPU's would be the same."""
+    return "cpu" if device == "cuda" and precision in ("fp32", "fp16") else device
+
+
+def lower(folder: Path, precision: str, device: str = "cpu") -> None:
     """Give the graphs in a folder and its token embeddings another precision than fp32.
 
-    int8, int4: a language model's matrices in blocks of 128 weights (MatMulNBits; activations in int8), and an eye's
-        with one scale a column (dynamic int8, of 7 bits); of a model that only chooses among labels both encoders so,
-        in int4 as in int8. fp16: everything but what graphs take and give; keys and values too.
+    fp16: everything but what graphs take and give; keys and values too.
+    int8, int4: a language model's matrices in blocks of 128 weights (MatMulNBits), and on a CPU an eye's with one
+        scale a column (dynamic int8, of 7 bits); of a model that only chooses among labels both encoders so, in int4
+        as in int8. On a GPU, which has nothing for dynamic int8, and its attention in fp16 only, all else is in fp16.
+    device: what `made_for` says.
     """
     if precision == "fp32":
         return
     for file in sorted(folder.glob("*.onnx")):
-        if precision == "fp16":
-            _halve(file)
-        elif file.name in LANGUAGE:
+        if precision == "fp16" or device != "cpu":
+            _halve(file, fused=device != "tensorrt" or file.name in LANGUAGE)
+        if precision != "fp16" and file.name in LANGUAGE:
             _block(file, 4 if precision == "int4" else 8)
-        else:
+        elif precision != "fp16" and device == "cpu":
             _dynamic(file)
     for file in folder.glob("embed_tokens.npy"):
         np.save(file, np.load(file).astype(np.float16), allow_pickle=False)
@@ -58,6 +65,7 @@ def _block(file: Path, bits: int) -> None:
     logging.getLogger(MatMulNBitsQuantizer.__module__).setLevel(logging.WARNING)  # a line for every node
     # The accuracy level lets the kernels multiply in int8: with the default, 8 bits are 20 times slower than fp32.
     quantizer = MatMulNBitsQuantizer(onnx.load(file), bits=bits, block_size=BLOCK, is_symmetric=True, accuracy_level=4)
+    quantizer.model.replace_gemm_with_matmul()  # OPT's, which the quantiser would leave as they are
     quantizer.process()
     save(quantizer.model.model, file)
 
@@ -94,20 +102,22 @@ def _dynamic(file: Path) -> None:
     work.unlink()
 
 
-def _halve(file: Path) -> None:
+def _halve(file: Path, fused: bool) -> None:
+    if fused:  # the norms that are none yet: T5's, and some eyes'
+        rewrite(file, fuse_norms)
     # Squares of large activations overflow in fp16: norms, and what onnxruntime fuses to one, stay in fp32, and with
     # them the sum of what the layers give. So do angles by which tokens are turned: at place 1,000 fp16 is a quarter
-    # of a radian apart.
+    # of a radian apart. And so does what T5's own code keeps in fp32: the product that ends a layer.
     graph = onnx.load(file, load_external_data=False).graph
-    angles = _angles(graph)
+    whole = _angles(graph) | {node.name for node in graph.node if "/DenseReluDense/wo/" in node.name}
     norms = {node.name for node in graph.node if node.op_type in (NORM, SKIP_NORM)}
     model = convert_float_to_float16(
         os.fspath(file),  # of a path, and of nothing else, it takes graphs of more than 2 GiB
         keep_io_types=["pixel_values", "image_features", "image_embeds", "inputs_embeds", "logits", "text_features"],
         op_block_list=[*DEFAULT_OP_BLOCK_LIST, "Pow", "ReduceMean", "LayerNormalization", NORM, SKIP_NORM],
-        node_block_list=list(angles),
+        node_block_list=list(whole),
     )
-    _join(model.graph, angles | norms)
+    _join(model.graph, whole | norms)
     save(model, file)
 
 

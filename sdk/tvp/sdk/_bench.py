@@ -83,7 +83,8 @@ def _answer(view: View, case: dict[str, Any], max_new_tokens: int) -> Answer:
 def _peak() -> float | None:
     status = Path("/proc/self/status")
     if status.exists():
-        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) / 1024
+        lines = status.read_text().splitlines()
+        return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")), None)
     try:
         import resource
     except ImportError:  # Windows

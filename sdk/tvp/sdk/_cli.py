@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import signal
 import sys
@@ -85,6 +86,9 @@ def export_main() -> None:
 def _run(command: Callable[..., Any], arguments: list[str]) -> None:
     # What is written is written whole or not at all; that holds where a service manager ends the program, too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # an answer may hold what a terminal cannot show
+            stream.reconfigure(errors="backslashreplace")
     try:
         command(arguments, prog_name="tvp", standalone_mode=True)
     except TvpError as error:

@@ -20,7 +20,7 @@ from ._image import ImageLike
 from ._layout import refuse_half_characters
 from ._manifest import ClosedManifest, Identity, TaskManifest
 from ._providers import Plan
-from ._sessions import Trims, open_parts, read_tokenizer, run
+from ._sessions import Trims, encode, open_parts, read_tokenizer, run
 from ._shapes import check_closed
 from ._task import MAX_QUESTION, Task
 from ._view import Answer, Ranked, View, _see_together
@@ -45,6 +45,7 @@ class ClosedBase:
     providers: Mapping[str, str]
     fallbacks: Mapping[str, str]
     verified: set[Identity]
+    checked: bool = True
     last: Trims = field(default_factory=Trims)
 
     def __post_init__(self) -> None:
@@ -85,7 +86,7 @@ class ClosedBase:
                 self._known.move_to_end(text)
                 return found
         # One text a run, as in training: the bits of a row depend on the batch that it is in.
-        ids = np.array([self.tokenizer.encode(text).ids], np.int64)
+        ids = np.array([encode(self.tokenizer, text)], np.int64)
         if ids.shape[1] > self.manifest.n_positions:  # not even the marks around a text fit
             raise BundleError(
                 f"The tokenizer cannot cut a text to {self.manifest.n_positions} tokens, as its manifest says."
@@ -104,7 +105,7 @@ class ClosedBase:
 
 def open_closed(folder: Path, manifest: ClosedManifest, plan: Plan, verified: set[Identity]) -> ClosedBase:
     """Open a verified base of this kind."""
-    sessions, places, fallbacks = open_parts(folder, plan)
+    sessions, places, fallbacks = open_parts(folder, plan, manifest.files)
     check_closed(sessions["vision_encoder"], sessions["text_encoder"], manifest)
     tokenizer = open_tokenizer(folder / "tokenizer.json", manifest.n_positions, manifest.pad_token)
     return ClosedBase(
@@ -199,7 +200,7 @@ class ClosedTask(Task):
     def _view(self, features: NDArray[np.float32], seconds: float) -> View:
         return ClosedView(self, features, seconds)
 
-    def _refuse_unreadable(self, question: str | None) -> None:
+    def _refuse_unreadable(self, question: str | None, too_long: bool = False) -> None:
         self.base.texts(self.question(question), self.labels)
 
     def _answer_together(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,8 @@ class KeyValues:
 
     Each tensor is bound as input and output of the decoder, which writes behind a row's length in place.
     Going back to an earlier length costs nothing: what lies behind it is never read.
-    On a CPU all is bound once, and values are written to where they are bound. Elsewhere onnxruntime copies an input
-    that lies on another device when it is bound (`IOBinding::BindInput`), and not when it runs: there all inputs are
-    bound again for each run, which copies only those that are not where they are needed.
+    What a run reads on the CPU is bound once; elsewhere onnxruntime copies an input that lies on another device when it
+    is bound (`IOBinding::BindInput`), and not when it runs, so there it is bound again for each run.
     """
 
     def __init__(self, base: Base, n_rows: int = 1) -> None:
@@ -60,7 +60,6 @@ class KeyValues:
         n_new = embeddings.shape[1]
         self._firsts = np.where(self.lengths == 0, n_new, self._firsts)
         totals = self.lengths + n_new
-        self._reserve(int(totals.max()))
         inputs = {
             "inputs_embeds": embeddings,
             "seqlens_k": totals - 1,
@@ -69,16 +68,17 @@ class KeyValues:
         }
         if self._base.feeds_positions:
             inputs["position_ids"] = positions_of(self._base, self.lengths[:, None] + np.arange(n_new), self._firsts)
-        if self._shape != (n_new, n_logits):
-            self._bind(inputs, n_new, n_logits)
-        for name, value in inputs.items():
-            self._fed[name].numpy()[...] = value
-        if self._base.copies_inputs:
-            self._bind_inputs()
-        try:
+        self._reserve(int(totals.max()))
+        with _told():
+            if self._shape != (n_new, n_logits):
+                self._bind(inputs, n_new, n_logits)
+            for name, value in inputs.items():
+                self._fed[name].numpy()[...] = value
+            if self._base.copies_inputs:
+                self._bind_fed()
+                if self._base.cache_place[0] == "cpu":
+                    self._bind_cache()
             self._base.decoder.run_with_iobinding(self._binding)
-        except RuntimeError as error:
-            raise ProviderError(f"onnxruntime failed while decoding: {error}") from error
         self.lengths = totals
         logits: NDArray[np.float32] = self._fed["logits"].numpy().copy()  # the next run writes over them
         return logits
@@ -89,14 +89,18 @@ class KeyValues:
         kinds = {"inputs_embeds": np.float32, "seqlens_k": np.int32, "total_sequence_length": np.int32}
         arrays = {name: np.zeros(np.shape(value), kinds.get(name, np.int64)) for name, value in inputs.items()}
         arrays["logits"] = np.zeros((len(self.lengths), n_logits, manifest.n_vocab), np.float32)
+        self._shape = (0, 0)  # until all is bound
         self._fed = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
         self._binding.bind_ortvalue_output("logits", self._fed["logits"])
-        self._bind_inputs()
+        self._bind_fed()
+        self._bind_cache()
         self._shape = (n_new, n_logits)
 
-    def _bind_inputs(self) -> None:
+    def _bind_cache(self) -> None:
         for i, tensor in enumerate(self._tensors):
             self._binding.bind_ortvalue_input(f"past_key_values.{i // 2}.{KINDS[i % 2]}", tensor)
+
+    def _bind_fed(self) -> None:
         for name, value in self._fed.items():
             if name != "logits":
                 self._binding.bind_ortvalue_input(name, value)
@@ -117,8 +121,10 @@ class KeyValues:
         most = longest + min(n_new, BLOCK)
 
         def fill(i: int, array: NDArray[Any]) -> None:
+            # Of a device's memory numpy() is a copy of the whole, so once for rows that are the same.
+            read = {id(row): row._tensors[i].numpy() for row in rows}
             for place, row in enumerate(rows):
-                array[place, :, : row.length] = row._tensors[i].numpy()[0, :, : row.length]
+                array[place, :, : row.length] = read[id(row)][0, :, : row.length]
 
         both._reserve(min(most, n_positions or most), fill)
         for place, row in enumerate(rows):
@@ -131,21 +137,26 @@ class KeyValues:
         self._base.refuse_length(length)
         if length <= self._capacity:
             return
-        capacity = min(manifest.n_positions or length + BLOCK, -(-length // BLOCK) * BLOCK)
+        capacity = -(-length // BLOCK) * BLOCK
+        if self._base.cache_place[0] != "cpu":  # to grow, all of it goes to the CPU and back
+            capacity = max(capacity, 2 * self._capacity)
+        capacity = min(manifest.n_positions or capacity, capacity)
         shape = (len(self.lengths), manifest.n_kv_heads, capacity, manifest.head_size)
         ort = onnxruntime()
-        old, self._tensors = self._tensors, []
-        for i in range(2 * manifest.n_layers):
-            array = np.zeros(shape, self._base.cache_type)
-            if fill:
-                fill(i, array)
-            elif old:
-                array[:, :, : self.length] = old[i].numpy()[:, :, : self.length]
-            self._tensors.append(ort.OrtValue.ortvalue_from_numpy(array, *self._base.cache_place))
-        self._capacity = capacity
-        self._binding, self._shape = self._base.decoder.io_binding(), (0, 0)
-        for i, tensor in enumerate(self._tensors):
-            self._binding.bind_ortvalue_output(f"present.{i // 2}.{KINDS[i % 2]}", tensor)
+        # Taken over only when all is there: what fails on the way, a full device or Ctrl-C, leaves things as they were.
+        tensors: list[Any] = []
+        binding = self._base.decoder.io_binding()
+        with _told():
+            for i in range(2 * manifest.n_layers):
+                array = np.zeros(shape, self._base.cache_type)
+                if fill:
+                    fill(i, array)
+                elif self._tensors:
+                    array[:, :, : self.length] = self._tensors[i].numpy()[:, :, : self.length]
+                tensors.append(ort.OrtValue.ortvalue_from_numpy(array, *self._base.cache_place))
+                binding.bind_ortvalue_output(f"present.{i // 2}.{KINDS[i % 2]}", tensors[i])
+        self._shape = (0, 0)
+        self._tensors, self._binding, self._capacity = tensors, binding, capacity
 
 
 class GrowingKeyValues:
@@ -186,6 +197,15 @@ class GrowingKeyValues:
             {name: value.repeat(n_rows, 0) for name, value in tensors.items()} for tensors in (self._cross, self._past)
         )
         return other
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """What onnxruntime raises on the way, of a full device for instance, as a ProviderError."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        raise ProviderError(f"onnxruntime failed while decoding: {str(error) or 'there is no more memory'}") from error
 
 
 def positions_of(base: Base, order: NDArray[np.int64], firsts: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -24,9 +24,8 @@ MODEL = base64.b64decode("CAg6NQoOCgF4CgF4EgF5IgNBZGQSAWdaDwoBeBIKCggIARIECgIIAW
 def doctor() -> dict[str, str]:
     """Versions, providers, where each part of a bundle would run, cores, memory, cache and known tasks."""
     facts = {
-        "tvp": version("tvp"),
         "python": platform.python_version(),
-        **{name: _version(name) for name in ("numpy", "pillow", "tokenizers")},
+        **{name: _version(name) for name in ("tvp", "numpy", "pillow", "tokenizers")},
         "machine": f"{platform.system()} {platform.machine()}",
         "cores": f"{usable_cores()} usable of {os.cpu_count()}",
         "memory": ", ".join(f"{n / 2**30:.1f} GiB {what}" for what, n in memory().items()) or "unknown",
@@ -141,12 +140,13 @@ def _read(file: Path) -> str:
 
 
 def _size(folder: Path) -> int:
-    """Bytes of the files in a folder; what vanishes meanwhile does not count."""
-    total = 0
+    """Bytes of the files in a folder, one with several links once; what vanishes meanwhile does not count."""
+    sizes: dict[tuple[int, int], int] = {}
     for place, _, names in os.walk(folder):
         for name in names:
             try:
-                total += os.lstat(os.path.join(place, name)).st_size
+                status = os.lstat(os.path.join(place, name))
+                sizes[status.st_dev, status.st_ino] = status.st_size
             except OSError:
                 continue
-    return total
+    return sum(sizes.values())

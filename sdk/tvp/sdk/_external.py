@@ -1,13 +1,13 @@
 """Which other files a graph reads its weights from, found without onnx.
 
-A bundle comes from anywhere, and onnxruntime reads what a graph names: before version 1.24 any file of the machine, so
-no graph is opened that names more than files beside it.
+A bundle comes from anywhere, and onnxruntime reads what a graph names: before version 1.24 any file of the machine, and
+today any beside it, whether its digest was checked or not. So no graph is opened that names more than its manifest.
 """
 
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 from .errors import BundleError
@@ -25,24 +25,21 @@ LEADS = {
 }
 KEY, VALUE = 1, 2  # fields of an entry of a tensor's external data
 FIXED = {1: 8, 5: 4}  # bytes of the wire types that have a fixed size
+MAX_DEPTH = 100  # of messages in messages, which is protobuf's own bound
+MAX_ENTRY = 4096  # bytes; what an entry holds is a name or a number
 Buffer = memoryview | mmap.mmap
 
 
-def refuse_elsewhere(graph: Path) -> None:
-    """Raise BundleError for a graph that reads a file which is not beside it, or is a link."""
+def refuse_elsewhere(graph: Path, listed: Container[str]) -> None:
+    """Raise BundleError for a graph that reads a file which is not listed, or is a link."""
     try:
         with open(graph, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            names = locations(data, graph.name)
+            names = locations(data, str(graph))
     except (OSError, ValueError) as error:  # ValueError: an empty file
         raise BundleError(f"{graph} cannot be read: {error}") from error
     for name in names:
-        if not is_plain(name) or (graph.parent / name).is_symlink():
-            raise BundleError(f"{graph} reads its weights from {name!r}, which is not a file beside it.")
-
-
-def is_plain(name: str) -> bool:
-    """Whether this is the name of a file in the same folder."""
-    return name not in ("", ".", "..") and not set(name) & set("/\\:*\0")
+        if name not in listed or (graph.parent / name).is_symlink():
+            raise BundleError(f"{graph} reads its weights from {name!r}, which is no file that its manifest lists.")
 
 
 def locations(data: Buffer, said: str) -> set[str]:
@@ -51,21 +48,34 @@ def locations(data: Buffer, said: str) -> set[str]:
     said: how a BundleError names the model, where these bytes are none.
     """
     found: set[str] = set()
-    todo = [("model", 0, len(data))]
+    stack = [("model", _fields(data, 0, len(data)))]
     try:
-        while todo:
-            kind, start, end = todo.pop()
-            entry: dict[int, bytes] = {}
-            for number, begin, stop in _fields(data, start, end):
-                if kind == "entry":
-                    entry[number] = bytes(data[begin:stop])
-                elif deeper := LEADS[kind].get(number):
-                    todo.append((deeper, begin, stop))
-            if entry.get(KEY) == b"location":
-                found.add(entry.get(VALUE, b"").decode())
+        while stack:
+            kind, fields = stack[-1]
+            field = next(fields, None)
+            if field is None:
+                stack.pop()
+                continue
+            number, begin, end = field
+            deeper = LEADS[kind].get(number)
+            if deeper == "entry":
+                found.update(_location(data, begin, end))
+            elif deeper:
+                stack.append((deeper, _fields(data, begin, end)))
+            if len(stack) > MAX_DEPTH:
+                raise ValueError("too many messages in messages")
     except (ValueError, IndexError) as error:
         raise BundleError(f"{said} is damaged: it is not an onnx model.") from error
     return found
+
+
+def _location(data: Buffer, start: int, end: int) -> Iterator[str]:
+    """The location that an entry of a tensor's external data gives, if it gives that."""
+    if end - start > MAX_ENTRY:
+        raise ValueError("an entry that is no name")
+    entry = {number: bytes(data[begin:stop]) for number, begin, stop in _fields(data, start, end)}
+    if entry.get(KEY) == b"location":
+        yield entry.get(VALUE, b"").decode()
 
 
 def _fields(data: Buffer, start: int, end: int) -> Iterator[tuple[int, int, int]]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._decoder import log_probability
-from ._sessions import Base
+from ._sessions import Base, told
 from .errors import RequestError, near
 
 BYTE = re.compile("<0x[0-9A-F]{2}>")
@@ -81,7 +81,8 @@ class Generation:
         """The next token, of logits (n_vocab,)."""
         if self.temperature == 0:
             return int(logits.argmax())
-        scaled = logits.astype(np.float64) / self.temperature
+        with np.errstate(over="ignore"):  # a temperature of next to nothing leaves the largest only
+            scaled = (logits.astype(np.float64) - float(logits.max())) / self.temperature
         order = np.argsort(-scaled, kind="stable")[: self.top_k or None]
         shares = np.exp(scaled[order] - scaled[order[0]])
         shares /= shares.sum()
@@ -94,7 +95,10 @@ class Generation:
 def _is(value: Any, kind: type) -> bool:
     # numpy's numbers too, which are not Python's own.
     if kind is float:
-        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+        try:
+            return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+        except OverflowError:  # a whole number that no float holds
+            return False
     return isinstance(value, Integral if kind is int else kind) and not isinstance(value, bool)
 
 
@@ -128,7 +132,8 @@ class Speech:
         """The text of an answer's tokens, and whether a stop text ended it."""
         # An end token need not be a special one: BLIP-2 ends at a line break, VPGTrans at "##".
         spoken = tokens[:-1] if tokens and tokens[-1] in self._base.manifest.layout.end else tokens
-        text = self._base.tokenizer.decode(list(spoken), skip_special_tokens=True).lstrip()
+        with told("The bundle's tokenizer fails"):
+            text = self._base.tokenizer.decode(list(spoken), skip_special_tokens=True).lstrip()
         # Before the end is stripped, since a stop text may be a line break.
         ends = [place for place in (text.find(stop) for stop in self._stop) if place >= 0]
         return text[: min(ends, default=None)].rstrip(), bool(ends)

@@ -24,6 +24,7 @@ ImageLike = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
 MAX_PIXELS = 100_000_000  # 10,000 x 10,000: more than any camera here, far less than a bomb
 MAX_BYTES = 256 * 2**20
 MAX_RATIO = 100  # of the sides: a strip would be enlarged to gigabytes before its middle is cut out
+MAX_SLOW = 4_000_000  # pixels of a file that Pillow reads in Python, some seconds for these
 STRIP = 2**21  # pixels that are converted at once
 # EXIF's orientation -> quarter turns to the left, then whether left and right change places.
 ORIENTATION = 0x0112
@@ -103,6 +104,11 @@ def _from_array(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def _decode(image: Image.Image, name: str) -> NDArray[np.uint8]:
     _check_size(*image.size, name)
+    if image.format == "PPM" and image.width * image.height > MAX_SLOW and _is_slow(image):
+        raise ImageError(
+            f"{_start(name)} is a PPM file of {image.width} x {image.height} pixels as text, or with another largest "
+            f"value than 255, which Pillow reads value by value; at most {MAX_SLOW:,} pixels are read. Save it as PNG."
+        )
     try:
         image.load()
         turned, mirrored = UPRIGHT.get(_orientation(image), (0, False))
@@ -113,6 +119,11 @@ def _decode(image: Image.Image, name: str) -> NDArray[np.uint8]:
         raise ImageError(f"{_start(name)} needs more memory than there is. Give a smaller picture.") from error
     except Exception as error:  # as above
         raise ImageError(f"{_start(name)} is damaged or cut off: {error}") from error
+
+
+def _is_slow(image: Image.Image) -> bool:
+    """Whether Pillow decodes this PPM file in Python."""
+    return any(tile[0] != "raw" for tile in getattr(image, "tile", ()))
 
 
 def _orientation(image: Image.Image) -> int:
@@ -131,7 +142,9 @@ def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
     if image.mode == "F":
         scale = 255.0 if image.getextrema()[1] <= 1 else 1.0  # type: ignore[operator]
     elif image.mode.startswith("I"):  # mode I holds 16-bit values too, in some formats
-        scale = 1 / 257 if image.mode != "I" or image.getextrema()[1] > 255 else 1.0  # type: ignore[operator]
+        # Which those are, only the values tell; but Pillow stretches every PGM of more than 8 bits to 16.
+        deep = image.mode != "I" or image.format == "PPM" or image.getextrema()[1] > 255  # type: ignore[operator]
+        scale = 1 / 257 if deep else 1.0
     pixels = np.empty((height, width, 3), np.uint8)
     n_rows = max(1, STRIP // width)
     for top in range(0, height, n_rows):

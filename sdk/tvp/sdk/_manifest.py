@@ -20,7 +20,7 @@ from ._layout import Captions, Layout
 from .errors import BundleError
 
 FORMAT = 1
-MAX_MANIFEST = 16 * 2**20  # bytes; a real one has some thousands
+MAX_MANIFEST = 2**21  # bytes; a real one has some thousands
 SETTLED = 2 * 10**9  # ns; the coarsest clock of a file system in use is FAT's
 Identity = tuple[int, int, int, int, int, str]  # device, inode, size, times of content and inode in ns, sha256
 T = TypeVar("T")
@@ -46,6 +46,7 @@ class BaseManifest:
     n_causal: -1 where every token sees only what is before it; else how many at a prompt's end (0 or 1) do so, as an
         answer's tokens, while all others of the prompt see each other.
     n_connector_positions: the most tokens of a question that a connector of its own reads; 0 for none.
+    device: what its graphs were made for, `cpu`, `cuda` or `tensorrt`; '' in the first bundles, which do not say.
     made_from: digest of the model and the versions that it was made from, by which an export finds it again.
     """
 
@@ -63,6 +64,7 @@ class BaseManifest:
     n_causal: int
     start_token: int
     n_connector_positions: int
+    device: str
     made_from: str
     files: Mapping[str, FileEntry]
     digest: str
@@ -85,7 +87,7 @@ class ClosedManifest:
     scoring: `softmax`, log-probabilities among the answers, or `sigmoid`, of each answer by itself.
     n_positions: the most tokens of a text; what is longer is cut, before its end token.
     pad_token: id of the token that texts are filled up with, to n_positions; -1 where they are not.
-    made_from: see `BaseManifest`.
+    device, made_from: see `BaseManifest`.
     """
 
     family: str
@@ -97,6 +99,7 @@ class ClosedManifest:
     scoring: str
     n_positions: int
     pad_token: int
+    device: str
     made_from: str
     files: Mapping[str, FileEntry]
     digest: str
@@ -181,6 +184,7 @@ def read_base_manifest(file: Path) -> BaseManifest | ClosedManifest:
         position_axes=_one_of(content, "position_axes", (1, 2, 3), file),
         n_causal=_one_of({"n_causal": -1} | content, "n_causal", (-1, 0, 1), file),  # the first bundles have none
         n_connector_positions=_number(content, "n_connector_positions", 0, file),
+        device=_take({"device": "", **content}, "device", str, file),
         made_from=_take(content, "made_from", str, file),
         files=_files(content, file),
         digest=_take(content, "sha256", str, file),
@@ -199,6 +203,7 @@ def _closed(content: Mapping[str, Any], file: Path) -> ClosedManifest:
         scoring=_one_of(content, "scoring", ("softmax", "sigmoid"), file),
         n_positions=_positive(content, "n_positions", file),
         pad_token=_number(content, "pad_token", -1, file),
+        device=_take({"device": "", **content}, "device", str, file),
         made_from=_take(content, "made_from", str, file),
         files=_files(content, file),
         digest=_take(content, "sha256", str, file),
@@ -272,6 +277,7 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(data)
         canonical = isinstance(content, dict) and _canonical(content) == data
+        intact = canonical and content.get("sha256") == _digest(content)
     except (ValueError, RecursionError) as error:
         raise BundleError(f"The manifest {file} is damaged: it is not JSON ({error}).") from error
     if not isinstance(content, dict):
@@ -279,7 +285,7 @@ def _read(file: Path) -> dict[str, Any]:
     version = content.get("format")
     if isinstance(version, int) and version > FORMAT:
         raise BundleError(f"{file} is of format {version}, and this TVP reads up to {FORMAT}. Update TVP.")
-    if version != FORMAT or not canonical or content.get("sha256") != _digest(content):
+    if version != FORMAT or not intact:
         raise BundleError(
             f"The manifest {file} is damaged or was edited: its content does not match its own sha256. "
             "Export or copy the bundle again."
@@ -294,10 +300,13 @@ def _take(content: Mapping[str, Any], key: str, kind: type[T], file: Path) -> T:
     return value
 
 
-def _number(content: Mapping[str, Any], key: str, least: int, file: Path) -> int:
+def _number(content: Mapping[str, Any], key: str, least: int, file: Path, below: int = 2**31) -> int:
     value = _take(content, key, int, file)
-    if not least <= value < 2**31:
-        raise BundleError(f"{file}: {key} is {value}; it must be a whole number from {least} to below 2^31.")
+    if not least <= value < below:
+        raise BundleError(
+            f"{file}: {key} is {str(value)[:40]}; it must be a whole number from {least} to below "
+            f"2^{below.bit_length() - 1}."
+        )
     return value
 
 
@@ -334,5 +343,5 @@ def _files(content: Mapping[str, Any], file: Path) -> dict[str, FileEntry]:
             raise BundleError(f"{file} names the file {name!r}, which would lie outside of the bundle.")
         if not isinstance(entry, dict):
             raise BundleError(f"{file}: the entry of {name!r} must hold size and sha256.")
-        entries[name] = FileEntry(_take(entry, "size", int, file), _take(entry, "sha256", str, file))
+        entries[name] = FileEntry(_number(entry, "size", 0, file, 2**63), _take(entry, "sha256", str, file))
     return entries

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import mmap
 import os
 import shutil
@@ -14,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from ._external import is_plain, locations
+from ._external import locations
 from ._manifest import (
     MAX_MANIFEST,
     BaseManifest,
@@ -31,6 +32,7 @@ from .errors import BundleError
 MANIFESTS = ("manifest.json", "base/manifest.json")
 MAX_FILES = 1024  # a real bundle has some twenty
 BLOCK = 2**20  # bytes read at a time
+MAX_READ = 2 * MAX_MANIFEST  # bytes; a manifest and the table are read at once
 # What zipfile raises for archives that are damaged, of a kind that it does not know, or encrypted.
 NOT_INTACT = (
     zipfile.BadZipFile,
@@ -50,6 +52,8 @@ def pack(folder: Path, file: Path) -> None:
     Raises BundleError for a bundle that is damaged, and where `file` exists already.
     """
     task, base = _manifests(folder)
+    if len(task.files) + len(base.files) + len(MANIFESTS) > MAX_FILES:
+        raise BundleError(f"{folder} has more than {MAX_FILES:,} files, which no .tvp file may have.")
     verify(folder, task.files)
     verify(folder / "base", base.files)
     if file.exists():
@@ -72,12 +76,13 @@ def pack(folder: Path, file: Path) -> None:
         Path(temporary).unlink(missing_ok=True)
 
 
-def unpack(file: Path, folder: Path) -> None:
+def unpack(file: Path, folder: Path, expected: str = "") -> None:
     """Write the bundle in a `.tvp` file to `folder`, whole or not at all.
 
     The archive must hold exactly the files that its manifests list, with their sizes, uncompressed; that is
     checked before anything is written, so what would lie outside of the folder, be a link or grow is refused.
     Files of a base that an intact bundle beside `folder` has already are linked, and not written again.
+    expected: the `digest` that the file must have, where it has been asked before.
     Raises BundleError for a file that is not such an archive or is damaged, and where `folder` exists already.
     """
     if folder.exists():
@@ -91,11 +96,13 @@ def unpack(file: Path, folder: Path) -> None:
             "TVP's own, set TVP_HOME to one that can be written."
         ) from error
     try:
-        with open(file, "rb") as stream, zipfile.ZipFile(stream) as archive:
+        with _Reader(io.FileIO(file)) as stream, zipfile.ZipFile(stream) as archive:
             _refuse_unusual(archive, file)
             (work / "base").mkdir()
             for name in MANIFESTS:
                 (work / name).write_bytes(archive.read(name))
+            if expected and hashlib.sha256((work / MANIFESTS[0]).read_bytes()).hexdigest() != expected:
+                raise BundleError(f"{file} was replaced while it was read. Load it again.")
             task, base = _manifests(work)
             listed = _listed(task, base)
             _refuse_unlisted(archive, listed, file)
@@ -117,7 +124,7 @@ def unpack(file: Path, folder: Path) -> None:
 def digest(file: Path) -> str:
     """The sha256 of the manifest in a `.tvp` file, which names it in a cache."""
     try:
-        with open(file, "rb") as stream, zipfile.ZipFile(stream) as archive:
+        with _Reader(io.FileIO(file)) as stream, zipfile.ZipFile(stream) as archive:
             _refuse_unusual(archive, file)
             return hashlib.sha256(archive.read("manifest.json")).hexdigest()
     except NOT_INTACT as error:
@@ -135,8 +142,12 @@ def _manifests(folder: Path) -> tuple[TaskManifest, BaseManifest | ClosedManifes
 
 
 def _linked(twin: Path, name: str, entry: FileEntry, work: Path) -> bool:
-    """Link an intact file of one bundle into another; False where it is not intact, or the disk has no links."""
+    """Link an intact file of one bundle into another; False where it is not intact, where others may write to it, or
+    the disk has no links."""
     try:
+        status = (twin / name).stat()
+        if status.st_mode & 0o022 or (hasattr(os, "getuid") and status.st_uid != os.getuid()):
+            return False
         verify(twin, {name: entry})
         (work / name).parent.mkdir(parents=True, exist_ok=True)
         os.link(twin / name, work / name)
@@ -147,6 +158,16 @@ def _linked(twin: Path, name: str, entry: FileEntry, work: Path) -> bool:
 
 def _listed(task: TaskManifest, base: BaseManifest | ClosedManifest) -> dict[str, FileEntry]:
     return {**task.files, **{f"base/{name}": entry for name, entry in base.files.items()}}
+
+
+class _Reader(io.BufferedReader):
+    """A file that gives no more than MAX_READ bytes at once: zipfile makes an object of some hundred bytes for each
+    entry of the table at an archive's end, before any are counted, and the table may be the whole file."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > MAX_READ:
+            raise zipfile.BadZipFile(f"its table has {size:,} bytes, more than any bundle's")
+        return super().read(size)
 
 
 def _refuse_unusual(archive: zipfile.ZipFile, file: Path) -> None:
@@ -194,7 +215,7 @@ def _refuse_graphs(stream: BinaryIO, archive: zipfile.ZipFile, listed: Mapping[s
             begin += 30 + n_name + n_extra
             with view[begin : begin + listed[name].size] as graph:
                 for location in locations(graph, f"{file}: {name}"):
-                    if not is_plain(location) or str(PurePosixPath(name).with_name(location)) not in listed:
+                    if str(PurePosixPath(name).parent / location) not in listed:
                         raise BundleError(
                             f"{file}: {name!r} reads its weights from {location!r}, which is not a file of the bundle."
                         )

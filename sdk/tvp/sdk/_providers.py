@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,24 +74,47 @@ def onnxruntime() -> Any:
             "onnxruntime is not installed. On a CPU: pip install onnxruntime. With CUDA or TensorRT: "
             "pip install onnxruntime-gpu. On a Jetson install NVIDIA's own onnxruntime-gpu wheel."
         ) from error
+    _preload(onnxruntime)
     return onnxruntime
 
 
-def make_plan(wanted: Providers, parts: Iterable[str], cache: Path, precision: str) -> Plan:
-    """`choose_providers` for these parts; what is wrong about another part is an error as well."""
+@functools.cache
+def _preload(ort: Any) -> None:
+    """Find CUDA's libraries, which may come from pip wheels: once, and before anything asks which providers there are,
+    since a CUDA that is a plug-in registers itself again behind it."""
+    if not hasattr(ort, "preload_dlls"):  # an older one
+        return
+    if {CUDA, TENSORRT} & {*ort.get_available_providers()} or ", cuda-plugin-ep=" in ort.get_build_info():
+        with redirect_stdout(sys.stderr):  # it prints what it does not find, where answers may be read
+            ort.preload_dlls()
+
+
+def make_plan(wanted: Providers, parts: Iterable[str], cache: Path, precision: str, device: str = "") -> Plan:
+    """`choose_providers` for these parts; what is wrong about another part is an error as well.
+
+    Logs a warning where TensorRT is to run an eye that was not made for it.
+    """
     choices = _by_part(wanted)
-    chosen = {part: choose_providers(wanted, part, cache, precision) for part in PARTS}
+    chosen = {part: choose_providers(wanted, part, cache, precision, device) for part in PARTS}
+    if chosen[EYE][0][0] == TENSORRT and device in ("cpu", "cuda"):
+        log.warning(
+            "The %s was exported for --device %s, with operators that TensorRT has not: it builds an engine for each "
+            "piece between them, which takes long and runs slowly. Export it with --device tensorrt.",
+            EYE,
+            device,
+        )
     return Plan(
         {part: chosen[part] for part in parts},
         frozenset(part for part, choice in choices.items() if isinstance(choice, str) and choice == "auto"),
     )
 
 
-def choose_providers(wanted: Providers, part: str, cache: Path, precision: str = "fp32") -> Chosen:
+def choose_providers(wanted: Providers, part: str, cache: Path, precision: str = "fp32", device: str = "") -> Chosen:
     """Turn what a user wants into what onnxruntime gets for one part.
 
-    wanted: `auto` (CUDA where onnxruntime reports it, and CPU; never TensorRT, which takes minutes to build its
-        engine), a provider, several of them by priority, or a mapping of parts to those. A provider is a name, short
+    wanted: `auto` (CUDA where onnxruntime reports it, and CPU; but the CPU alone for int8 and int4 that were made for
+        one, of which CUDA would leave most to the CPU; never TensorRT, which takes minutes to build its engine), a
+        provider, several of them by priority, or a mapping of parts to those. A provider is a name, short
         (`cpu`, `cuda`, `tensorrt`) or onnxruntime's own, or (name, options); the options go before those set here.
         One provider alone gets the usual ones behind it for the nodes that it does not take (TensorRT: CUDA, CPU);
         several are taken as given, with the CPU last, as onnxruntime has it.
@@ -96,14 +122,15 @@ def choose_providers(wanted: Providers, part: str, cache: Path, precision: str =
         otherwise; TensorRT runs the vision encoder only, since it lacks the decoder's operators and would build the
         others' engines anew for each length of a question.
     cache: the folder for TensorRT's engines of this base.
-    precision: the base's, of its manifest.
+    precision, device: the base's, of its manifest.
     Raises ProviderError for a part or a provider that is unknown, and for one that cannot run here or run this part.
     """
     part = _known(part)
     available = onnxruntime().get_available_providers()
     choice = _by_part(wanted)[part]
     if isinstance(choice, str) and choice == "auto":
-        pairs: list[tuple[str, Mapping[str, Any]]] = [(CUDA, {})] if CUDA in available else [(CPU, {})]
+        on_gpu = CUDA in available and (precision in ("fp32", "fp16") or device in ("cuda", "tensorrt"))
+        pairs: list[tuple[str, Mapping[str, Any]]] = [(CUDA, {})] if on_gpu else [(CPU, {})]
     else:
         pairs = _pairs(choice, available)
         if isinstance(wanted, Mapping):
@@ -115,10 +142,11 @@ def choose_providers(wanted: Providers, part: str, cache: Path, precision: str =
         pairs.append((CUDA, {"device_id": options["device_id"]} if "device_id" in options else {}))
     if part != EYE:
         pairs = [pair for pair in pairs if pair[0] != TENSORRT]
+    half = precision == "fp16" or (precision != "fp32" and device in ("cuda", "tensorrt"))  # what the eye is in
     if all(name != CPU for name, _ in pairs):
         pairs.append((CPU, {}))
     return [
-        (name, {**_defaults(name, cache, precision), **{str(key): str(value) for key, value in options.items()}})
+        (name, {**_defaults(name, cache, half), **{str(key): str(value) for key, value in options.items()}})
         for name, options in pairs
     ]
 
@@ -208,7 +236,7 @@ def _is_pair(item: Any) -> bool:
     return isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str) and isinstance(item[1], Mapping)
 
 
-def _defaults(name: str, cache: Path, precision: str) -> dict[str, str]:
+def _defaults(name: str, cache: Path, half: bool) -> dict[str, str]:
     if name == CUDA:
         return CUDA_OPTIONS
     if name != TENSORRT:
@@ -216,10 +244,11 @@ def _defaults(name: str, cache: Path, precision: str) -> dict[str, str]:
     # An engine is good for one onnxruntime (with its TensorRT) only; for which GPU, its own file name says.
     folder = str(cache / f"onnxruntime-{onnxruntime().__version__}")
     return {
-        "trt_engine_cache_enable": "1",
+        # True and False, and not 1 and 0, which onnxruntime's reader of TensorRT's options refuses.
+        "trt_engine_cache_enable": "True",
         "trt_engine_cache_path": folder,
-        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_enable": "True",
         "trt_timing_cache_path": folder,
-        "trt_layer_norm_fp32_fallback": "1",  # in fp16 the sums of a layer norm overflow
-        "trt_fp16_enable": str(int(precision == "fp16")),
+        "trt_layer_norm_fp32_fallback": "True",  # in fp16 the sums of a layer norm overflow
+        "trt_fp16_enable": str(half),
     }

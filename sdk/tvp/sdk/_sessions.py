@@ -6,7 +6,8 @@ import ctypes
 import os
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,9 +44,12 @@ FILES = {
 }
 
 
-def open_session(file: Path, providers: Chosen) -> Any:
-    """Open a model on exactly these providers; one that does not start is an error, now or in a later run."""
-    refuse_elsewhere(file)
+def open_session(file: Path, providers: Chosen, listed: Container[str] = ()) -> Any:
+    """Open a model on exactly these providers; one that does not start is an error, now or in a later run.
+
+    listed: names, beside it, of the files that it may read weights from.
+    """
+    refuse_elsewhere(file, listed)
     ort = onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 3
@@ -58,8 +62,6 @@ def open_session(file: Path, providers: Chosen) -> Any:
     first, tensorrt = providers[0][0], dict(providers).get(TENSORRT)
     if first != CPU:
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-        if hasattr(ort, "preload_dlls"):
-            ort.preload_dlls()  # finds CUDA's libraries where they come from pip wheels
     if tensorrt is not None:
         _make_folders(tensorrt)
         if "trt_profile_min_shapes" not in tensorrt:  # one shape, and so one engine: a picture at a time
@@ -129,7 +131,7 @@ class Connector:
 
     def ids(self, question: str) -> list[int]:
         """What it reads of a question; raises RequestError for one that is too long."""
-        ids: list[int] = self.tokenizer.encode(self.prompt.replace("{image}", "").replace("{question}", question)).ids
+        ids = encode(self.tokenizer, self.prompt.replace("{image}", "").replace("{question}", question))
         if len(ids) > self.n_positions:
             raise RequestError(
                 f"The question takes {len(ids)} tokens, and this model's Q-Former reads at most {self.n_positions}. "
@@ -148,6 +150,8 @@ class Base:
     providers: what each part really runs on.
     fallbacks: why a part is on the CPU that was not to be, by part.
     verified: the files that were found to be as the manifest says, by identity; see `verify`.
+    checked: whether the files were verified before they were opened.
+    device_id: of the GPU that the decoder runs on.
     """
 
     manifest: BaseManifest
@@ -162,6 +166,8 @@ class Base:
     providers: Mapping[str, str] = field(default_factory=dict)
     fallbacks: Mapping[str, str] = field(default_factory=dict)
     verified: set[Identity] = field(default_factory=set)
+    checked: bool = True
+    device_id: int = 0
     last: Trims = field(default_factory=lambda: Trims())  # goes when all above have gone
 
     def __post_init__(self) -> None:
@@ -172,8 +178,7 @@ class Base:
         provider = self.decoder.get_providers()[0]
         self.copies_inputs = provider != CPU
         # CUDA has this attention in half precision only; in fp32 it runs on the CPU, and there its cache lies.
-        options = self.decoder.get_provider_options().get(provider, {}) if provider == CUDA and half else None
-        self.cache_place = ("cpu", 0) if options is None else ("cuda", int(options.get("device_id", 0)))
+        self.cache_place = ("cuda", self.device_id) if provider == CUDA and half else ("cpu", 0)
 
     def refuse_too_long(self, question: str) -> None:
         """Raise RequestError, before anything runs, for a question that cannot be read to its end."""
@@ -230,13 +235,17 @@ def load_base(
         verified: set[Identity] = set() if base is None else base.verified
         if verify_files:
             verify(folder, manifest.files, verified)
-        if base is None or not base.fallbacks.keys() <= plan.automatic:
+        # What was opened unseen is not what has been verified now, of another folder or later.
+        unseen = base is not None and verify_files and not base.checked
+        if base is None or unseen or not base.fallbacks.keys() <= plan.automatic:
             if isinstance(manifest, ClosedManifest):
                 from ._closed import open_closed
 
-                base = _loaded[key] = open_closed(folder, manifest, plan, verified)
+                base = open_closed(folder, manifest, plan, verified)
             else:
-                base = _loaded[key] = _open_base(folder, manifest, plan, verified)
+                base = _open_base(folder, manifest, plan, verified)
+            base.checked = verify_files
+            _loaded[key] = base
         return base
 
 
@@ -259,14 +268,14 @@ def _open_base(folder: Path, manifest: BaseManifest, plan: Plan, verified: set[I
     added = tokenizer.get_added_tokens_decoder()
     words = Words(
         manifest.layout,
-        lambda text, special: tokenizer.encode(text, add_special_tokens=special).ids,
+        lambda text, special: encode(tokenizer, text, special),
         frozenset(token_id for token_id, token in added.items() if token.special and token.content != UNKNOWN),
     )
     try:
         n_before = len(words.prompt_ids("a")[0])
     except ValueError as error:
         raise BundleError(f"The base in {folder} is damaged: its tokenizer does not know its image token.") from error
-    sessions, places, fallbacks = open_parts(folder, plan)
+    sessions, places, fallbacks = open_parts(folder, plan, manifest.files)
     connector = None
     if manifest.n_connector_positions:
         connector = Connector(
@@ -288,6 +297,7 @@ def _open_base(folder: Path, manifest: BaseManifest, plan: Plan, verified: set[I
         places,
         fallbacks,
         verified,
+        device_id=int(dict(plan.chosen["decoder"]).get(CUDA, {}).get("device_id", 0)),
     )
     check_eye(base.vision_encoder, connector and connector.session, manifest)
     check_decoder(base.decoder, manifest)
@@ -296,30 +306,49 @@ def _open_base(folder: Path, manifest: BaseManifest, plan: Plan, verified: set[I
     return base
 
 
-def open_parts(folder: Path, plan: Plan) -> tuple[dict[str, Any], dict[str, str], dict[str, str]]:
-    """Open each part; returns sessions, what they run on, and why some are on the CPU that were to be elsewhere."""
+def open_parts(
+    folder: Path, plan: Plan, listed: Container[str]
+) -> tuple[dict[str, Any], dict[str, str], dict[str, str]]:
+    """Open each part, see `open_session`; returns sessions, what they run on, and why some are on the CPU that were to
+    be elsewhere."""
     sessions: dict[str, Any] = {}
     places: dict[str, str] = {}
     fallbacks: dict[str, str] = {}
     for part, providers in plan.chosen.items():
         file = folder / FILES[part]
         try:
-            session = open_session(file, providers)
+            session = open_session(file, providers, listed)
             places[part] = runs_on(session, file.name)
         except ProviderError as error:
             if part not in plan.automatic or providers == ON_CPU:
                 raise
             fallbacks[part] = str(error)
-            session, places[part] = open_session(file, ON_CPU), CPU
+            session, places[part] = open_session(file, ON_CPU, listed), CPU
         sessions[part] = session
     return sessions, places, fallbacks
 
 
 def read_tokenizer(file: Path) -> Tokenizer:
-    try:
+    with told(f"The tokenizer {file} is damaged"):
         tokenizer = Tokenizer.from_file(os.fspath(file))
-    except Exception as error:  # tokenizers raises a bare Exception
-        raise BundleError(f"The tokenizer {file} is damaged: {error}") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def encode(tokenizer: Tokenizer, text: str, special: bool = True) -> list[int]:
+    """Token ids of a text. special: whether with begin and end tokens."""
+    with told("The bundle's tokenizer fails"):
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=special).ids
+    return ids
+
+
+@contextmanager
+def told(what: str) -> Iterator[None]:
+    """What tokenizers raises, as a BundleError: bare Exceptions, and its panics, which are no Exceptions."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
+        raise
+    except BaseException as error:
+        raise BundleError(f"{what}: {error}") from error

@@ -30,7 +30,10 @@ MAX_QUESTION = 8192  # characters; longer than any context in use, and bounded b
 
 def home() -> Path:
     """The folder that names are looked up in: $TVP_HOME, or ~/.tvp."""
-    return Path(os.environ.get("TVP_HOME") or Path.home() / ".tvp")
+    try:
+        return Path(os.environ.get("TVP_HOME") or Path.home() / ".tvp")
+    except RuntimeError:  # a user without one, as in some containers, who may still load a folder
+        return Path("/nonexistent/.tvp")
 
 
 def tasks() -> list[str]:
@@ -56,7 +59,7 @@ def load(task: str | os.PathLike[str], *, providers: Providers = "auto", verify_
     try:
         return _open(folder, providers, verify_files)
     except BundleError as error:
-        if folder.parent == home() / "cache":
+        if Path(task).suffix == ".tvp" and folder != Path(task).absolute():
             raise BundleError(
                 f"{error} The folder is a copy that was unpacked from {os.fspath(task)}: if that file is intact, "
                 "delete the folder, and it is unpacked again."
@@ -77,6 +80,7 @@ def _open(folder: Path, providers: Providers, verify_files: bool) -> Task:
         [part for part, file in FILES.items() if file in base_manifest.needs],
         home() / "cache" / "tensorrt" / base_manifest.digest,
         base_manifest.precision,
+        base_manifest.device,
     )
     for needed, entries, place in (
         (("preprocess.onnx", "golden/cases.json"), manifest.files, folder),
@@ -90,7 +94,7 @@ def _open(folder: Path, providers: Providers, verify_files: bool) -> Task:
     base = load_base(folder / "base", base_manifest, plan, verify_files=verify_files)
     for part, reason in base.fallbacks.items():
         log.warning("%s Running the %s on the CPU instead.", reason, part)
-    preprocess = open_session(folder / "preprocess.onnx", ON_CPU)
+    preprocess = open_session(folder / "preprocess.onnx", ON_CPU, manifest.files)
     check_preprocess(preprocess, base.vision_encoder)
     from ._closed import ClosedBase, ClosedTask
 
@@ -153,12 +157,14 @@ class Task:
         question: default: the task's own question, where it has one.
         Raises ImageError, or RequestError for a question that cannot be asked or an option that cannot be.
         """
-        self.question(question), self.generation(options)  # what is bad fails before the picture is encoded
+        self.generation(options)  # what is bad fails before the picture is encoded
+        self._refuse_unreadable(question)
         return self.see(image).ask(question, **options)
 
     def stream(self, image: ImageLike, question: str | None = None, **options: Unpack[Options]) -> Iterator[str]:
         """Answer as `ask` does, in pieces of text as they come; together they are the answer's text."""
-        self.question(question), self.generation(options)
+        self.generation(options)
+        self._refuse_unreadable(question)
         return self.see(image).stream(question, **options)
 
     def ask_many(
@@ -168,7 +174,8 @@ class Task:
 
         A picture that is given several times in a row is encoded once. Every row of a batch draws as `ask` does
         with the same seed. timing: `see` is a picture's share of the encoding, and `total` adds the time of all its
-        batch's answers. Every question is checked before anything runs.
+        batch's answers. Every question is checked before anything runs. Where `cancel` is set, what is under way ends
+        where it is, and what has not begun has no answer: the list is shorter.
         """
         rows = list(requests)
         if wrong := [row for row in rows if not (isinstance(row, (tuple, list)) and len(row) == 2)]:
@@ -177,9 +184,11 @@ class Task:
             raise RequestError(f"batch is {batch!r}; it must be a whole number of at least 1.")
         generation = self.generation(options)
         for _, question in rows:
-            self._refuse_unreadable(question)
+            self._refuse_unreadable(question, too_long=True)
         answers: list[Answer] = []
         for start in range(0, len(rows), batch):
+            if start and generation.cancel is not None and generation.cancel.is_set():
+                break
             answers += self._answer_together(rows[start : start + batch], generation)
         return answers
 
@@ -188,8 +197,11 @@ class Task:
     def _view(self, features: NDArray[np.float32], seconds: float) -> View:
         return View(self, features, seconds)
 
-    def _refuse_unreadable(self, question: str | None) -> None:
-        self.base.refuse_too_long(self.question(question))
+    def _refuse_unreadable(self, question: str | None, too_long: bool = False) -> None:
+        if too_long:
+            self.base.refuse_too_long(self.question(question))
+        else:  # which the first run tells as well, and the bundle's own mistakes before it
+            self.base.words.prompt_ids(self.question(question))
 
     def _answer_together(
         self, requests: Sequence[tuple[ImageLike, str | None]], generation: Generation
@@ -200,7 +212,7 @@ class Task:
         self, image: ImageLike, question: str | None = None, *, labels: Sequence[str] | None = None
     ) -> list[Ranked]:
         """Score every label (default: the task's) as an answer; best first."""
-        self.question(question)
+        self._refuse_unreadable(question)
         return self.see(image).rank(question, labels=labels)
 
     def check(self) -> dict[str, Any]:
@@ -252,7 +264,7 @@ class Task:
 def find(task: str | os.PathLike[str]) -> Path:
     """The folder of a bundle that is given by path or by name; raises BundleError where there is none."""
     try:
-        return _find(Path(task), os.fspath(task))
+        return _find(Path(task), os.fspath(task)).absolute()
     except OSError as error:
         raise BundleError(f"The bundle {os.fspath(task)!r} cannot be read: {error.strerror or error}.") from error
 
@@ -260,15 +272,14 @@ def find(task: str | os.PathLike[str]) -> Path:
 def _find(path: Path, name: str) -> Path:
     if (path / "manifest.json").is_file():
         return path
+    if len(path.parts) == 1 and path.suffix != ".tvp" and (home() / "tasks" / path / "manifest.json").is_file():
+        return home() / "tasks" / path
     if path.is_dir():
         raise BundleError(f"The folder {path} has no manifest.json; it is not a bundle. `tvp export` makes one.")
     if path.is_file():
         if path.suffix != ".tvp":
             raise BundleError(f"{path} is a file; a bundle is a folder with a manifest.json, or a .tvp file.")
         return _unpacked(path)
-    named = home() / "tasks" / path
-    if len(path.parts) == 1 and (named / "manifest.json").is_file():
-        return named
     known = tasks()
     raise BundleError(
         f"There is no bundle {name!r}: no folder of that path, and {home() / 'tasks'} has "
@@ -278,10 +289,11 @@ def _find(path: Path, name: str) -> Path:
 
 def _unpacked(file: Path) -> Path:
     """The folder that a `.tvp` file is unpacked to, once, under $TVP_HOME/cache."""
-    folder = home() / "cache" / digest(file)
+    expected = digest(file)
+    folder = home() / "cache" / expected
     if not folder.exists():
         try:
-            unpack(file, folder)
+            unpack(file, folder, expected)
         except BundleError:
             if not folder.exists():  # another process may have been faster
                 raise
