@@ -217,3 +217,34 @@ def test_a_question_that_is_too_long_is_told_before_any_is_answered(one_bundle, 
             task.ask_many([(PICTURE, "What?")] * 20 + [(PICTURE, "What? " * 400)])
         with pytest.raises(RequestError, match="must be a text"):
             task.ask_many([(PICTURE, 3)])
+
+
+def test_a_folder_of_ones_own_does_not_hide_a_task(one_bundle, tmp_path, monkeypatch):
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "count").symlink_to(one_bundle)
+    (tmp_path / "here" / "count").mkdir(parents=True)
+    monkeypatch.setenv("TVP_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path / "here")
+    sdk.load("count").close()
+    with pytest.raises(BundleError, match=r"no manifest\.json"):
+        sdk.load(tmp_path / "here" / "count")
+
+
+def test_a_user_without_a_home_loads_a_folder(one_bundle, monkeypatch):
+    monkeypatch.delenv("TVP_HOME", raising=False)
+
+    def none():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr("pathlib.Path.home", none)
+    sdk.load(one_bundle).close()
+    assert sdk.tasks() == []
+    with pytest.raises(BundleError, match="no bundle 'count'"):
+        sdk.load("count")
+
+
+def test_a_task_that_was_loaded_by_a_relative_path_goes_on_elsewhere(one_bundle, monkeypatch, tmp_path):
+    monkeypatch.chdir(one_bundle.parent)
+    with sdk.load(one_bundle.name) as task:
+        monkeypatch.chdir(tmp_path)
+        assert task.check()["cases"] == 4

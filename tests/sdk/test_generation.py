@@ -8,12 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
+import onnxruntime
 import pytest
 from PIL import Image
 
 from tvp import sdk
 from tvp.sdk._generation import Answering, Generation, Speech
-from tvp.sdk.errors import ImageError, RequestError
+from tvp.sdk.errors import ImageError, ProviderError, RequestError
 
 QUESTIONS = ["What?", "How many objects are there?", "Is there a red star or a blue one or a green one?"]
 PICTURES = [np.random.default_rng(i).integers(0, 256, (30 + 9 * i, 64, 3), np.uint8) for i in range(4)]
@@ -188,6 +189,7 @@ def test_sixteen_threads_get_the_answers_that_one_gets(task):
         ({"stop": [3]}, "stop is"),
         ({"stop": 3}, "stop is 3"),
         ({"time_limit": 0}, "time_limit is 0"),
+        ({"time_limit": 10**400}, "time_limit is 1000"),
         ({"cancel": True}, "cancel is True"),
     ],
 )
@@ -215,3 +217,58 @@ def test_pictures_of_all_kinds_in_one_list(task, tmp_path):
     kinds += [(tmp_path / "a.png").read_bytes(), PICTURES[0]]
     answers = task.ask_many([(kind, "What?") for kind in kinds])
     assert [a.tokens for a in answers] == [task.ask(kind, "What?").tokens for kind in kinds]
+
+
+@pytest.mark.parametrize("n_made", [0, 1, 5])
+def test_a_cache_that_could_not_grow_leaves_the_view_as_it_was(task, monkeypatch, n_made):
+    """As where a device is full, or the user ends it: the next question gets its right answer."""
+
+    class Full:
+        n_left = n_made
+
+        def __getattr__(self, name):
+            return getattr(onnxruntime, name)
+
+        @property
+        def OrtValue(self):
+            self.n_left -= 1
+            if self.n_left < 0:
+                raise RuntimeError("no memory left on the device")
+            return onnxruntime.OrtValue
+
+    expected = task.ask(PICTURES[0], QUESTIONS[0], max_new_tokens=100).tokens
+    view = task.see(PICTURES[0])
+    short = view.ask(QUESTIONS[0], max_new_tokens=2).tokens
+    with monkeypatch.context() as patch:
+        patch.setattr("tvp.sdk._decoder.onnxruntime", Full)
+        with pytest.raises(ProviderError, match="no memory left on the device"):
+            view.ask(QUESTIONS[0], max_new_tokens=100)
+    assert view.ask(QUESTIONS[0], max_new_tokens=2).tokens == short == expected[:2]
+    assert view.ask(QUESTIONS[0], max_new_tokens=100).tokens == expected
+
+
+def test_many_that_are_cancelled_are_not_begun(task, monkeypatch):
+    event, seen = threading.Event(), []
+    read = type(task).pixel_values
+
+    def count(self, image):
+        seen.append(1)
+        event.set()
+        return read(self, image)
+
+    monkeypatch.setattr(type(task), "pixel_values", count)
+    answers = task.ask_many([(picture, "What?") for picture in PICTURES], batch=2, cancel=event)
+    assert len(seen) == len(answers) == 2
+    assert {answer.finish for answer in answers} <= {"cancelled", "end"}
+
+
+def test_a_temperature_of_next_to_nothing_is_greedy(task):
+    expected = task.ask(PICTURES[0], "What?").tokens
+    for temperature in (1e-310, 1e-30):
+        assert task.ask(PICTURES[0], "What?", temperature=temperature).tokens == expected
+
+
+def test_a_question_that_cannot_be_read_costs_no_picture(task):
+    for way in (task.ask, task.stream, task.rank):
+        with pytest.raises(RequestError, match="special token"):
+            way(b"not read", "what is <image>?")

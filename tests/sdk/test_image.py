@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
@@ -121,3 +122,18 @@ def test_metadata_that_cannot_be_read_does_not_cost_the_picture(picture, density
     block = b"Exif\0\0this is no TIFF header"
     broken = whole[:20] + b"\xff\xe1" + (len(block) + 2).to_bytes(2, "big") + block + whole[20:]
     assert np.array_equal(read_image(broken), read_image(whole))
+
+
+@pytest.mark.parametrize(("largest", "level", "expected"), [(65535, 200, 1), (65535, 65535, 255), (1000, 500, 128)])
+def test_a_deep_pgm_is_as_bright_as_it_says(largest, level, expected):
+    data = b"P5 4 4 %d\n" % largest + level.to_bytes(2, "big") * 16
+    assert set(read_image(data).ravel().tolist()) == {expected}
+
+
+def test_a_file_that_would_be_read_value_by_value_is_refused():
+    began = time.perf_counter()
+    with pytest.raises(ImageError, match="reads value by value"):
+        read_image(b"P6 3000 3000 254\n" + bytes(27_000_000))
+    assert time.perf_counter() - began < 1
+    assert read_image(b"P6 3000 3000 255\n" + bytes(27_000_000)).shape == (3000, 3000, 3)
+    assert read_image(b"P6 2 2 254\n" + bytes([254] * 12)).min() == 255

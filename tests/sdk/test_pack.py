@@ -8,6 +8,7 @@ import stat
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -264,3 +265,31 @@ def test_a_damaged_cache_of_a_file_says_what_to_delete(packed, tmp_path, monkeyp
     shutil.rmtree(folder)
     with sdk.load(packed) as task:
         assert task.check()["cases"]
+
+
+def test_a_file_that_is_all_table_is_refused_in_no_memory(tmp_path):
+    """zipfile makes an object of each entry of the table before any can be counted."""
+    entry = b"PK\x01\x02" + bytes(42)
+    table = entry * 200_000
+    end = b"PK\x05\x06" + struct.pack("<HHHHIIH", 0, 0, 0xFFFF, 0xFFFF, len(table), 0, 0)
+    (tmp_path / "evil.tvp").write_bytes(table + end)
+    tracemalloc.start()
+    with pytest.raises(BundleError, match=r"evil\.tvp is not an intact \.tvp file"):
+        _pack.unpack(tmp_path / "evil.tvp", tmp_path / "out")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1_000_000
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_not_filed_under_the_old_one(packed, tmp_path):
+    with pytest.raises(BundleError, match="was replaced"):
+        _pack.unpack(packed, tmp_path / "out", "0" * 64)
+    _pack.unpack(packed, tmp_path / "out", _pack.digest(packed))
+
+
+def test_what_others_may_write_to_is_not_linked(packed, tmp_path):
+    _pack.unpack(packed, tmp_path / "a")
+    (tmp_path / "a" / "base" / "tokenizer.json").chmod(0o666)
+    _pack.unpack(packed, tmp_path / "b")
+    assert (tmp_path / "b" / "base" / "tokenizer.json").stat().st_nlink == 1
+    assert (tmp_path / "b" / "base" / "embed_tokens.npy").stat().st_nlink == 2

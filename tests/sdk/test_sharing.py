@@ -282,3 +282,32 @@ def test_closing_gives_the_memory_back(one_bundle, copy):
     assert held - before > N_MIB
     for closed in rounds[1::2]:
         assert closed - before < N_MIB / 8, done.stdout
+
+
+def test_what_was_opened_unseen_is_not_what_a_verified_load_gets(copy, linked):
+    """A base whose weights were damaged, and loaded all the same, and an intact copy of it elsewhere."""
+    with sdk.load(linked) as intact:
+        expected = intact.ask(PICTURE, "What?").log_probabilities
+    table = copy / "base" / "embed_tokens.npy"
+    data = table.read_bytes()
+    table.unlink()  # which was a link
+    table.write_bytes(data[:-4000] + bytes(4000))
+    with sdk.load(copy, verify_files=False) as unseen:
+        with sdk.load(linked, verify_files=False) as other:
+            assert other.base is unseen.base
+        with sdk.load(linked) as seen:
+            assert seen.base is not unseen.base
+            assert seen.ask(PICTURE, "What?").log_probabilities == expected
+            with sdk.load(linked, verify_files=False) as other:
+                assert other.base is seen.base
+
+
+@pytest.mark.parametrize("content", ['{"type": "Precompiled", "precompiled_charsmap": null}', '{"type": "No such"}'])
+def test_a_tokenizer_that_panics_is_a_bundle_error(copy, content):
+    """Rust's panics are no Exceptions in Python."""
+    file = copy / "base" / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    file.unlink()
+    file.write_text(json.dumps({**tokenizer, "normalizer": json.loads(content)}))
+    with pytest.raises(BundleError, match=r"tokenizer\.json is damaged"):
+        sdk.load(copy, verify_files=False)
