@@ -316,7 +316,7 @@ class Oracle:
     def generate(self, embeddings, questions, max_new_tokens):
         return ["2"] * len(questions)
 
-    def answer_scores(self, embeddings, questions, candidates):
+    def answer_scores(self, embeddings, questions, candidates, at_once=256):
         return torch.eye(len(candidates))[1].expand(len(questions), -1)
 
 

@@ -101,6 +101,8 @@ class TrainConfig:
             raise RequestError(f"An inner size of {self.inner} px leaves no frame to train on {self.canvas} px.")
         if self.accumulate > self.batch:
             raise RequestError(f"A batch of {self.batch} pictures has no {self.accumulate} parts.")
+        if self.contrast and not self.tse:
+            raise RequestError("A contrast between captions is part of TSE, whose weight is 0; set tse as well.")
         if self.patience and not self.validate_every:
             raise RequestError("Early stopping (patience) needs validations on the way; set validate_every.")
         allowed = tasks.get(self.task).augment
@@ -133,7 +135,14 @@ def make_config(given: dict[str, Any], own: Path | None = None) -> TrainConfig:
     What the task's file says of the method in a table of its name comes before what it says of all methods.
     given: fields by name, as flags give them. own: a TOML file with the same names.
     """
-    mine = {**(_read(own.name, own.read_bytes()) if own is not None else {}), **given}
+    file = _read(own.name, own.read_bytes()) if own is not None else {}
+    mine = {**file, **given}
+    for name in ("method", "task"):
+        if name in file and name in given and given[name] != file[name]:
+            raise RequestError(
+                f"{own} is about the {name} {file[name]!r} and may say all that goes with it; --{name} "
+                f"{given[name]} would change the name alone. Leave it out, or take the line {name!r} out of the file."
+            )
     default = {f.name: f.default for f in fields(TrainConfig)}
     task, method = (str(mine.get(name, default[name])) for name in ("task", "method"))
     tasks.get(task)  # a wrong name is told as such, with near matches
@@ -143,6 +152,14 @@ def make_config(given: dict[str, Any], own: Path | None = None) -> TrainConfig:
     merged: dict[str, Any] = {}
     for layer in layers:
         merged |= _read(layer.name, layer.read_bytes(), method)
+    if "epochs" in mine and "steps" not in mine:
+        mine["steps"] = 0  # which would hold before it
+    update = merged.get("update", default["update"])
+    if mine.get("update", update) != update and "lr" not in mine:
+        raise RequestError(
+            f"The update {mine['update']!r} needs a learning rate of its own (--lr): the task's goes with {update!r}, "
+            "whose steps are measured otherwise."
+        )
     return TrainConfig(**{"models": (), **merged, **mine})  # which refuses to have none
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from tvp.sdk.errors import RequestError
 
 from . import corruptions, tasks
-from .config import make_config
+from .config import CHOICES, make_config
 from .data import Subset
 from .prompt import Geometry, Prompt, write_whole
 
@@ -62,6 +62,13 @@ def _conditions(context: click.Context, option: click.Parameter, values: tuple[s
     help="Seed of scenes, drawn pictures and corruptions.",
 )
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1 …")
+@click.option(
+    "--precision",
+    default="fp32",
+    show_default=True,
+    type=click.Choice(CHOICES["precision"]),
+    help="Of the frozen models; auto is bf16 on a GPU that has it.",
+)
 @click.option("--batch", default=256, show_default=True, type=click.IntRange(1), help="Rows read at once.")
 @click.option("--skip-bad", is_flag=True, help="Leave bad rows out and list them, instead of refusing the data.")
 @click.option("--download", is_flag=True, help="Let torchvision fetch the task's data set into --data.")
@@ -83,6 +90,7 @@ def evaluate(
     exported: bool,
     seed: int,
     device: str,
+    precision: str,
     batch: int,
     skip_bad: bool,
     download: bool,
@@ -99,6 +107,7 @@ def evaluate(
     geometry = Geometry(config.canvas, config.inner, task.fit)
     # Only now, since it takes seconds that a misspelt option should not.
     from . import families, matrix
+    from .train import dtype_of
 
     exporter = _exporter() if exported else None
     shown = matrix.columns({str(path): Prompt.load(path) for path in prompts}, geometry)
@@ -109,7 +118,7 @@ def evaluate(
     chosen = sorted(np.random.default_rng(seed).permutation(len(test))[:n].tolist())
     rows = matrix.evaluate_matrix(
         list(dict.fromkeys(models)),
-        partial(families.load, device=device),
+        partial(families.load, device=device, dtype=dtype_of(precision, device)),
         shown,
         Subset(test, chosen),
         task,

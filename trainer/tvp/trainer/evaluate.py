@@ -121,7 +121,7 @@ def _answers(
     for labels, rows in runs:
         texts = [asked[i].text for i in rows]
         if labels:
-            table = family.answer_scores(embeddings[rows], texts, labels)
+            table = family.answer_scores(embeddings[rows], texts, labels, batch)
             given = [labels[i] for i in table.argmax(-1).tolist()]
             for i, row in zip(rows, table.float().cpu().numpy(), strict=True):
                 scores[i] = row

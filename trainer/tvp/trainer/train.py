@@ -88,13 +88,15 @@ def train(
         raise RequestError(f"{folder} is a task bundle. Choose another folder for the run.")
     task = tasks.get(config.task)
     device = str(team.device or device)
-    dtype = _dtype(config.precision, device)
+    dtype = dtype_of(config.precision, device)
     if offload:
         families.moved(torch.empty(0), device)  # before the models are loaded, which stay elsewhere
     if sources is None:
         sources = [families.load(name, "cpu" if offload else device, dtype) for name in config.models]
     # Where models are spread over devices, the frame and the guide go where the first one starts.
     home = torch.device(device) if device != "auto" else sources[0].device
+    if config.tse and config.guide == "zoo:guide" and not all(name.startswith("zoo:") for name in config.models):
+        log.warning("TSE asks zoo:guide, a tiny model of scenes and CIFAR-10; --guide ViT-B-32@openai is the paper's.")
     guide = Guide(config.guide, home) if config.tse else None
     fit = task.fit if config.fit == "task" else config.fit
     geometry = Geometry(config.canvas, config.inner, fit, config.layout)
@@ -140,13 +142,16 @@ def train(
             with torch.no_grad():
                 return Prompt(frame.pixels().detach(), geometry, config.pixel_range)
 
+        # What fits into memory in training, with all that its gradient needs, does here.
+        n_rows = min(256, -(-config.batch // config.accumulate) * config.questions)
+
         def validate() -> float:
             mine = Subset(validation, range(team.rank, len(validation), team.size))
             right = torch.zeros(2, dtype=torch.float64, device=home)
             for source in sources:
                 if offload:
                     source.model.to(home)
-                result = accuracy(source, mine, geometry, prompt(), task)
+                result = accuracy(source, mine, geometry, prompt(), task, n_rows)
                 right += torch.tensor([result.right.sum(), result.n], device=home)
                 if offload:
                     source.model.to("cpu")
@@ -256,7 +261,8 @@ def _batches(
             yield batch
 
 
-def _dtype(precision: str, device: str) -> torch.dtype:
+def dtype_of(precision: str, device: str) -> torch.dtype:
+    """Of frozen models' weights, by the name of a precision: see `TrainConfig`."""
     if precision == "auto":
         on_gpu = device.startswith(("cuda", "auto")) and torch.cuda.is_available()
         # Older GPUs have it by emulation, which is slow.

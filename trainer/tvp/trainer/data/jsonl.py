@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tvp.sdk.errors import DataError
 
 from .rows import Rows, find_picture
-from .sample import Question
+from .sample import CAPTION, Question
 
 KEYS = ("image", "question", "answer", "label", "labels", "caption")
 
@@ -18,9 +19,16 @@ class Jsonl(Rows):
     which means the same), and if wanted labels (list) and caption. Every line is checked when the file is opened.
 
     skip_bad: bad lines are left out and their messages appended to it.
+    labels, caption: of rows that say nothing of theirs; caption with the place of the answer, as `{label}`.
     """
 
     needs = "image, question, answer"
+
+    def __init__(
+        self, file: Path, skip_bad: list[str] | None = None, labels: Sequence[str] = (), caption: str = CAPTION
+    ) -> None:
+        self._labels, self._caption = list(labels), caption
+        super().__init__(file, skip_bad)
 
     def _parse(self, where: str, row: dict[str, Any]) -> tuple[Path, Question, str]:
         if "answer" in row and "label" in row:
@@ -34,7 +42,7 @@ class Jsonl(Rows):
                 f"{where} has the unknown key {unknown[0]!r}; allowed besides image, question and answer: "
                 "label (for answer), labels, caption."
             )
-        labels = row.get("labels", [])
+        labels = row.get("labels", self._labels)
         if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
             raise DataError(f"{where}: labels must be a list of texts.")
         labels = [label.strip() for label in labels]
@@ -42,5 +50,5 @@ class Jsonl(Rows):
             raise DataError(f"{where} has a label twice in {labels}; each may be there once.")
         if labels and answer not in labels:
             raise DataError(f"{where}: the answer {answer!r} is none of its labels {labels}.")
-        caption = self._text(where, row, "caption") if row.get("caption") else f"a {answer}"
+        caption = self._text(where, row, "caption") if row.get("caption") else self._caption.replace("{label}", answer)
         return find_picture(where, image, self._file.parent), Question(question, answer, tuple(labels)), caption

@@ -70,6 +70,9 @@ class Rows:
     def __len__(self) -> int:
         return len(self._rows)
 
+    def picture_of(self, index: int) -> str:
+        return str(self._rows[index][1])
+
     def __getitem__(self, index: int) -> Sample:
         number, image, question, caption = self._rows[index]
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Protocol
 
 import numpy as np
@@ -54,17 +55,34 @@ class Subset:
     def __len__(self) -> int:
         return len(self._indices)
 
+    def picture_of(self, index: int) -> str:
+        return picture_of(self._data, self._indices[index])
+
     def __getitem__(self, index: int) -> Sample:
         return self._data[self._indices[index]]
 
 
+def picture_of(data: Data, index: int) -> str:
+    """What names a sample's picture, where several samples may be about one."""
+    named = getattr(data, "picture_of", None)
+    return named(index) if named else str(index)
+
+
 def split(data: Data, n_validation: int, seed: int) -> tuple[Data, Data]:
-    """Split training data into (train, validation) without overlap; at least one sample each."""
-    if len(data) < 2:
-        raise DataError(f"A data set of {len(data)} sample(s) cannot be split into train and validation.")
-    order = np.random.default_rng(seed).permutation(len(data))
-    n = min(max(1, n_validation), len(data) - 1)
-    return Subset(data, order[n:].tolist()), Subset(data, order[:n].tolist())
+    """Split training data into (train, validation) without overlap, of pictures neither; at least one picture each."""
+    about: dict[str, list[int]] = {}
+    for i in range(len(data)):
+        about.setdefault(picture_of(data, i), []).append(i)
+    pictures = list(about.values())
+    if len(pictures) < 2:
+        raise DataError(f"A data set of {len(pictures)} picture(s) cannot be split into train and validation.")
+    order = [pictures[i] for i in np.random.default_rng(seed).permutation(len(pictures))]
+    n = n_samples = 0
+    while n < len(order) - 1 and n_samples < max(1, n_validation):
+        n_samples += len(order[n])
+        n += 1
+    train, validation = (list(chain.from_iterable(part)) for part in (order[n:], order[:n]))
+    return Subset(data, train), Subset(data, validation)
 
 
 def readable(data: Data, skip_bad: list[str]) -> Data:

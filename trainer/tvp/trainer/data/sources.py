@@ -97,7 +97,7 @@ def open_data(
     elif path.is_dir():
         data = _open_folder(path, task, split, skip_bad)
     elif path.is_file():
-        data = _open_file(path, task, skip_bad)
+        data = _open_file(path, task, split, skip_bad)
     else:
         raise DataError(
             f"There is no data source {source!r}; give 'scenes', a folder (of parquet files, of class folders, or "
@@ -108,13 +108,14 @@ def open_data(
     return data if task.camera is None else Through(data, task.camera, seed * 2 + (split == "test"))
 
 
-def _open_file(file: Path, task: Task, skip_bad: list[str] | None) -> Data:
+def _open_file(file: Path, task: Task, split: str, skip_bad: list[str] | None) -> Data:
     """A file of the task's published set, told by its name, or a JSONL file of one's own."""
     if task.published == "hateful-memes" and memes.NAME.fullmatch(file.name) and (file.parent / "img").is_dir():
         return HatefulMemes(file, skip_bad)
     if task.published.startswith("pope-") and file.suffix == ".json":
+        _refuse_training_on_pope(file, task, split)
         return Pope(file, skip_bad)
-    return Jsonl(file, skip_bad)
+    return Jsonl(file, skip_bad, task.labels, task.caption)
 
 
 def _open_folder(folder: Path, task: Task, split: str, skip_bad: list[str] | None) -> Data:
@@ -164,15 +165,19 @@ def _open_memes(folder: Path, task: Task, split: str, download: bool, skip_bad: 
     return HatefulMemes(folder / name, skip_bad)
 
 
+def _refuse_training_on_pope(place: Path, task: Task, split: str) -> None:
+    if split == "train":
+        raise DataError(
+            f"POPE has questions for the test only; {place} has nothing to train the task {task.name!r} on. "
+            "Train on a JSONL file of your own, about other pictures, and test on POPE."
+        )
+
+
 def _pope(kind: str) -> Layout:
     name = f"coco_pope_{kind}.json"
 
     def open_set(folder: Path, task: Task, split: str, download: bool, skip_bad: list[str] | None) -> Data:
-        if split == "train":
-            raise DataError(
-                f"POPE has questions for the test only; {folder} has nothing to train the task {task.name!r} on. "
-                "Train on a JSONL file of your own, about other pictures, and test on POPE."
-            )
+        _refuse_training_on_pope(folder, task, split)
         return Pope(folder / name, skip_bad)
 
     return Layout((name,), open_set)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..scenes import Camera
-from .sample import Data, Sample
+from .sample import Data, Sample, picture_of
 
 
 class Through:
@@ -18,6 +18,9 @@ class Through:
 
     def __len__(self) -> int:
         return len(self._data)
+
+    def picture_of(self, index: int) -> str:
+        return picture_of(self._data, index)
 
     def __getitem__(self, index: int) -> Sample:
         sample = self._data[index]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -115,16 +116,38 @@ class CausalFamily(WordFamily):
 
     @torch.no_grad()
     def answer_scores(
-        self, embeddings: Float[Tensor, "n n_image n_text"], questions: Sequence[str], candidates: Sequence[str]
+        self,
+        embeddings: Float[Tensor, "n n_image n_text"],
+        questions: Sequence[str],
+        candidates: Sequence[str],
+        at_once: int = 256,
     ) -> Float[Tensor, "n n_candidates"]:
         """Mean log-probabilities. Picture and question run once; the candidates continue copies of their cache."""
         if not candidates:
             raise RequestError("There are no candidates to score; give at least one answer text.")
         answered = [self.answer_ids(candidate) for candidate in candidates]
         cache, positions, mask, logits = self._prefill(embeddings, questions, max(map(len, answered)) - 1)
-        n, n_candidates = len(questions), len(candidates)
-        text, real = self._pad([ids[:-1] for ids in answered], left=False)
         total = logits.float().log_softmax(-1)[:, [ids[0] for ids in answered]]  # (n, n_candidates)
+        size = max(1, at_once // len(questions))
+        rest = [
+            self._continued(
+                cache if start + size >= len(answered) else copy.deepcopy(cache),
+                positions,
+                mask,
+                answered[start : start + size],
+            )
+            for start in range(0, len(answered), size)
+        ]
+        counts = torch.tensor([len(ids) for ids in answered], device=self.device)
+        return (total + torch.cat(rest, 1)) / counts
+
+    def _continued(
+        self, cache: DynamicCache, positions: Tensor, mask: Tensor, answered: Sequence[list[int]]
+    ) -> Float[Tensor, "n n_candidates"]:
+        """Summed log-probabilities of answers' tokens behind their first; the cache is used up."""
+        n, n_candidates = len(mask), len(answered)
+        text, real = self._pad([ids[:-1] for ids in answered], left=False)
+        total = torch.zeros(n, n_candidates, device=self.device)
         length = text.shape[1]
         if length:
             cache.batch_repeat_interleave(n_candidates)
@@ -137,9 +160,8 @@ class CausalFamily(WordFamily):
             wanted, _ = self._pad([ids[1:] for ids in answered], left=False)
             rest = self.head(hidden).to(self.device).float().log_softmax(-1)
             rest = rest.gather(-1, wanted.repeat(n, 1)[:, :, None])[:, :, 0] * real.repeat(n, 1)
-            total = total + rest.sum(-1).view(n, n_candidates)
-        counts = torch.tensor([len(ids) for ids in answered], device=self.device)
-        return total / counts
+            total = rest.sum(-1).view(n, n_candidates)
+        return total
 
     @torch.no_grad()
     def generate_tokens(

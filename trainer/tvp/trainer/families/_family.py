@@ -93,9 +93,16 @@ class Family:
         raise NotImplementedError
 
     def answer_scores(
-        self, embeddings: Float[Tensor, "n n_image n_text"], questions: Sequence[str], candidates: Sequence[str]
+        self,
+        embeddings: Float[Tensor, "n n_image n_text"],
+        questions: Sequence[str],
+        candidates: Sequence[str],
+        at_once: int = 256,
     ) -> Float[Tensor, "n n_candidates"]:
-        """Return the mean log-probability of each candidate's tokens, the end token included."""
+        """Return the mean log-probability of each candidate's tokens, the end token included.
+
+        at_once: rows (a question with a candidate) that the language model reads at a time.
+        """
         raise NotImplementedError
 
     def generate(

@@ -82,7 +82,8 @@ def to_pixels(canvas: Float[Tensor, "n 3 height width"], format: PixelFormat) ->
         low = canvas.detach().amin((1, 2, 3), keepdim=True).clamp(max=0.0)
         high = canvas.detach().amax((1, 2, 3), keepdim=True).clamp(min=1.0)
         across, down = (resize_matrix(n, format.size, format.filter).to(canvas) for n in (width, height))
-        canvas = torch.minimum(torch.maximum(canvas @ across.T, low), high)
-        canvas = torch.minimum(torch.maximum(down @ canvas, low), high)
+        # Not by minimum and maximum, which give half of a gradient where a value is a bound, as all of a zero frame is.
+        canvas = (canvas @ across.T).clamp(low, high)
+        canvas = (down @ canvas).clamp(low, high)
     mean, std = (canvas.new_tensor(v).view(1, 3, 1, 1) for v in (format.mean, format.std))
     return (canvas - mean) / std

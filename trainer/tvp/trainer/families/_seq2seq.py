@@ -38,13 +38,22 @@ class SeqToSeqFamily(WordFamily):
 
     @torch.no_grad()
     def answer_scores(
-        self, embeddings: Float[Tensor, "n n_image n_text"], questions: Sequence[str], candidates: Sequence[str]
+        self,
+        embeddings: Float[Tensor, "n n_image n_text"],
+        questions: Sequence[str],
+        candidates: Sequence[str],
+        at_once: int = 256,
     ) -> Float[Tensor, "n n_candidates"]:
-        """Mean log-probabilities. The encoder runs once; the decoder reads all candidates in one batch."""
+        """Mean log-probabilities. The encoder runs once; the decoder reads candidates in batches."""
         if not candidates:
             raise RequestError("There are no candidates to score; give at least one answer text.")
         states, mask = self._read(embeddings, questions)
-        n, n_candidates = len(questions), len(candidates)
+        size = max(1, at_once // len(questions))
+        parts = [candidates[start : start + size] for start in range(0, len(candidates), size)]
+        return torch.cat([self._scores(states, mask, part) for part in parts], 1)
+
+    def _scores(self, states: Tensor, mask: Tensor, candidates: Sequence[str]) -> Float[Tensor, "n n_candidates"]:
+        n, n_candidates = len(states), len(candidates)
         wanted, real = (t.repeat(n, 1) for t in self._pad([self.answer_ids(c) for c in candidates], left=False))
         states, mask = (t.repeat_interleave(n_candidates, 0) for t in (states, mask))
         log_probabilities = self._decode(states, mask, wanted).float().log_softmax(-1)

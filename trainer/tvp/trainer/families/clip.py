@@ -117,7 +117,11 @@ class Clip(Family):
 
     @torch.no_grad()
     def answer_scores(
-        self, embeddings: Float[Tensor, "n n_image n_text"], questions: Sequence[str], candidates: Sequence[str]
+        self,
+        embeddings: Float[Tensor, "n n_image n_text"],
+        questions: Sequence[str],
+        candidates: Sequence[str],
+        at_once: int = 256,
     ) -> Float[Tensor, "n n_candidates"]:
         if not candidates:
             raise RequestError("There are no candidates to score; give at least one answer text.")
@@ -167,7 +171,8 @@ def make_open_clip(name: str) -> Clip:
     import open_clip
 
     place = f"local-dir:{name}" if Path(name, "open_clip_config.json").is_file() else name.removeprefix("open_clip:")
-    architecture, _, tag = place.partition("@")
+    # The path of a folder may have an @ of its own.
+    architecture, _, tag = (place, "", "") if place.startswith("local-dir:") else place.partition("@")
     try:
         # open_clip only warns where weights were trained with another activation than the architecture's own.
         about = open_clip.get_pretrained_cfg(architecture.replace("/", "-"), tag) if tag else {}
