@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -203,7 +204,8 @@ def test_a_plain_model_is_exported_without_a_frame(tmp_path):
 
 FAMILIES = (
     "llava_next", "llava_onevision", "minigpt4", "vpgtrans", "smolvlm", "idefics3", "internvl", "qwen2vl", "qwen2_5_vl",
-    "instructblip", "bliva", "blip2-t5", "instructblip-t5", "paligemma", "paligemma2", "visualglm",
+    "instructblip", "bliva", "blip2", "blip2-t5", "instructblip-t5", "paligemma", "paligemma2", "visualglm",
+    "llava-clip",
 )  # fmt: skip
 
 
@@ -244,3 +246,21 @@ def test_what_cannot_be_exported_yet_is_said_before_anything_is_written(tmp_path
     with pytest.raises(ModelError, match="cannot be exported yet"):
         export(model, tasks.get("scenes"), tmp_path / "task")
     assert not (tmp_path / "task").exists()
+
+
+def test_a_replacement_that_is_cut_off_leaves_the_old_bundle(tmp_path, monkeypatch):
+    model = save_tiny("llava", tmp_path / "model")
+    export(model, tasks.get("count"), tmp_path / "out", n_cases=1)
+    rename = os.rename
+
+    def cut_off(source, target):
+        if source.name.endswith(".partial"):
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        export(model, tasks.get("scenes"), tmp_path / "out", n_cases=1, force=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "out"]
+    with sdk.load(tmp_path / "out") as task:
+        assert task.name == "count"

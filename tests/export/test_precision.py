@@ -17,12 +17,14 @@ from click.testing import CliRunner
 from onnxruntime.transformers import float16
 
 from tests.bundles import random_prompt
+from tests.export.test_fused import operators
 from tests.tiny import save_tiny
 from tvp import sdk
 from tvp.export import bundle as bundle_module
-from tvp.export import fuse, graphs
+from tvp.export import fuse, graphs, seq2seq
 from tvp.export.bundle import IMAGE_ENCODER, export
 from tvp.export.cli import export as command
+from tvp.export.parity import Parity
 from tvp.export.plan import plan
 from tvp.export.precision import lower
 from tvp.sdk.errors import BundleError, CheckError, RequestError
@@ -216,6 +218,20 @@ def test_weights_too_large_for_one_file_lie_beside_it(tmp_path, monkeypatch, pre
     assert not [name for name in names if name.endswith((".int8", ".int8_data"))]
     with sdk.load(tmp_path / "out") as task:
         assert task.check()["cases"] == 2
+    data = [*(tmp_path / "out").rglob("*_data")]
+    assert {path.stat().st_mode for path in data} == {(tmp_path / "out" / IMAGE_ENCODER).stat().st_mode}
+    # Of a base that is shared the weights have several links, which onnx refuses to read.
+    options = {"precision": precision, "n_cases": 2, "max_loss": 1, "single_file": True}
+    export(model, tasks.get("scenes"), tmp_path / "again", **options)
+    assert (tmp_path / "again/base/vision_encoder.onnx_data").stat().st_nlink == 2
+    picture = np.random.default_rng(1).integers(0, 256, (50, 70, 3), np.uint8)
+    merged = [
+        onnxruntime.InferenceSession(tmp_path / name / IMAGE_ENCODER, providers=["CPUExecutionProvider"]).run(
+            ["image_embeds"], {"image": picture}
+        )[0]
+        for name in ("out", "again")
+    ]
+    np.testing.assert_array_equal(*merged)
 
 
 def test_a_text_ends_where_a_window_would_begin_to_slide(tmp_path):
@@ -303,3 +319,94 @@ def test_a_half_precision_cache_takes_half_the_memory(exported):
         view.ask(QUESTION)
         assert {tensor.numpy().dtype for tensor in view._cache._tensors} == {np.dtype(np.float16)}
     assert torch.get_default_dtype() == torch.float32
+
+
+def test_every_layer_of_opt_is_lowered(tmp_path):
+    """Its MLP is traced as Gemm, which the quantiser passes over by itself."""
+    family = families.load(save_tiny("blip2", tmp_path / "model"))
+    graphs.export_decoder(family, tmp_path / "decoder_model_merged.onnx")
+    before = operators(tmp_path / "decoder_model_merged.onnx")
+    assert before["Gemm"] == 2 * family.text_config.num_hidden_layers
+    lower(tmp_path, "int4")
+    after = operators(tmp_path / "decoder_model_merged.onnx")
+    assert after["Gemm"] == after["MatMul"] == 0
+    assert after["MatMulNBits"] == before["Gemm"] + before["MatMul"]
+
+
+def test_t5s_sums_larger_than_half_precision_holds_stay_finite(tmp_path):
+    """Its norms are traced as products and means, and its own code keeps the product that ends a layer in fp32."""
+    family = families.load(save_tiny("blip2-t5", tmp_path / "model"))
+    encoder = family.language_model.encoder
+    given, sums = [], []
+    for block in encoder.block:
+        block.layer[1].DenseReluDense.wo.register_forward_hook(
+            lambda module, inputs, output: given.append(output.abs().max())
+        )
+    encoder.final_layer_norm.register_forward_pre_hook(lambda module, inputs: sums.append(inputs[0].abs().max()))
+    inputs = torch.randn(1, 6, family.embed_tokens.embedding_dim, generator=torch.Generator().manual_seed(0))
+    for i, block in enumerate(encoder.block):
+        given.clear()
+        encoder(inputs_embeds=inputs)
+        block.layer[1].DenseReluDense.wo.weight.data *= 7e4 / given[i]
+    sums.clear()
+    with torch.no_grad():
+        expected = seq2seq.Encoder(family)(inputs)[0].numpy()
+    assert sums[0] > 7e4
+    file = tmp_path / "encoder_model.onnx"
+    seq2seq.export_encoder(family, file)
+    lower(tmp_path, "fp16")
+    found = operators(file)
+    assert found["ReduceMean"] == 0
+    assert found["SkipSimplifiedLayerNormalization"] == 2 * len(encoder.block)
+    half = {w.name for w in onnx.load(file).graph.initializer if w.data_type == onnx.TensorProto.FLOAT16}
+    ends = [node for node in onnx.load(file).graph.node if "/wo/MatMul" in node.name]
+    assert len(ends) == len(encoder.block)
+    assert not half.intersection(name for node in ends for name in node.input)
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    (logits,) = session.run([session.get_outputs()[0].name], {"inputs_embeds": inputs.numpy()})
+    np.testing.assert_allclose(logits, expected, atol=0.02 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(("device", "fused"), [("cuda", True), ("tensorrt", False)])
+def test_fewer_bits_for_a_gpu_are_what_a_gpu_has(smolvlm, tmp_path, device, fused):
+    """Which has no dynamic int8, and its attention in half precision only."""
+    options = {"precision": "int4", "device": device}
+    rows = plan("zoo:smolvlm", tasks.get("scenes"), tmp_path / "out", **options)
+    export("zoo:smolvlm", tasks.get("scenes"), tmp_path / "out", family=smolvlm, n_cases=4, max_loss=1, **options)
+    base = tmp_path / "out" / "base"
+    eye, decoder = operators(base / "vision_encoder.onnx"), operators(base / "decoder_model_merged.onnx")
+    assert not {"MatMulInteger", "DynamicQuantizeLinear"} & {*eye, *decoder}
+    assert bool(eye["MultiHeadAttention"]) == fused
+    assert decoder["MatMulNBits"] > 4
+    session = onnxruntime.InferenceSession(base / "decoder_model_merged.onnx", providers=["CPUExecutionProvider"])
+    assert {v.type for v in session.get_inputs() if v.name.startswith("past")} == {"tensor(float16)"}
+    for name, size, _ in rows:
+        if name in ("base/vision_encoder.onnx", "base/decoder_model_merged.onnx"):
+            real = (tmp_path / "out" / name).stat().st_size
+            assert abs(real - size) < 0.1 * real + 60_000, (name, real, size)
+    with sdk.load(tmp_path / "out") as task:
+        assert task.base.manifest.device == device
+        assert task.check()["cases"] == 4
+
+
+def test_devices_of_equal_graphs_share_a_base(tmp_path):
+    model = save_tiny("llava", tmp_path / "model")
+    for device in ("cpu", "cuda", "tensorrt"):
+        export(
+            model,
+            tasks.get("count"),
+            tmp_path / "tasks" / device,
+            precision="fp16",
+            device=device,
+            n_cases=1,
+            max_loss=1,
+        )
+    files = {d: tmp_path / "tasks" / d / "base" / "decoder_model_merged.onnx" for d in ("cpu", "cuda", "tensorrt")}
+    assert files["cpu"].samefile(files["cuda"])
+    assert not files["cpu"].samefile(files["tensorrt"])
+
+
+def test_logits_that_are_no_numbers_are_refused_in_every_precision():
+    for precision in ("fp32", "int8"):
+        with pytest.raises(CheckError, match="no numbers"):
+            Parity(n_cases=4, tokens_equal=4, logits=float("nan")).check("count", precision, 1.0)

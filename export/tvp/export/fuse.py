@@ -183,6 +183,8 @@ def fuse_norms(model: onnx.ModelProto) -> None:
     FusionSimplifiedLayerNormalization(whole).apply()
     FusionSkipLayerNormalization(whole, SKIP_NORM, NORM, shape_infer=False).apply()
     whole.topological_sort()
+    if all(opset.domain != "com.microsoft" for opset in model.opset_import):
+        model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
     # The tools that lower a graph's precision do not know these operators, and ask what they give.
     made = [name for node in graph.node if node.op_type in (NORM, SKIP_NORM) for name in node.output]
     graph.value_info.extend(known[name] for name in made if name in known)
