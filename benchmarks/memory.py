@@ -1,7 +1,8 @@
-"""Memory of loaded tasks: `python benchmarks/memory.py BUNDLE …`.
+"""Memory of loaded tasks: `python -m benchmarks.memory BUNDLE …`.
 
-Of each bundle, in a process of its own: resident memory that loading and one question add, beside the size of its
-weights, and the same with ten tasks on its base. Prints a table and writes memory.json beside this file.
+Of each bundle, in processes of their own: resident memory that loading and one question add, beside the size of its
+base's files, and the same with ten tasks on its base; medians of five. Prints a table and writes memory.json beside
+this file.
 """
 
 from __future__ import annotations
@@ -11,11 +12,15 @@ import json
 import os
 import shlex
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+from benchmarks.machine import machine
+
+N_RUNS = 5
 PROBE = """
 import sys
 from pathlib import Path
@@ -38,8 +43,8 @@ print(loaded, after["VmRSS"] - before, after["VmHWM"] - before)
 def probe(*folders: Path) -> list[float]:
     """MiB that these bundles add to a process: once loaded, after a question each, and at most in between."""
     call = [sys.executable, "-c", PROBE, *map(str, folders)]
-    out = subprocess.run(call, check=True, capture_output=True, text=True).stdout
-    return [int(value) / 1024 for value in out.split()]
+    runs = [subprocess.run(call, check=True, capture_output=True, text=True).stdout.split() for _ in range(N_RUNS)]
+    return [statistics.median(map(int, values)) / 1024 for values in zip(*runs, strict=True)]
 
 
 def main() -> None:
@@ -65,8 +70,8 @@ def main() -> None:
             "ten_tasks_by_one_after_questions": round(of_ten[1] / asked, 3),
         }
         print("/".join(bundle.parts[-2:]), row)
-    command = shlex.join(["python", "benchmarks/memory.py", *("/".join(b.parts[-2:]) for b in arguments.bundles)])
-    report = {"command": command, "cores": os.cpu_count(), "bundles": rows}
+    command = shlex.join(["python", "-m", "benchmarks.memory", *("/".join(b.parts[-2:]) for b in arguments.bundles)])
+    report = {"command": command, "machine": machine("onnxruntime"), "bundles": rows}
     Path(__file__).with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
 
 

@@ -5,7 +5,7 @@
 In one run and side by side, on random weights: end-to-end `ask` of 16 new tokens beside transformers' `generate` and
 beside Optimum's own exports with a cache that grows; a decoded token alone, also beside the graph that
 onnxruntime-genai's builder writes and beside llama.cpp, where those are installed (`--path` adds a folder of packages);
-a second question about a picture, ranking ten labels, and the prompt's own share. Every ratio is the median over pairs
+a second question as long as the first, ranking ten labels of a token each, and the prompt's own share. Every ratio is the median over pairs
 that were measured one after the other. Models, bundles and other engines' files are kept in `--folder`.
 Writes speed.json beside this file.
 """
@@ -36,8 +36,9 @@ from tvp.export.bundle import export
 from tvp.trainer import families, tasks
 from tvp.trainer.prompt import Geometry, Prompt
 
-QUESTION, SECOND = "How many objects are there?", "Is there a red star?"
-LABELS = [str(i) for i in range(10)]
+QUESTION, SECOND = "How many objects are there?", "Is there a red star there?!"  # of equal length, a token a character
+LABELS = [str(i) for i in range(10)]  # of a token each, as most labels are for a real tokenizer
+assert len(QUESTION) == len(SECOND)
 PRECISIONS = ("fp32", "int8", "int4")
 N_NEW = 16
 # Bits as other engines call them -> as the sdk does.

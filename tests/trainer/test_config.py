@@ -89,6 +89,7 @@ def test_a_bad_file_is_named_with_its_field(tmp_path, text, said):
         ({"precision": "int8"}, "one of auto, fp32, bf16, fp16"),
         ({"accumulate": 17}, "has no 17 parts"),
         ({"patience": 2}, "set validate_every"),
+        ({"contrast": True, "tse": 0.0}, "part of TSE, whose weight is 0"),
         ({"rank": -1}, "must not be negative"),
         ({"augment": ("rotate",)}, "There is no augmentation 'rotate'"),
         ({"augment": ("crop",), "task": "count"}, "may change the answers of the task 'count'"),
@@ -105,3 +106,29 @@ def test_the_command_line_knows_every_field():
     result = CliRunner().invoke(command, ["-o", "x", "--method", "tpv"])
     assert result.exit_code == 2
     assert "'vp', 'evp', 'tvp'" in result.output
+
+
+def test_a_flag_does_not_change_the_name_alone(tmp_path):
+    """A run's own file says all that its method and its task stand for."""
+    own = tmp_path / "config.toml"
+    own.write_text(to_toml(make_config({"models": MODELS, "task": "count"})))
+    assert make_config({"method": "tvp"}, own).fca
+    for name, value in (("method", "evp"), ("task", "scenes")):
+        with pytest.raises(RequestError, match=rf"--{name} {value} would change the name alone"):
+            make_config({name: value}, own)
+
+
+def test_epochs_that_are_asked_for_are_what_ends_a_run():
+    given = {"models": MODELS, "task": "bad-camera"}
+    assert make_config(given).steps > 0
+    assert (make_config({**given, "epochs": 5}).steps, make_config({**given, "epochs": 5}).epochs) == (0, 5)
+    assert make_config({**given, "epochs": 5, "steps": 7}).steps == 7
+
+
+def test_another_update_asks_for_its_own_rate():
+    for task, update in (("cifar10", "adam"), ("bad-camera", "normalized")):
+        with pytest.raises(RequestError, match=rf"The update '{update}' needs a learning rate of its own"):
+            make_config({"models": MODELS, "task": task, "update": update})
+        assert make_config({"models": MODELS, "task": task, "update": update, "lr": 1.0}).lr == 1.0
+    same = make_config({"models": MODELS, "task": "cifar10"}).update
+    assert make_config({"models": MODELS, "task": "cifar10", "update": same}).lr == 10.0

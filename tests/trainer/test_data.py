@@ -142,3 +142,31 @@ def test_unknown_tasks_and_sources_are_named():
         tasks.get("bad-camra")
     with pytest.raises(DataError, match="no data source"):
         tasks.open_data("nowhere", tasks.get("count"), "train", 1, 0)
+
+
+def test_a_picture_is_trained_on_or_validated_on_whatever_is_asked_about_it(tmp_path):
+    for i in range(10):
+        Image.new("RGB", (5, 4), (i, 20, 30)).save(tmp_path / f"{i}.png")
+    rows = [{"image": f"{i}.png", "question": f"What {j}?", "answer": "x"} for j in range(3) for i in range(10)]
+    train, validation = split(Jsonl(write_jsonl(tmp_path, rows)), 6, seed=0)
+    assert (len(train), len(validation)) == (24, 6)
+    seen = {sample.picture.tobytes() for sample in (train[i] for i in range(24))}
+    held = [sample.picture.tobytes() for sample in (validation[i] for i in range(6))]
+    assert len(seen) == 8
+    assert not seen.intersection(held)
+    with pytest.raises(DataError, match="1 picture"):
+        split(Jsonl(write_jsonl(tmp_path, rows[::10])), 1, seed=0)
+
+
+def test_jsonl_rows_have_the_labels_and_the_caption_of_their_task(tmp_path, picture):
+    rows = [
+        {"image": picture, "question": "How many?", "answer": "5"},
+        {"image": picture, "question": "Two?", "answer": "no", "labels": ["yes", "no"], "caption": "two cats"},
+    ]
+    task = tasks.get("clevr-count")
+    data = tasks.open_usable(str(write_jsonl(tmp_path, rows)), task, "train", 2, 0)
+    assert (data[0].questions[0].labels, data[0].caption) == (task.labels, "5 objects")
+    assert (data[1].questions[0].labels, data[1].caption) == (("yes", "no"), "two cats")
+    with pytest.raises(DataError, match=r"line 1: the answer '99' is none of its labels"):
+        file = write_jsonl(tmp_path, [{**rows[0], "answer": "99"}])
+        tasks.open_usable(str(file), task, "train", 2, 0)

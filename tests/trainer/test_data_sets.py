@@ -303,6 +303,8 @@ def test_pope_as_published(pope, kind):
 
 def test_a_file_of_pope_may_be_named(pope):
     assert answers(opened(pope / "coco_pope_popular.json", "pope-random", "test")) == ["yes", "no", "no"]
+    with pytest.raises(DataError, match="questions for the test only"):
+        opened(pope / "coco_pope_popular.json", "pope-random", "train")
 
 
 @pytest.mark.parametrize("folder", ["images", "."])

@@ -102,6 +102,7 @@ def test_scores(row):
         close(scores[i], theirs, atol=2e-5)
         close(family.answer_scores(one, [question], CANDIDATES)[0], scores[i], atol=2e-5)
     assert torch.equal(family.answer_scores(row.embeddings, QUESTIONS, CANDIDATES), scores)
+    close(family.answer_scores(row.embeddings, QUESTIONS, CANDIDATES, at_once=3), scores, atol=2e-5)
 
 
 @wordy

@@ -119,3 +119,8 @@ def test_the_rate_warms_up_and_ends_near_zero():
     assert max(rates) == pytest.approx(1.0)
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert rates[-1] < 0.001
+
+
+def test_a_guide_may_lie_in_a_folder_with_an_at(tmp_path):
+    (tmp_path / "me@host").mkdir()
+    assert Guide(save_tiny_guide(tmp_path / "me@host")).text_features(["a cat"]).shape[0] == 1

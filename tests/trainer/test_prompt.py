@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from tvp.sdk.errors import DataError, RequestError
+from tvp.trainer.families._pixels import PixelFormat, resize_matrix, to_pixels
 from tvp.trainer.prompt import Geometry, Prompt, fitted_size
 
 
@@ -150,3 +151,14 @@ def test_damaged_missing_and_newer_files_are_refused(tmp_path):
     save_file({"frame": torch.full((3, 20, 20), float("nan"))}, file, {**about, "format": "1"})
     with pytest.raises(DataError, match="finite"):
         Prompt.load(file)
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0, 0.5])
+def test_the_gradient_is_whole_where_a_value_is_a_bound(level):
+    """As all of a zero frame is, at black: a resized canvas is clipped there."""
+    format = PixelFormat(48, (0.5, 0.5, 0.5), (0.5, 0.25, 0.125))
+    canvas = torch.full((1, 3, 32, 32), level, dtype=torch.float64, requires_grad=True)
+    to_pixels(canvas, format).sum().backward()
+    weight = resize_matrix(32, 48, "bicubic").sum(0)
+    expected = torch.outer(weight, weight) / torch.tensor(format.std).view(3, 1, 1)
+    assert torch.allclose(canvas.grad[0], expected, atol=1e-12)
