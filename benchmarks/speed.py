@@ -5,8 +5,9 @@
 In one run and side by side, on random weights: end-to-end `ask` of 16 new tokens beside transformers' `generate` and
 beside Optimum's own exports with a cache that grows; a decoded token alone, also beside the graph that
 onnxruntime-genai's builder writes and beside llama.cpp, where those are installed (`--path` adds a folder of packages);
-a second question as long as the first, ranking ten labels of a token each, and the prompt's own share. Every ratio is the median over pairs
-that were measured one after the other. Models, bundles and other engines' files are kept in `--folder`.
+a second question as long as the first, ranking ten labels of a token each, and the prompt's own share. Every ratio is
+the median over pairs that were measured one after the other. Models, bundles and other engines' files are kept in
+`--folder`.
 Writes speed.json beside this file.
 """
 

@@ -35,7 +35,9 @@ class StandIn(Checkpoint):
         self.name, self.kind, self.config = case.name, case.kind, dict(case.config)
         self._case, self._pool = case, pool
 
-    def weights(self, architecture: Any) -> Any:
+    dtype = torch.float32
+
+    def weights(self, architecture: Any, dtype: torch.dtype | None = None) -> Any:
         with no_init_weights():  # nothing is written to what is replaced below
             model = architecture(architecture.config_class.from_dict(self.config))
         model.tie_weights()

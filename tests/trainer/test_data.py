@@ -167,6 +167,6 @@ def test_jsonl_rows_have_the_labels_and_the_caption_of_their_task(tmp_path, pict
     data = tasks.open_usable(str(write_jsonl(tmp_path, rows)), task, "train", 2, 0)
     assert (data[0].questions[0].labels, data[0].caption) == (task.labels, "5 objects")
     assert (data[1].questions[0].labels, data[1].caption) == (("yes", "no"), "two cats")
+    file = write_jsonl(tmp_path, [{**rows[0], "answer": "99"}])
     with pytest.raises(DataError, match=r"line 1: the answer '99' is none of its labels"):
-        file = write_jsonl(tmp_path, [{**rows[0], "answer": "99"}])
         tasks.open_usable(str(file), task, "train", 2, 0)

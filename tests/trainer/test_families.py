@@ -247,6 +247,8 @@ def test_logits_of_clip_are_not_rounded_in_bf16(tmp_path):
     clip = families.load(save_tiny("clip", tmp_path / "clip"), dtype=torch.bfloat16)
     seen = clip.see(clip.to_pixels(torch.rand(1, 3, CANVAS, CANVAS)))
     assert clip.logits(seen, ["a dog", "a cat"]).dtype == torch.float32
+    assert clip.scale == families.load(tmp_path / "clip").scale
+    assert clip.model.logit_scale.dtype == torch.bfloat16
 
 
 def test_open_clips_weights_have_the_activation_that_they_were_trained_with(monkeypatch):

@@ -34,7 +34,7 @@ class Checkpoint:
     def __init__(
         self, name: str, place: str, dtype: torch.dtype = torch.float32, device_map: str | None = None
     ) -> None:
-        self.name, self.place, self._dtype, self._device_map = name, place, dtype, device_map
+        self.name, self.place, self.dtype, self._device_map = name, place, dtype, device_map
         try:
             self.config, _ = PretrainedConfig.get_config_dict(place)
         except Exception as error:  # the hub, json and transformers each raise their own
@@ -44,11 +44,11 @@ class Checkpoint:
             raise ModelError(f"The model {name!r} has no readable config.json: it names no model_type.")
         self.kind = kind
 
-    def weights(self, architecture: Any) -> Any:
-        """Load the weights into a class with `from_pretrained`."""
+    def weights(self, architecture: Any, dtype: torch.dtype | None = None) -> Any:
+        """Load the weights into a class with `from_pretrained`; dtype: another than the checkpoint is read in."""
         model, report = self._read(
             lambda: architecture.from_pretrained(
-                self.place, dtype=self._dtype, device_map=self._device_map, output_loading_info=True
+                self.place, dtype=dtype or self.dtype, device_map=self._device_map, output_loading_info=True
             )
         )
         if report["missing_keys"]:

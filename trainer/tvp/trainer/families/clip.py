@@ -141,7 +141,10 @@ class Clip(Family):
 def make(checkpoint: Checkpoint) -> Clip:
     """CLIP or SigLIP of transformers."""
     is_siglip = checkpoint.kind == "siglip"
-    model = checkpoint.weights(SiglipModel if is_siglip else CLIPModel)
+    # The scale's logarithm is stored, and what half precision rounds of it is 1 or 2 % of the scale.
+    model = checkpoint.weights(SiglipModel if is_siglip else CLIPModel, torch.float32)
+    scale, bias = model.logit_scale.exp().item(), model.logit_bias.item() if is_siglip else 0.0
+    model = model.to(checkpoint.dtype)
     tokenizer = checkpoint.tokenizer()
     length = model.config.text_config.max_position_embeddings
 
@@ -160,8 +163,8 @@ def make(checkpoint: Checkpoint) -> Clip:
         tokenizer,
         length,
         is_siglip,
-        model.logit_scale.exp().item(),
-        model.logit_bias.item() if is_siglip else 0.0,
+        scale,
+        bias,
         is_siglip,
     )
 
