@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from tests.bundles import random_prompt
+from tests.oracles import ABOUT
 from tests.tiny import save_tiny
 from tvp import sdk
 from tvp.export import bundle as bundle_module
@@ -202,14 +203,7 @@ def test_a_plain_model_is_exported_without_a_frame(tmp_path):
         assert task.check()["cases"] == 4
 
 
-FAMILIES = (
-    "llava_next", "llava_onevision", "minigpt4", "vpgtrans", "smolvlm", "idefics3", "internvl", "qwen2vl", "qwen2_5_vl",
-    "instructblip", "bliva", "blip2", "blip2-t5", "instructblip-t5", "paligemma", "paligemma2", "visualglm",
-    "llava-clip",
-)  # fmt: skip
-
-
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ABOUT)
 def test_every_family_exports(name, tmp_path):
     """Line breaks after the patches, grouped key/value heads, marks around the picture, three positions a
     token, an eye that takes one picture, a connector that reads the question, an encoder before the decoder, a

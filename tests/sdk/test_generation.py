@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,8 +15,10 @@ from PIL import Image
 
 from tvp import sdk
 from tvp.sdk._generation import Answering, Generation, Speech
+from tvp.sdk._pack import unpack
 from tvp.sdk.errors import ImageError, ProviderError, RequestError
 
+GOLDENS = Path(__file__).parents[1] / "goldens" / "format-1"
 QUESTIONS = ["What?", "How many objects are there?", "Is there a red star or a blue one or a green one?"]
 PICTURES = [np.random.default_rng(i).integers(0, 256, (30 + 9 * i, 64, 3), np.uint8) for i in range(4)]
 REQUESTS = [(PICTURES[i // 3], QUESTIONS[i % 3]) for i in range(12)]
@@ -164,7 +167,11 @@ def test_an_answer_ends_where_the_context_does(task, monkeypatch):
     assert [answer.tokens for answer in together] == [answer.tokens for answer in alone]
 
 
-def test_sixteen_threads_get_the_answers_that_one_gets(task):
+@pytest.mark.parametrize("kind", ["a decoder", "a connector, an encoder and a decoder"])
+def test_sixteen_threads_get_the_answers_that_one_gets(task, kind, tmp_path):
+    if kind != "a decoder":
+        unpack(GOLDENS / "instructblip-t5.tvp", tmp_path / "t5")
+        task = sdk.load(tmp_path / "t5")
     expected = [task.ask(*request, max_new_tokens=8).tokens for request in REQUESTS]
     view = task.see(PICTURES[0])
     with ThreadPoolExecutor(16) as pool:

@@ -29,7 +29,7 @@ class Options(TypedDict, total=False):
     temperature: 0 (default) is greedy; otherwise logits are divided by it and a token is drawn.
     top_k: draw among the k likeliest (0: all). top_p: among the likeliest that make up this share (1: all).
     seed: the same seed draws the same answer (default: another every time).
-    stop: a text, or several, at which the answer ends; it is not part of it.
+    stop: a text, or several, at which the answer ends; it is not part of it. Special tokens are not part of any text.
     time_limit: seconds after which an answer ends where it is; it has at least one token.
     cancel: an event that another thread sets to end the answer where it is.
     """

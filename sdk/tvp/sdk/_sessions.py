@@ -325,6 +325,7 @@ def open_parts(
             fallbacks[part] = str(error)
             session, places[part] = open_session(file, ON_CPU, listed), CPU
         sessions[part] = session
+        _trim(0)  # of what reading a graph took, glibc keeps up to 0.4 of its weights for later
     return sessions, places, fallbacks
 
 

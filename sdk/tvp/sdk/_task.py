@@ -107,7 +107,8 @@ class Task:
     """A loaded task. Use `load` to get one; closes with `close()` or `with`.
 
     It may be asked from several threads at once. A service that does so for long on Linux is best started with
-    MALLOC_ARENA_MAX=2: of glibc's heaps, up to eight a core, each keeps the most that it ever held.
+    MALLOC_ARENA_MAX=2: of glibc's heaps, up to eight a core, each keeps the most that it ever held. A task does not
+    survive a fork: each process loads its own.
     """
 
     def __init__(self, folder: Path, manifest: TaskManifest, base: Base, preprocess: Any) -> None:
