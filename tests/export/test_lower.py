@@ -8,13 +8,17 @@ import sys
 import numpy as np
 import onnx
 import onnxruntime
+import pytest
 import torch
 
 from tests.export.test_fused import operators
 from tests.tiny import save_tiny
+from tvp import sdk
+from tvp.export import bundle as bundle_module
 from tvp.export import graphs, seq2seq
+from tvp.export.bundle import export
 from tvp.export.precision import lower
-from tvp.trainer import families
+from tvp.trainer import families, tasks
 
 
 def test_products_of_the_largest_weights_are_not_cut_off(tmp_path):
@@ -129,3 +133,46 @@ def test_t5s_sums_larger_than_half_precision_holds_stay_finite(tmp_path):
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     (logits,) = session.run([session.get_outputs()[0].name], {"inputs_embeds": inputs.numpy()})
     np.testing.assert_allclose(logits, expected, atol=0.02 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", ["blip2-t5", "instructblip", "clip"])
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_every_part_for_a_gpu_has_kernels_there(name, precision, tmp_path):
+    """T5, a connector, two encoders: nothing of dynamic int8, and all that is left is in half precision."""
+    export(
+        save_tiny(name, tmp_path / "model"),
+        tasks.get("count"),
+        tmp_path / "out",
+        precision=precision,
+        device="cuda",
+        n_cases=2,
+        max_loss=1,
+    )
+    for file in (tmp_path / "out" / "base").glob("*.onnx"):
+        assert not {"MatMulInteger", "DynamicQuantizeLinear"} & {*operators(file)}
+        kinds = {w.data_type for w in onnx.load(file).graph.initializer if len(w.dims) == 2}
+        assert onnx.TensorProto.FLOAT16 in kinds or operators(file)["MatMulNBits"]
+
+
+def test_the_share_of_golden_cases_that_differ_is_allowed_where_all_were_compared(tmp_path, monkeypatch):
+    monkeypatch.setattr(bundle_module, "MOST_GOLDEN", 2)
+    real = bundle_module.parity.measure
+
+    def first_two_differ(*arguments, **options):
+        report = real(*arguments, **options)
+        for _, case in report.golden:
+            case["tokens"] = [*case["tokens"][:-1], case["tokens"][-1] ^ 1]
+        report.n_golden_different = 2
+        return report
+
+    monkeypatch.setattr(bundle_module.parity, "measure", first_two_differ)
+    export(
+        save_tiny("llava", tmp_path / "model"),
+        tasks.get("count"),
+        tmp_path / "out",
+        precision="fp16",
+        n_cases=4,
+        max_loss=0.5,
+    )
+    with sdk.load(tmp_path / "out") as task:
+        assert task.check()["different"] == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from tests.sdk.fake_onnxruntime import CPU, CUDA, TENSORRT, OrtValue, install
 from tvp import sdk
 from tvp.export.bundle import export
 from tvp.sdk import _sessions
-from tvp.sdk._providers import PARTS, choose_providers
+from tvp.sdk._providers import PARTS, choose_providers, make_plan
 from tvp.sdk.errors import ProviderError
 from tvp.trainer import tasks
 
@@ -321,3 +322,45 @@ def test_the_static_batch_is_the_exports_name_for_it(one_bundle):
     session = ort.InferenceSession(one_bundle / "base" / EYE, providers=[CPU])
     assert session.get_inputs()[0].shape[0] == "batch_size"
     assert _sessions.FILES["vision_encoder"] == EYE
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "takes"),
+    [
+        ("fp32", "", CUDA), ("fp16", "cpu", CUDA), ("int8", "", CPU), ("int4", "cpu", CPU), ("int4", "cuda", CUDA),
+        ("int8", "tensorrt", CUDA),
+    ],
+)  # fmt: skip
+def test_auto_takes_a_gpu_for_what_a_gpu_can_run(gpu, tmp_path, precision, device, takes):
+    for part in PARTS[1:]:
+        assert choose_providers("auto", part, tmp_path, precision, device)[0][0] == takes
+        assert choose_providers("cuda", part, tmp_path, precision, device)[0][0] == CUDA  # what is named is taken
+    half = precision == "fp16" or device in ("cuda", "tensorrt")
+    options = dict(choose_providers("tensorrt", "vision_encoder", tmp_path, precision, device))[TENSORRT]
+    assert options["trt_fp16_enable"] == str(half)
+
+
+@pytest.mark.parametrize(("device", "warns"), [("", False), ("cpu", True), ("cuda", True), ("tensorrt", False)])
+def test_an_eye_that_was_not_made_for_tensorrt_is_told_before_its_engines_are_built(
+    gpu, tmp_path, caplog, device, warns
+):
+    make_plan("tensorrt", PARTS[1:], tmp_path, "fp32", device)
+    assert ["not exported for TensorRT" in record.getMessage() for record in caplog.records] == [True] * warns
+    caplog.clear()
+    make_plan("cuda", PARTS[1:], tmp_path, "fp32", device)
+    assert not caplog.records
+
+
+def test_libraries_are_looked_for_once_and_not_for_a_cpu(gpu, tmp_path, capsys):
+    def prints_what_is_not_there():
+        gpu.preloads += 1
+        print("Failed to load libcudnn.so.9")
+
+    gpu.preload_dlls = prints_what_is_not_there
+    choices("cpu", tmp_path)
+    assert gpu.preloads == 0
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda _: choices("auto", tmp_path), range(8)))
+    assert gpu.preloads == 1
+    said = capsys.readouterr()
+    assert (said.out, "libcudnn" in said.err) == ("", True)

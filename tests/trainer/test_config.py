@@ -125,6 +125,15 @@ def test_epochs_that_are_asked_for_are_what_ends_a_run():
     assert make_config({**given, "epochs": 5, "steps": 7}).steps == 7
 
 
+def test_flags_hold_before_a_runs_own_file(tmp_path):
+    own = tmp_path / "config.toml"
+    own.write_text(to_toml(make_config({"models": MODELS, "task": "bad-camera"})))
+    assert make_config({"epochs": 5}, own).steps == 0
+    with pytest.raises(RequestError, match="needs a learning rate of its own"):
+        make_config({"update": "sign"}, own)
+    assert make_config({"update": "sign", "lr": 0.5}, own).lr == 0.5
+
+
 def test_another_update_asks_for_its_own_rate():
     for task, update in (("cifar10", "adam"), ("bad-camera", "normalized")):
         with pytest.raises(RequestError, match=rf"The update '{update}' needs a learning rate of its own"):

@@ -356,7 +356,7 @@ def test_early_stopping_keeps_the_best_frame(config, tmp_path, monkeypatch):
     scores = iter([0.2, 0.6, 0.5, 0.6, 0.9])
     frames = []
 
-    def judged(source, data, geometry, prompt, task):
+    def judged(source, data, geometry, prompt, task, batch):
         frames.append(prompt.frame.clone())
         right = np.arange(10) < 10 * next(scores)
         return summarise(right)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -80,8 +81,8 @@ def export(
     refuse_to_overwrite(output, force)
     if prompt is not None and not isinstance(prompt, Prompt):
         prompt = Prompt.load(prompt)
-    if family is not None and family.device.type != "cpu":  # where it is traced, and compared with the bundle
-        family = None
+    if family is not None and (family.device.type != "cpu" or family.dtype != torch.float32):
+        family = None  # which is traced, and compared with the bundle, on a CPU in fp32
     family = exportable(family or families.load(model))
     if prompt is not None:
         geometry = prompt.geometry
@@ -117,7 +118,9 @@ def export(
                 report = parity.measure(loaded, family, geometry, prompt, cases, MAX_NEW_TOKENS, n_golden)
             report.check(task.name, precision, max_loss)
             _write_golden(work, report.golden)
-            allowed = {} if precision == "fp32" else {"max_loss": max_loss}
+            # What is replayed may be a part of what was compared, and differ more often.
+            of_golden = report.n_golden_different / len(report.golden)
+            allowed = {} if precision == "fp32" else {"max_loss": max(max_loss, of_golden)}
             _seal_task(work, task, base_digest, report.facts() | allowed, provenance)
             # While the first is open, so that its base is neither hashed nor opened again.
             with sdk.load(work, providers="cpu") as sealed:

@@ -202,13 +202,14 @@ def measure_closed(
         view, tolerance = task.see(picture), LOGITS_TOLERANCE if exact else float("inf")
         case = golden_case(family, given, f"{len(report.golden)}.png", question, labels)
         difference, far = compare_choice(view, case, tolerance)
-        report.logits = max(report.logits, far)
+        report.logits = float(np.maximum(report.logits, far))
         report.tokens_equal += not difference
         report.differences += [f"{where}: {difference}"] if difference else []
         own = golden_case(family, expected, "", question, labels) if gap else case
         report.end_to_end_equal += not compare_choice(view, own, tolerance)[0]
         if len(report.golden) < n_golden:
             report.golden.append((picture, case))
+            report.n_golden_different += bool(difference)
     return report
 
 

@@ -38,6 +38,7 @@ class Parity:
     n_values: int = 0
     answers: set[tuple[int, ...]] = field(default_factory=set)
     differences: list[str] = field(default_factory=list)
+    n_golden_different: int = 0
     golden: list[tuple[NDArray[np.uint8], dict[str, Any]]] = field(default_factory=list)
 
     @property
@@ -51,7 +52,8 @@ class Parity:
 
     def facts(self) -> dict[str, Any]:
         kept = ("n_cases", "tokens_equal", "end_to_end_equal", "logits", "pixels", "pixels_within_a_level")
-        return {name: getattr(self, name) for name in kept} | {"distinct_answers": len(self.answers)}
+        facts = {name: getattr(self, name) for name in kept}
+        return facts | ({"distinct_answers": len(self.answers)} if self.answers else {})
 
     @property
     def pixel_differences(self) -> list[str]:
@@ -121,7 +123,8 @@ def measure(
         if view._cache.room() < 1:  # a bundle's answer ends where its context does
             tokens = [row[: len(decoded)] for row in tokens]
         report.answers.add(tuple(tokens[0]))
-        if len(report.golden) < n_golden:
+        kept = len(report.golden) < n_golden
+        if kept:
             chosen = logits[0].log_softmax(-1)[range(len(tokens[0])), tokens[0]]
             case = {
                 "picture": f"{len(report.golden)}.png",
@@ -141,6 +144,7 @@ def measure(
         if mine == tokens[0]:
             report.tokens_equal += 1
         else:
+            report.n_golden_different += kept
             report.differences.append(f"{where}: tokens {mine}, PyTorch {tokens[0]}")
         if not far <= LOGITS_TOLERANCE:
             report.differences.append(f"{where}: logits differ by {far:.2e}")

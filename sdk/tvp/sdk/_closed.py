@@ -200,8 +200,8 @@ class ClosedTask(Task):
     def _view(self, features: NDArray[np.float32], seconds: float) -> View:
         return ClosedView(self, features, seconds)
 
-    def _refuse_unreadable(self, question: str | None, too_long: bool = False) -> None:
-        self.base.texts(self.question(question), self.labels)
+    def _refuse_unreadable(self, question: str | None, too_long: bool = False, of_labels: bool = True) -> None:
+        self.base.texts(self.question(question), self.labels if of_labels else ())
 
     def _answer_together(
         self, requests: Sequence[tuple[ImageLike, str | None]], generation: Generation

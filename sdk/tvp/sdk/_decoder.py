@@ -122,7 +122,7 @@ class KeyValues:
 
         def fill(i: int, array: NDArray[Any]) -> None:
             # Of a device's memory numpy() is a copy of the whole, so once for rows that are the same.
-            read = {id(row): row._tensors[i].numpy() for row in rows}
+            read = {key: row._tensors[i].numpy() for key, row in {id(row): row for row in rows}.items()}
             for place, row in enumerate(rows):
                 array[place, :, : row.length] = read[id(row)][0, :, : row.length]
 

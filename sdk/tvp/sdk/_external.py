@@ -27,6 +27,7 @@ KEY, VALUE = 1, 2  # fields of an entry of a tensor's external data
 FIXED = {1: 8, 5: 4}  # bytes of the wire types that have a fixed size
 MAX_DEPTH = 100  # of messages in messages, which is protobuf's own bound
 MAX_ENTRY = 4096  # bytes; what an entry holds is a name or a number
+MAX_FIELDS = 10_000_000  # some seconds' work; the graph of a large model has some ten thousand
 Buffer = memoryview | mmap.mmap
 
 
@@ -38,8 +39,13 @@ def refuse_elsewhere(graph: Path, listed: Container[str]) -> None:
     except (OSError, ValueError) as error:  # ValueError: an empty file
         raise BundleError(f"{graph} cannot be read: {error}") from error
     for name in names:
-        if name not in listed or (graph.parent / name).is_symlink():
+        if not is_plain(name) or name not in listed or (graph.parent / name).is_symlink():
             raise BundleError(f"{graph} reads its weights from {name!r}, which is no file that its manifest lists.")
+
+
+def is_plain(name: str) -> bool:
+    """Whether this may be a file beside a graph, and is no mark of onnxruntime's for an address in memory."""
+    return not set(name) & set("/*")
 
 
 def locations(data: Buffer, said: str) -> set[str]:
@@ -48,7 +54,8 @@ def locations(data: Buffer, said: str) -> set[str]:
     said: how a BundleError names the model, where these bytes are none.
     """
     found: set[str] = set()
-    stack = [("model", _fields(data, 0, len(data)))]
+    left = [MAX_FIELDS]
+    stack = [("model", _fields(data, 0, len(data), left))]
     try:
         while stack:
             kind, fields = stack[-1]
@@ -61,7 +68,7 @@ def locations(data: Buffer, said: str) -> set[str]:
             if deeper == "entry":
                 found.update(_location(data, begin, end))
             elif deeper:
-                stack.append((deeper, _fields(data, begin, end)))
+                stack.append((deeper, _fields(data, begin, end, left)))
             if len(stack) > MAX_DEPTH:
                 raise ValueError("too many messages in messages")
     except (ValueError, IndexError) as error:
@@ -73,14 +80,20 @@ def _location(data: Buffer, start: int, end: int) -> Iterator[str]:
     """The location that an entry of a tensor's external data gives, if it gives that."""
     if end - start > MAX_ENTRY:
         raise ValueError("an entry that is no name")
-    entry = {number: bytes(data[begin:stop]) for number, begin, stop in _fields(data, start, end)}
+    entry = {number: bytes(data[begin:stop]) for number, begin, stop in _fields(data, start, end, [MAX_ENTRY])}
     if entry.get(KEY) == b"location":
         yield entry.get(VALUE, b"").decode()
 
 
-def _fields(data: Buffer, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Number and place of each field of a message that has a length; all others are passed over."""
+def _fields(data: Buffer, start: int, end: int, left: list[int]) -> Iterator[tuple[int, int, int]]:
+    """Number and place of each field of a message that has a length; all others are passed over.
+
+    left: how many fields may still be read, by all that share it.
+    """
     while start < end:
+        left[0] -= 1
+        if left[0] < 0:
+            raise ValueError("more fields than any graph has")
         tag, start = _varint(data, start)
         if tag >> 32:  # protobuf's own parser would cut it off
             raise ValueError("a field's number of more than 32 bits")

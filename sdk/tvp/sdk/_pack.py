@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from ._external import locations
+from ._external import is_plain, locations
 from ._manifest import (
     MAX_MANIFEST,
     BaseManifest,
@@ -145,9 +145,11 @@ def _linked(twin: Path, name: str, entry: FileEntry, work: Path) -> bool:
     """Link an intact file of one bundle into another; False where it is not intact, where others may write to it, or
     the disk has no links."""
     try:
-        status = (twin / name).stat()
-        if status.st_mode & 0o022 or (hasattr(os, "getuid") and status.st_uid != os.getuid()):
-            return False
+        if hasattr(os, "getuid"):
+            status = (twin / name).stat()
+            others = 0o002 if status.st_gid == os.getgid() else 0o022  # who may write to it
+            if status.st_mode & others or (os.getuid() and status.st_uid not in (0, os.getuid())):
+                return False
         verify(twin, {name: entry})
         (work / name).parent.mkdir(parents=True, exist_ok=True)
         os.link(twin / name, work / name)
@@ -215,7 +217,7 @@ def _refuse_graphs(stream: BinaryIO, archive: zipfile.ZipFile, listed: Mapping[s
             begin += 30 + n_name + n_extra
             with view[begin : begin + listed[name].size] as graph:
                 for location in locations(graph, f"{file}: {name}"):
-                    if str(PurePosixPath(name).parent / location) not in listed:
+                    if not is_plain(location) or str(PurePosixPath(name).parent / location) not in listed:
                         raise BundleError(
                             f"{file}: {name!r} reads its weights from {location!r}, which is not a file of the bundle."
                         )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
@@ -26,6 +26,9 @@ ON_CPU: Chosen = [(CPU, {})]
 PREPROCESS, EYE = "preprocess", "vision_encoder"
 PARTS = (PREPROCESS, EYE, "connector", "encoder", "decoder", "text_encoder")
 FILE_NAMES = {"encoder_model": "encoder", "decoder_model_merged": "decoder"}  # which are understood too
+
+_preloading = threading.Lock()
+_preloaded: list[Any] = []
 
 CUDA_OPTIONS = {
     "arena_extend_strategy": "kSameAsRequested",  # by default memory is taken in powers of two
@@ -74,19 +77,21 @@ def onnxruntime() -> Any:
             "onnxruntime is not installed. On a CPU: pip install onnxruntime. With CUDA or TensorRT: "
             "pip install onnxruntime-gpu. On a Jetson install NVIDIA's own onnxruntime-gpu wheel."
         ) from error
-    _preload(onnxruntime)
     return onnxruntime
 
 
-@functools.cache
-def _preload(ort: Any) -> None:
-    """Find CUDA's libraries, which may come from pip wheels: once, and before anything asks which providers there are,
-    since a CUDA that is a plug-in registers itself again behind it."""
-    if not hasattr(ort, "preload_dlls"):  # an older one
-        return
-    if {CUDA, TENSORRT} & {*ort.get_available_providers()} or ", cuda-plugin-ep=" in ort.get_build_info():
-        with redirect_stdout(sys.stderr):  # it prints what it does not find, where answers may be read
-            ort.preload_dlls()
+def with_cuda() -> Any:
+    """onnxruntime, and CUDA's libraries where they come from pip wheels: found once, and before anything asks which
+    providers there are, since a CUDA that is a plug-in registers itself again behind it."""
+    ort = onnxruntime()
+    with _preloading:
+        if ort in _preloaded or not hasattr(ort, "preload_dlls"):
+            return ort
+        _preloaded.append(ort)
+        if {CUDA, TENSORRT} & {*ort.get_available_providers()} or ", cuda-plugin-ep=" in ort.get_build_info():
+            with redirect_stdout(sys.stderr):  # it prints what it does not find, where answers may be read
+                ort.preload_dlls()
+    return ort
 
 
 def make_plan(wanted: Providers, parts: Iterable[str], cache: Path, precision: str, device: str = "") -> Plan:
@@ -98,10 +103,9 @@ def make_plan(wanted: Providers, parts: Iterable[str], cache: Path, precision: s
     chosen = {part: choose_providers(wanted, part, cache, precision, device) for part in PARTS}
     if chosen[EYE][0][0] == TENSORRT and device in ("cpu", "cuda"):
         log.warning(
-            "The %s was exported for --device %s, with operators that TensorRT has not: it builds an engine for each "
+            "The %s was not exported for TensorRT, and has operators that it has not: it builds an engine for each "
             "piece between them, which takes long and runs slowly. Export it with --device tensorrt.",
             EYE,
-            device,
         )
     return Plan(
         {part: chosen[part] for part in parts},
@@ -126,8 +130,9 @@ def choose_providers(wanted: Providers, part: str, cache: Path, precision: str =
     Raises ProviderError for a part or a provider that is unknown, and for one that cannot run here or run this part.
     """
     part = _known(part)
-    available = onnxruntime().get_available_providers()
     choice = _by_part(wanted)[part]
+    only_cpu = part == PREPROCESS or (isinstance(choice, str) and SHORT_NAMES.get(choice.lower(), choice) == CPU)
+    available = (onnxruntime() if only_cpu else with_cuda()).get_available_providers()
     if isinstance(choice, str) and choice == "auto":
         on_gpu = CUDA in available and (precision in ("fp32", "fp16") or device in ("cuda", "tensorrt"))
         pairs: list[tuple[str, Mapping[str, Any]]] = [(CUDA, {})] if on_gpu else [(CPU, {})]

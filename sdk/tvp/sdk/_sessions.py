@@ -349,7 +349,9 @@ def told(what: str) -> Iterator[None]:
     """What tokenizers raises, as a BundleError: bare Exceptions, and its panics, which are no Exceptions."""
     try:
         yield
-    except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
+    except MemoryError:
         raise
     except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise BundleError(f"{what}: {error}") from error

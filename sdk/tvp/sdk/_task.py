@@ -45,7 +45,8 @@ def load(task: str | os.PathLike[str], *, providers: Providers = "auto", verify_
     """Load a task.
 
     task: a folder, a name under $TVP_HOME/tasks, or a `.tvp` file, which is unpacked to $TVP_HOME/cache.
-    providers: `auto` (CUDA where onnxruntime has it, else the CPU), a provider (`cpu`, `cuda`, `tensorrt` or
+    providers: `auto` (CUDA where onnxruntime has it and the bundle was made for it or is no int8 or int4, else the
+        CPU), a provider (`cpu`, `cuda`, `tensorrt` or
         onnxruntime's name), (name, options), a list of those, or a mapping of parts (`vision_encoder`, `connector`,
         `encoder`, `decoder`, `text_encoder`) to any of these. TensorRT is for the vision encoder; it is never chosen
         by `auto`, and keeps its engine under $TVP_HOME/cache. What was named runs there or is an error; what `auto`
@@ -198,7 +199,7 @@ class Task:
     def _view(self, features: NDArray[np.float32], seconds: float) -> View:
         return View(self, features, seconds)
 
-    def _refuse_unreadable(self, question: str | None, too_long: bool = False) -> None:
+    def _refuse_unreadable(self, question: str | None, too_long: bool = False, of_labels: bool = True) -> None:
         if too_long:
             self.base.refuse_too_long(self.question(question))
         else:  # which the first run tells as well, and the bundle's own mistakes before it
@@ -213,7 +214,7 @@ class Task:
         self, image: ImageLike, question: str | None = None, *, labels: Sequence[str] | None = None
     ) -> list[Ranked]:
         """Score every label (default: the task's) as an answer; best first."""
-        self._refuse_unreadable(question)
+        self._refuse_unreadable(question, of_labels=labels is None)
         return self.see(image).rank(question, labels=labels)
 
     def check(self) -> dict[str, Any]:
@@ -273,7 +274,8 @@ def find(task: str | os.PathLike[str]) -> Path:
 def _find(path: Path, name: str) -> Path:
     if (path / "manifest.json").is_file():
         return path
-    if len(path.parts) == 1 and path.suffix != ".tvp" and (home() / "tasks" / path / "manifest.json").is_file():
+    named = len(path.parts) == 1 and not (path.suffix == ".tvp" and path.is_file())
+    if named and (home() / "tasks" / path / "manifest.json").is_file():
         return home() / "tasks" / path
     if path.is_dir():
         raise BundleError(f"The folder {path} has no manifest.json; it is not a bundle. `tvp export` makes one.")

@@ -42,7 +42,7 @@ class TrainConfig:
     batch: pictures a step, all processes together. accumulate: in how many parts a step is computed, where
         memory is short; it changes no result. questions: questions a picture, where the data has several.
     steps: number of steps; 0 means `epochs` of the data. warm_up: steps in which the rate rises.
-    n_train: scenes to train on. n_validation: pictures split off from training data, at most a fifth of all; more
+    n_train: scenes to train on. n_validation: pictures split off from training data, at most a fifth of all, but whole pictures; more
         scenes are drawn for them.
     validate_every: steps between validations, 0 for only at the end. patience: validations without a new
         best after which to stop; the prompt is then the best one. 0: never, and the prompt is the last one.
@@ -152,15 +152,16 @@ def make_config(given: dict[str, Any], own: Path | None = None) -> TrainConfig:
     merged: dict[str, Any] = {}
     for layer in layers:
         merged |= _read(layer.name, layer.read_bytes(), method)
-    if "epochs" in mine and "steps" not in mine:
-        mine["steps"] = 0  # which would hold before it
-    update = merged.get("update", default["update"])
-    if mine.get("update", update) != update and "lr" not in mine:
-        raise RequestError(
-            f"The update {mine['update']!r} needs a learning rate of its own (--lr): the task's goes with {update!r}, "
-            "whose steps are measured otherwise."
-        )
-    return TrainConfig(**{"models": (), **merged, **mine})  # which refuses to have none
+    for level in (file, given):
+        update = merged.get("update", default["update"])
+        if level.get("update", update) != update and "lr" not in level:
+            raise RequestError(
+                f"The update {level['update']!r} needs a learning rate of its own (--lr): the one that is set goes with "
+                f"{update!r}, whose steps are measured otherwise."
+            )
+        # Epochs are what is asked for where steps are not, and steps of a file below would hold before them.
+        merged |= {"steps": 0, **level} if "epochs" in level else level
+    return TrainConfig(**{"models": (), **merged})  # which refuses to have none
 
 
 def _read(name: str, data: bytes, method: str = "") -> dict[str, Any]:

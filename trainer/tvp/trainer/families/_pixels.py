@@ -47,6 +47,7 @@ KERNELS: dict[str, tuple[Callable[[float], float], float]] = {
     "bilinear": (_bilinear, 1.0),
     "lanczos": (_lanczos, 3.0),
 }
+ROUNDING = 1e-6  # of a pixel's value; a thousandth of a level is four times as much
 PILLOW = {3: "bicubic", 2: "bilinear", 1: "lanczos"}  # Pillow's numbers for them
 
 
@@ -70,6 +71,13 @@ def resize_matrix(n_in: int, n_out: int, filter: str) -> Float[Tensor, "n_out n_
     return torch.from_numpy(matrix)
 
 
+def _clip(values: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Clip, but let all of a gradient through where a value is a bound, give or take rounding, as all of a zero frame
+    is: minimum, maximum and clamp let half of it through, or none."""
+    values = torch.where(values < low - ROUNDING, low, values)
+    return torch.where(values > high + ROUNDING, high, values)
+
+
 def to_pixels(canvas: Float[Tensor, "n 3 height width"], format: PixelFormat) -> Float[Tensor, "n 3 size size"]:
     """Resize and normalise a canvas in [0, 1]; differentiable.
 
@@ -82,8 +90,7 @@ def to_pixels(canvas: Float[Tensor, "n 3 height width"], format: PixelFormat) ->
         low = canvas.detach().amin((1, 2, 3), keepdim=True).clamp(max=0.0)
         high = canvas.detach().amax((1, 2, 3), keepdim=True).clamp(min=1.0)
         across, down = (resize_matrix(n, format.size, format.filter).to(canvas) for n in (width, height))
-        # Not by minimum and maximum, which give half of a gradient where a value is a bound, as all of a zero frame is.
-        canvas = (canvas @ across.T).clamp(low, high)
-        canvas = (down @ canvas).clamp(low, high)
+        canvas = _clip(canvas @ across.T, low, high)
+        canvas = _clip(down @ canvas, low, high)
     mean, std = (canvas.new_tensor(v).view(1, 3, 1, 1) for v in (format.mean, format.std))
     return (canvas - mean) / std
