@@ -84,15 +84,13 @@ def _graphs(family: WordFamily | Clip, precision: str, of_eye: str) -> dict[str,
         for name, weight in family.model.named_parameters()
         if id(weight) not in text
     )
-    kept = sum(  # in fp32, see `precision.lower`
-        weight.numel() for part in parts for name, weight in part.named_parameters() if ".DenseReluDense.wo." in name
-    )
+    named = (pair for part in parts for pair in part.named_parameters())
+    whole = sum(weight.numel() for name, weight in named if ".DenseReluDense.wo." in name)  # in fp16 too, see `lower`
     if head.weight is not words:
         del text[id(words)]  # which only the table of embeddings holds
     halves = 4 if precision == "fp32" else 2
     return {
         "vision_encoder.onnx": eye,
-        "decoder_model_merged.onnx": int(sum(text.values()) * BYTES[precision])
-        + (2 * kept if precision == "fp16" else 0),
+        "decoder_model_merged.onnx": int(sum(text.values()) * BYTES[precision]) + 2 * whole * (precision == "fp16"),
         "embed_tokens.npy": words.numel() * halves,
     }

@@ -42,8 +42,8 @@ class TrainConfig:
     batch: pictures a step, all processes together. accumulate: in how many parts a step is computed, where
         memory is short; it changes no result. questions: questions a picture, where the data has several.
     steps: number of steps; 0 means `epochs` of the data. warm_up: steps in which the rate rises.
-    n_train: scenes to train on. n_validation: pictures split off from training data, at most a fifth of all, but whole pictures; more
-        scenes are drawn for them.
+    n_train: scenes to train on. n_validation: samples split off from training data, at most a fifth of all, but
+        whole pictures; more scenes are drawn for them.
     validate_every: steps between validations, 0 for only at the end. patience: validations without a new
         best after which to stop; the prompt is then the best one. 0: never, and the prompt is the last one.
     checkpoint_every: steps between checkpoints.
@@ -156,8 +156,8 @@ def make_config(given: dict[str, Any], own: Path | None = None) -> TrainConfig:
         update = merged.get("update", default["update"])
         if level.get("update", update) != update and "lr" not in level:
             raise RequestError(
-                f"The update {level['update']!r} needs a learning rate of its own (--lr): the one that is set goes with "
-                f"{update!r}, whose steps are measured otherwise."
+                f"The update {level['update']!r} needs a learning rate of its own (--lr): the one that is set goes "
+                f"with {update!r}, whose steps are measured otherwise."
             )
         # Epochs are what is asked for where steps are not, and steps of a file below would hold before them.
         merged |= {"steps": 0, **level} if "epochs" in level else level
