@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from ._providers import CPU, ON_CPU, PARTS, choose_providers, onnxruntime
+from ._providers import CPU, ON_CPU, PARTS, choose_providers, with_cuda
 from ._sessions import open_session
 from ._task import home, tasks
 from .errors import ProviderError
@@ -31,7 +31,7 @@ def doctor() -> dict[str, str]:
         "memory": ", ".join(f"{n / 2**30:.1f} GiB {what}" for what, n in memory().items()) or "unknown",
     }
     try:
-        ort = onnxruntime()
+        ort = with_cuda()  # as a load would, so that the same providers are seen
         facts["onnxruntime"] = ort.__version__
         facts["providers"] = ", ".join(ort.get_available_providers())
         facts["devices"] = ", ".join(_devices(ort)) or "not reported"

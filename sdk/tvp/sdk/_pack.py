@@ -39,7 +39,6 @@ NOT_INTACT = (
     EOFError,
     NotImplementedError,
     RuntimeError,
-    UnicodeDecodeError,
     ValueError,
     struct.error,
 )
