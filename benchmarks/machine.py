@@ -8,14 +8,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+# What onnxruntime's products of matrices choose their kernels by; int8 is twice as fast with VNNI as with AVX2 alone.
+INSTRUCTIONS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "amx_int8")
+
 
 def machine(*packages: str) -> dict[str, Any]:
-    """Processor, cores, how busy they are, and the versions of Python and of packages."""
+    """Processor, its instructions, cores, how busy they are, and the versions of Python and of packages."""
     cpu = Path("/proc/cpuinfo")
     lines = cpu.read_text().splitlines() if cpu.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    flags = facts.get("flags", "").split()
     return {
-        "cpu": names[0] if names else platform.processor(),
+        "cpu": facts.get("model name", platform.processor()),
+        "instructions": [name for name in INSTRUCTIONS if name in flags],
         "cores": os.cpu_count(),
         "load_average_before": load_average(),
         "python": platform.python_version(),
