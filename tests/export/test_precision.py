@@ -80,7 +80,11 @@ def test_every_way_of_asking_gives_the_same(exported, precision):
             for question in questions:
                 alone = task.ask(picture, question)
                 assert view.ask(question).text == alone.text == "".join(task.stream(picture, question))
-                assert view.rank(question, labels=LABELS) == task.rank(picture, question, labels=LABELS)
+                again = view.rank(question, labels=LABELS)
+                ranked = task.rank(picture, question, labels=LABELS)
+                assert [row.label for row in again] == [row.label for row in ranked]
+                # With AVX-512 VNNI, MatMulNBits rounds a row by how many there are, in the last bit.
+                assert [row.score for row in again] == pytest.approx([row.score for row in ranked], abs=1e-5)
         together = task.ask_many([(picture, question) for question in questions for picture in pictures])
         alone = [task.ask(picture, question) for question in questions for picture in pictures]
         # A batch's scale is not a picture's: each is encoded by itself.
