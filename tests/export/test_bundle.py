@@ -12,15 +12,19 @@ import time
 import numpy as np
 import pytest
 import torch
+import transformers as hf
 
+from tests import tiny
 from tests.bundles import random_prompt
 from tests.oracles import ABOUT
 from tests.tiny import save_tiny
+from tests.tokens import marks
 from tvp import sdk
 from tvp.export import bundle as bundle_module
 from tvp.export import graphs
 from tvp.export.attention import group_query_attention
 from tvp.export.bundle import export
+from tvp.export.plan import plan
 from tvp.sdk.errors import BundleError, CheckError, ModelError, RequestError
 from tvp.trainer import families, tasks
 from tvp.trainer.families.llava import Llava
@@ -146,6 +150,9 @@ def test_what_is_there_is_kept_unless_forced(one_bundle, tmp_path):
     for force in (False, True):
         with pytest.raises(BundleError, match=r"exists already|not a bundle"):
             export("never loaded", tasks.get("count"), tmp_path, force=force)
+    (tmp_path / "manifest.json").write_text("{}")  # as web applications have one
+    with pytest.raises(BundleError, match="not a bundle"):
+        export("never loaded", tasks.get("count"), tmp_path, force=True)
     assert (tmp_path / "mine.txt").read_text() == "precious"
     with pytest.raises(BundleError, match="--force"):
         export("never loaded", tasks.get("count"), one_bundle)
@@ -240,6 +247,54 @@ def test_what_cannot_be_exported_yet_is_said_before_anything_is_written(tmp_path
     with pytest.raises(ModelError, match="cannot be exported yet"):
         export(model, tasks.get("scenes"), tmp_path / "task")
     assert not (tmp_path / "task").exists()
+
+
+def test_attention_of_another_interface_is_refused(tmp_path, monkeypatch):
+    """Falcon's decoder has attention of its own, which never comes to the exporter's."""
+
+    def falcon(tokenizer):
+        return hf.FalconConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, **marks(tokenizer))
+
+    monkeypatch.setattr(tiny, "llama", falcon)
+    model = save_tiny("llava-clip", tmp_path / "model")
+    with pytest.raises(ModelError, match="FalconModel does not go through"):
+        export(model, tasks.get("scenes"), tmp_path / "out")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]
+
+
+def test_a_tokenizer_that_the_sdk_cannot_use_costs_no_graphs(tmp_path, monkeypatch):
+    family = families.load(save_tiny("llava", tmp_path / "model"))
+    monkeypatch.setattr(type(family.tokenizer), "backend_tokenizer", None)
+    monkeypatch.setattr(graphs, "export_eye", lambda *_: pytest.fail("a graph was made"))
+    for make in (export, plan):
+        more = {"family": family} if make is export else {}
+        with pytest.raises(ModelError, match="no fast version"):
+            make(tmp_path / "model", tasks.get("scenes"), output=tmp_path / "out", **more)
+
+
+def test_what_a_checkpoint_wants_and_does_not_get_is_said(tmp_path, caplog):
+    model = save_tiny("llava", tmp_path / "model")
+    settings = json.loads((model / "generation_config.json").read_text())
+    export(model, tasks.get("scenes"), tmp_path / "out", n_cases=1)
+    assert not caplog.records
+    (model / "generation_config.json").write_text(json.dumps(settings | {"repetition_penalty": 1.05}))
+    export(model, tasks.get("scenes"), tmp_path / "penalised", n_cases=1)
+    assert "says repetition_penalty=1.05, which is not followed" in caplog.text
+
+
+def test_a_model_of_native_resolution_is_shown_a_canvas_at_its_size(tmp_path):
+    model = save_tiny("qwen2_5_vl", tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    del config["tvp_canvas"]  # as published
+    (model / "config.json").write_text(json.dumps(config))
+    prompt = random_prompt()
+    side = prompt.geometry.canvas
+    assert families.load(model).pixel_format.size == 224
+    assert families.load(model, canvas=side).pixel_format.size == side
+    export(model, tasks.get("scenes"), tmp_path / "out", prompt=prompt, n_cases=1)
+    with sdk.load(tmp_path / "out") as task:
+        assert task.pixel_values(np.zeros((50, 70, 3), np.uint8)).shape == (1, 3, side, side)
+        assert task.check()["cases"] == 1
 
 
 def test_a_replacement_that_is_cut_off_leaves_the_old_bundle(tmp_path, monkeypatch):

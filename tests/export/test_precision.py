@@ -93,6 +93,13 @@ def test_every_way_of_asking_gives_the_same(exported, precision):
             assert one.log_probabilities == pytest.approx(other.log_probabilities, abs=1e-4)
 
 
+@pytest.mark.parametrize(("different", "n", "allowed"), [(1, 20, 0.05), (1, 100, 0.01), (3, 20, 0.15), (3, 10, 0.3)])
+def test_exactly_what_is_allowed_is_allowed(different, n, allowed):
+    Parity(n_cases=n, tokens_equal=n - different, n_within=1, n_values=1).check("a task", "int8", allowed)
+    with pytest.raises(CheckError, match="--max-loss"):
+        Parity(n_cases=n, tokens_equal=n - different - 1, n_within=1, n_values=1).check("a task", "int8", allowed)
+
+
 def test_over_max_loss_nothing_is_written(tmp_path, monkeypatch):
     model = save_tiny("llava", tmp_path / "model")
     real = bundle_module.parity.measure

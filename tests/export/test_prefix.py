@@ -149,7 +149,7 @@ def test_the_exported_tokenizer_writes_the_marks(name, tmp_path):
     for own in (True, False):
         if not own:
             backend.post_processor = None
-        write_tokenizer(family.tokenizer, "model", tmp_path / "tokenizer.json", family)
+        write_tokenizer(family.tokenizer, tmp_path / "tokenizer.json", family)
         written = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
         words = Words(
             family.layout,
@@ -166,7 +166,7 @@ def test_a_prompt_that_no_tokenizer_writes_is_refused(tmp_path, monkeypatch):
     family = families.load(save_tiny("paligemma", tmp_path / "model"))
     monkeypatch.setattr(family, "prompt_ids", lambda question: ([], [5, 6, 7]))
     with pytest.raises(ModelError, match="is not what its tokenizer makes of"):
-        write_tokenizer(family.tokenizer, "model", tmp_path / "tokenizer.json", family)
+        write_tokenizer(family.tokenizer, tmp_path / "tokenizer.json", family)
 
 
 def test_a_manifest_says_one_of_what_there_is(exported, tmp_path):

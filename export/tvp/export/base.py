@@ -26,7 +26,7 @@ from tvp.trainer.families.instructblip import ReadingEye
 from . import closed, graphs, seq2seq
 from .fuse import let_read
 from .precision import lower
-from .tokenizer import write_tokenizer
+from .tokenizer import fast, write_tokenizer
 
 log = logging.getLogger("tvp.export")
 
@@ -35,7 +35,6 @@ RECIPE = 3  # to be raised where the same model, versions and precision come to 
 
 def put_base(
     family: WordFamily | Clip,
-    model: str | Path,
     folder: Path,
     places: Sequence[Path],
     precision: str,
@@ -50,7 +49,7 @@ def put_base(
     key = made_from(family, precision, device)
     found = find_base(key, places)
     if found is None:
-        _write(family, model, key, folder, precision, device)
+        _write(family, key, folder, precision, device)
     else:
         log.info("the model has been exported before: sharing %s", found)
         for name in ("manifest.json", *read_base_manifest(found / "manifest.json").files):
@@ -83,7 +82,7 @@ def _about(family: WordFamily) -> list[str]:
     return [
         family.model.config.to_json_string(),
         repr(family.layout),
-        *(tokenizer.backend_tokenizer.to_str() for tokenizer in tokenizers if hasattr(tokenizer, "backend_tokenizer")),
+        *(fast(tokenizer).to_str() for tokenizer in tokenizers),
     ]
 
 
@@ -109,13 +108,13 @@ def _link(file: Path, to: Path) -> None:
         shutil.copyfile(file, to)
 
 
-def _write(family: WordFamily | Clip, model: str | Path, key: str, folder: Path, precision: str, device: str) -> None:
+def _write(family: WordFamily | Clip, key: str, folder: Path, precision: str, device: str) -> None:
     folder.mkdir()
     fused = device != "tensorrt"
     if isinstance(family, Clip):
         content = closed.write_closed(family, folder, fused)
     else:
-        content = _write_words(family, model, folder, fused)
+        content = _write_words(family, folder, fused)
     lower(folder, precision, device)
     for file in folder.glob("*.onnx"):
         let_read(file)
@@ -123,7 +122,11 @@ def _write(family: WordFamily | Clip, model: str | Path, key: str, folder: Path,
     (folder / "manifest.json").write_bytes(seal(content))
 
 
-def _write_words(family: WordFamily, model: str | Path, folder: Path, fused: bool) -> dict[str, Any]:
+def _write_words(family: WordFamily, folder: Path, fused: bool) -> dict[str, Any]:
+    # First, since a tokenizer that the sdk cannot use should not cost the minutes that graphs take.
+    write_tokenizer(family.tokenizer, folder / "tokenizer.json", family)
+    if isinstance(family, ReadingEye):
+        write_tokenizer(family.qformer_tokenizer, folder / "connector_tokenizer.json")
     graphs.export_eye(family, folder / "vision_encoder.onnx", fused)
     if isinstance(family, SeqToSeqFamily):
         seq2seq.export_encoder(family, folder / "encoder_model.onnx")
@@ -132,10 +135,8 @@ def _write_words(family: WordFamily, model: str | Path, folder: Path, fused: boo
         assert isinstance(family, CausalFamily)
         graphs.export_decoder(family, folder / "decoder_model_merged.onnx")
     graphs.export_embeddings(family, folder / "embed_tokens.npy")
-    write_tokenizer(family.tokenizer, model, folder / "tokenizer.json", family)
     if isinstance(family, ReadingEye):
         graphs.export_connector(family, folder / "connector.onnx")
-        write_tokenizer(family.qformer_tokenizer, model, folder / "connector_tokenizer.json")
     config = family.text_config
     n_kv_heads, head_size = graphs.cache_shape(family)
     with torch.no_grad():

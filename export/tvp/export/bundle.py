@@ -83,12 +83,18 @@ def export(
         prompt = Prompt.load(prompt)
     if family is not None and (family.device.type != "cpu" or family.dtype != torch.float32):
         family = None  # which is traced, and compared with the bundle, on a CPU in fp32
-    family = exportable(family or families.load(model))
     if prompt is not None:
         geometry = prompt.geometry
-    elif geometry is None:
+    family = exportable(family or families.load(model, canvas=geometry.canvas if geometry else None))
+    if geometry is None:
         size = family.pixel_format.size
         geometry = Geometry(size, size, task.fit)
+    if isinstance(family, WordFamily) and family.unfollowed:
+        log.warning(
+            "%s says %s, which is not followed: answers are the likeliest tokens as the model scores them.",
+            model,
+            ", ".join(family.unfollowed),
+        )
     if data is None:
         data = Scenes(max(n_cases, N_GOLDEN), seed=7, camera=task.camera)
     samples = _first(data, n_cases)
@@ -100,7 +106,7 @@ def export(
     work = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
     try:
         places = [output.parent, home() / "tasks"] if reuse else []
-        base_digest = put_base(family, model, work / "base", places, precision, made_for(device, precision))
+        base_digest = put_base(family, work / "base", places, precision, made_for(device, precision))
         onnx.save(preprocess_graph(geometry, family.pixel_format, prompt), work / "preprocess.onnx")
         if prompt is not None:
             prompt.save(work / "prompt.safetensors")
@@ -162,7 +168,8 @@ def refuse_to_overwrite(output: Path, force: bool) -> None:
         return
     if not force:
         raise BundleError(f"{output} exists already. Choose another folder, or replace it with --force.")
-    if not (output / "manifest.json").is_file():
+    # Web applications have a manifest.json too.
+    if not all((output / name).is_file() for name in ("manifest.json", "base/manifest.json")):
         raise BundleError(f"{output} is not a bundle, so --force does not replace it. Choose another folder.")
 
 

@@ -18,6 +18,7 @@ from optimum.utils import NormalizedConfig
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
+from tvp.sdk.errors import ModelError
 from tvp.trainer.families._causal import CausalFamily
 from tvp.trainer.families._family import Family, WordFamily
 from tvp.trainer.families.instructblip import ReadingEye
@@ -95,7 +96,13 @@ class Decoder(nn.Module):
         first: Any = n_new - num_logits_to_keep  # a tensor, so that tracing keeps it as an input
         kept = torch.arange(first, n_new)  # the head is costly: only where it is needed
         logits = self.head(hidden.index_select(1, kept))
-        return (logits, *(tensor for pair in cache.present for tensor in pair))  # type: ignore[union-attr]
+        present = [pair for pair in cache.present if pair is not None]
+        if len(present) < len(cache.present):
+            raise ModelError(
+                f"The attention of {type(self.decoder).__name__} does not go through transformers' attention "
+                "interface, so it cannot be exported; it can be trained on and evaluated."
+            )
+        return (logits, *(tensor for pair in present for tensor in pair))
 
 
 class Traced(ModelPatcher):  # type: ignore[misc]

@@ -48,7 +48,7 @@ class Parity:
     @property
     def loss(self) -> float:
         """Share of the cases whose answer is not PyTorch's: the most accuracy that can be lost on them."""
-        return 1 - self.tokens_equal / max(1, self.n_cases)
+        return (self.n_cases - self.tokens_equal) / max(1, self.n_cases)
 
     def facts(self) -> dict[str, Any]:
         kept = ("n_cases", "tokens_equal", "end_to_end_equal", "logits", "pixels", "pixels_within_a_level")

@@ -20,6 +20,7 @@ from . import closed
 from .base import find_base, made_from
 from .bundle import IMAGE_ENCODER, exportable, refuse_to_overwrite
 from .precision import BYTES, made_for, size_in_encoder
+from .tokenizer import fast
 
 
 def plan(
@@ -41,7 +42,7 @@ def plan(
     """
     refuse_to_overwrite(output, force)
     geometry = Prompt.load(prompt).geometry if prompt else None
-    family = exportable(families.load(model))
+    family = exportable(families.load(model, canvas=geometry.canvas if geometry else None))
     canvas = geometry.canvas if geometry else family.pixel_format.size
     frame = 3 * canvas * canvas * 4 if prompt else 0
     preprocessing = frame + 64 * 2**10
@@ -58,10 +59,10 @@ def plan(
         names = read_base_manifest(found / "manifest.json").files
         return rows + [(f"base/{name}", 0, f"shared with {found}") for name in names]
     rows += [(f"base/{name}", size, "") for name, size in sizes.items()]
-    text = closed.tokenizer_text(family) if isinstance(family, Clip) else family.tokenizer.backend_tokenizer.to_str()
+    text = closed.tokenizer_text(family) if isinstance(family, Clip) else fast(family.tokenizer).to_str()
     rows += [("base/tokenizer.json", len(text), ""), ("base/manifest.json", 4 * 2**10, "")]
     if isinstance(family, ReadingEye):
-        rows.append(("base/connector_tokenizer.json", len(family.qformer_tokenizer.backend_tokenizer.to_str()), ""))
+        rows.append(("base/connector_tokenizer.json", len(fast(family.qformer_tokenizer).to_str()), ""))
     return rows
 
 

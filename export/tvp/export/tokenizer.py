@@ -9,24 +9,28 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase
 
-from tvp.sdk.errors import ModelError, RequestError
+from tvp.sdk.errors import ModelError
 from tvp.trainer.families._family import WordFamily
 
 
-def write_tokenizer(
-    tokenizer: PreTrainedTokenizerBase, model: str | Path, file: Path, family: WordFamily | None = None
-) -> None:
+def write_tokenizer(tokenizer: PreTrainedTokenizerBase, file: Path, family: WordFamily | None = None) -> None:
     """Write a tokenizer to a file.
 
     family: whose prompts it is for; the file's tokenizer then adds the marks that the family adds to a prompt.
-    Raises RequestError for a tokenizer without a fast version, ModelError where the family's prompts are other texts.
+    Raises ModelError for a tokenizer without a fast version, and where the family's prompts are other texts.
     """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise RequestError(f"The tokenizer of {str(model)!r} has no fast version, which the sdk needs.")
+    backend = fast(tokenizer)
     if family is not None:
         backend = _marking(backend, family)
     backend.save(os.fspath(file))
+
+
+def fast(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    """A tokenizer as the sdk has it; raises ModelError for one without a fast version."""
+    backend: Tokenizer | None = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise ModelError(f"The tokenizer of {tokenizer.name_or_path!r} has no fast version, which the sdk needs.")
+    return backend
 
 
 def _marking(backend: Tokenizer, family: WordFamily) -> Tokenizer:

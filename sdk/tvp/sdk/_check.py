@@ -30,7 +30,7 @@ def check(task: Task) -> dict[str, Any]:
     if type(allowed) not in (int, float) or not 0 <= allowed <= 1:
         raise BundleError(f"The manifest in {task.folder}: parity.max_loss is {allowed!r}; it must be from 0 to 1.")
     differences, largest = compare(task, cases, TOLERANCE if exact else float("inf"))
-    if len(differences) > allowed * len(cases):
+    if len(differences) / len(cases) > allowed:
         raise CheckError(
             f"The task {task.name!r} does not answer here as it did at its export ({len(differences)} differences). "
             "Try providers='cpu'; if that passes, the other provider is at fault.",

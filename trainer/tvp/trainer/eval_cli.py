@@ -110,7 +110,10 @@ def evaluate(
     from .train import dtype_of
 
     exporter = _exporter() if exported else None
-    shown = matrix.columns({str(path): Prompt.load(path) for path in prompts}, geometry)
+    loaded = {str(path): Prompt.load(path) for path in prompts}
+    shown = matrix.columns(loaded, geometry)
+    # One size for what is compared: the prompts', and of several the largest.
+    largest = max((prompt.geometry.canvas for prompt in loaded.values()), default=geometry.canvas)
     for model in models:
         families.refuse_unknown(model)  # before the first model is measured
     test = tasks.open_usable(data, task, "test", n, seed, skip_bad, download)
@@ -118,7 +121,7 @@ def evaluate(
     chosen = sorted(np.random.default_rng(seed).permutation(len(test))[:n].tolist())
     rows = matrix.evaluate_matrix(
         list(dict.fromkeys(models)),
-        partial(families.load, device=device, dtype=dtype_of(precision, device)),
+        partial(families.load, device=device, dtype=dtype_of(precision, device), canvas=largest),
         shown,
         Subset(test, chosen),
         task,

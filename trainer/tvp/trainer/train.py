@@ -92,7 +92,8 @@ def train(
     if offload:
         families.moved(torch.empty(0), device)  # before the models are loaded, which stay elsewhere
     if sources is None:
-        sources = [families.load(name, "cpu" if offload else device, dtype) for name in config.models]
+        place = "cpu" if offload else device
+        sources = [families.load(name, place, dtype, config.canvas) for name in config.models]
     # Where models are spread over devices, the frame and the guide go where the first one starts.
     home = torch.device(device) if device != "auto" else sources[0].device
     if config.tse and config.guide == "zoo:guide" and not all(name.startswith("zoo:") for name in config.models):

@@ -42,7 +42,12 @@ OPEN_CLIP = "open_clip:"
 ZOO = Path(__file__).resolve().parents[4] / "samples" / "zoo"
 
 
-def load(name: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Family:
+def load(
+    name: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    canvas: int | None = None,
+) -> Family:
     """Load a frozen model with everything around it.
 
     name: a folder in the layout of `from_pretrained`, a hub id, `zoo:NAME` for one of the
@@ -50,6 +55,8 @@ def load(name: str | Path, device: str | torch.device = "cpu", dtype: torch.dtyp
     device: where to; `auto` spreads a model that is too large for one device over all of them
         (transformers' device map).
     dtype: of the weights.
+    canvas: px; the size that a model of native resolution (Qwen2-VL) is shown pictures at, where its config.json has
+        no `tvp_canvas`. Default 224. Other models have a size of their own.
     Raises ModelError for an architecture without a family and for an incomplete checkpoint.
     """
     place = locate(name)
@@ -62,7 +69,7 @@ def load(name: str | Path, device: str | torch.device = "cpu", dtype: torch.dtyp
         if str(device) == "auto":  # which is transformers' own way, and these models are small
             device = "cuda" if torch.cuda.is_available() else "cpu"
     else:
-        checkpoint = Checkpoint(str(name), place, dtype, "auto" if str(device) == "auto" else None)
+        checkpoint = Checkpoint(str(name), place, dtype, "auto" if str(device) == "auto" else None, canvas)
         module = _known(checkpoint)
         try:
             family = import_module(f".{module}", __package__).make(checkpoint)

@@ -29,12 +29,19 @@ class Checkpoint:
     kind: what chooses the family: `tvp_family` of config.json, where `tvp convert` wrote it, else
         `model_type`.
     dtype: of the weights. device_map: transformers' own, for a model that is spread over devices.
+    canvas: px, for models that are shown pictures at any size; None leaves it to the family.
     """
 
     def __init__(
-        self, name: str, place: str, dtype: torch.dtype = torch.float32, device_map: str | None = None
+        self,
+        name: str,
+        place: str,
+        dtype: torch.dtype = torch.float32,
+        device_map: str | None = None,
+        canvas: int | None = None,
     ) -> None:
         self.name, self.place, self.dtype, self._device_map = name, place, dtype, device_map
+        self.canvas = canvas
         try:
             self.config, _ = PretrainedConfig.get_config_dict(place)
         except Exception as error:  # the hub, json and transformers each raise their own

@@ -22,6 +22,15 @@ from ._pixels import PixelFormat, to_pixels
 
 N_TEXTS = 4096  # questions, and answers, whose tokens a family remembers
 
+# Settings that would change a greedy answer, or scores -> the value, beside None, with which they do not.
+UNFOLLOWED: dict[str, Any] = {
+    "num_beams": 1, "repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0, "no_repeat_ngram_size": 0,
+    "min_length": 0, "min_new_tokens": 0, "bad_words_ids": [], "suppress_tokens": [], "begin_suppress_tokens": [],
+    "forced_bos_token_id": None, "forced_eos_token_id": None, "exponential_decay_length_penalty": None,
+    "sequence_bias": None, "guidance_scale": 1.0,
+}  # fmt: skip
+UNFOLLOWED_OF_TEXT = {"logits_scaling": 1.0, "final_logit_softcapping": None, "attn_logit_softcapping": None}
+
 
 class Family:
     """A frozen model: what it sees, and what it would answer.
@@ -183,6 +192,18 @@ class WordFamily(Family):
             raise ModelError("Neither generation_config.json nor the tokenizer says which token ends an answer.")
         # The first is the one that training teaches: of several, what ends a turn in the model's chats.
         return tuple(sorted(ends, key=lambda end: end != self.tokenizer.eos_token_id))
+
+    @property
+    def unfollowed(self) -> list[str]:
+        """What the checkpoint's files say about its answers and scores that is not followed, as `name=value`.
+
+        Answers are the likeliest tokens, as they come out of the head.
+        """
+        said = [(self.model.generation_config, UNFOLLOWED), (self.text_config, UNFOLLOWED_OF_TEXT)]
+        pairs = [
+            (name, getattr(config, name, None), neutral) for config, names in said for name, neutral in names.items()
+        ]
+        return [f"{name}={value}" for name, value, neutral in pairs if value not in (None, neutral)]
 
     @property
     def text_config(self) -> Any:

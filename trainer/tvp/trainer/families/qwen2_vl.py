@@ -2,7 +2,8 @@
 
 Sources: Qwen2-VL (arXiv 2409.12191), Qwen2.5-VL (arXiv 2502.13923). Native resolution means that a
 canvas is shown at its own size, rounded to whole tokens, which is what their processor does as long
-as the picture is within its limits; so every picture has the same number of tokens.
+as the picture is within its limits; so every picture has the same number of tokens. The size is that of
+the canvas that the model is loaded for, or `tvp_canvas` of its config.json.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from ._checkpoint import Checkpoint
 from ._pixels import PixelFormat
 from ._template import layout_of
 
-CANVAS = 224  # px; the size that a canvas is shown at unless the checkpoint's config.json says another
+CANVAS = 224  # px; where neither the checkpoint's config.json nor who loads it says another
 
 
 class Qwen2Vl(CausalFamily):
@@ -95,5 +96,6 @@ def make(checkpoint: Checkpoint) -> Qwen2Vl:
     tokenizer = checkpoint.tokenizer()
     vision = model.config.vision_config
     unit = vision.patch_size * vision.spatial_merge_size
-    size = max(unit, round(checkpoint.config.get("tvp_canvas", CANVAS) / unit) * unit)
+    canvas = checkpoint.config.get("tvp_canvas") or checkpoint.canvas or CANVAS
+    size = max(unit, round(canvas / unit) * unit)
     return Qwen2Vl(model, tokenizer, checkpoint.pixel_format(size), checkpoint.chat_template(tokenizer))
