@@ -35,7 +35,7 @@ class StandIn(Checkpoint):
         self.name, self.kind, self.config = case.name, case.kind, dict(case.config)
         self._case, self._pool = case, pool
 
-    dtype = torch.float32
+    dtype, canvas = torch.float32, None
 
     def weights(self, architecture: Any, dtype: torch.dtype | None = None) -> Any:
         with no_init_weights():  # nothing is written to what is replaced below

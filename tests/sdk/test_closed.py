@@ -13,10 +13,10 @@ from click.testing import CliRunner
 
 from tests.bundles import flip_bytes, make_bundle
 from tvp import sdk
-from tvp.sdk import _closed
+from tvp.sdk import Ranked, _closed
 from tvp.sdk._bench import bench
 from tvp.sdk._cli import cli
-from tvp.sdk._closed import in_order
+from tvp.sdk._closed import compare_choice, in_order
 from tvp.sdk._layout import Captions
 from tvp.sdk._manifest import ClosedManifest, FileEntry, read_base_manifest, seal
 from tvp.sdk.errors import BundleError, CheckError, RequestError
@@ -335,3 +335,12 @@ def test_the_commands(closed, tmp_path):
 
 def test_one_flipped_byte_in_any_file_is_named(copy):
     assert flip_bytes(copy, 200) > 8
+
+
+def test_a_score_that_is_no_number_is_a_difference():
+    """Python's max leaves out what compares with nothing."""
+    ranked = [Ranked("a", -0.5), Ranked("b", float("nan"))]
+    view = SimpleNamespace(rank=lambda *_, **__: ranked)
+    case = {"question": "What?", "labels": ["a", "b"], "scores": [-0.5, -2.0]}
+    for tolerance in (1e-3, float("inf")):
+        assert "scores differ by nan" in compare_choice(view, case, tolerance)[0]

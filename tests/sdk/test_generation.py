@@ -16,6 +16,7 @@ from PIL import Image
 from tvp import sdk
 from tvp.sdk._generation import Answering, Generation, Speech
 from tvp.sdk._pack import unpack
+from tvp.sdk._view import View
 from tvp.sdk.errors import ImageError, ProviderError, RequestError
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "format-1"
@@ -267,6 +268,42 @@ def test_many_that_are_cancelled_are_not_begun(task, monkeypatch):
     answers = task.ask_many([(picture, "What?") for picture in PICTURES], batch=2, cancel=event)
     assert len(seen) == len(answers) == 2
     assert {answer.finish for answer in answers} <= {"cancelled", "end"}
+
+
+def test_many_that_were_cancelled_before_are_none(task):
+    event = threading.Event()
+    event.set()
+    assert task.ask_many(REQUESTS, cancel=event) == []
+
+
+def test_a_batch_of_numpys_small_numbers_is_whole(task):
+    requests = [(PICTURES[0], "What?")] * 300
+    for batch in (np.uint8(8), np.int8(100)):
+        assert len(task.ask_many(requests, batch=batch, max_new_tokens=1)) == 300
+
+
+def test_a_neighbours_prompt_does_not_spend_an_answers_time(task, monkeypatch):
+    read = View._prefill
+
+    def slow(self, question, tokens=()):
+        time.sleep(1)
+        return read(self, question, tokens)
+
+    monkeypatch.setattr(View, "_prefill", slow)
+    answers = task.ask_many([(picture, "What?") for picture in PICTURES], max_new_tokens=2, time_limit=2.5)
+    assert "time" not in {answer.finish for answer in answers}
+
+
+def test_labels_that_cannot_be_ranked_cost_nothing(task, monkeypatch):
+    view = task.see(PICTURES[0])
+    monkeypatch.setattr(View, "_prefill", lambda *_: pytest.fail("the model ran"))
+    monkeypatch.setattr(type(task), "pixel_values", lambda *_: pytest.fail("the picture was read"))
+    for labels, match in ((["yes", "a red star " * 200], "take .* tokens"), (["a" * 8193], "characters")):
+        with pytest.raises(RequestError, match=match):
+            view.rank("What?", labels=labels)
+    for labels, match in (("cat", "is the text"), ([], "no labels"), (["a", ""], "not empty"), (["a" * 8193], "char")):
+        with pytest.raises(RequestError, match=match):
+            task.rank(PICTURES[0], "What?", labels=labels)
 
 
 def test_a_temperature_of_next_to_nothing_is_greedy(task):

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.bundles import make_bundle
 from tvp import sdk
+from tvp.sdk._cli import cli
 from tvp.sdk._manifest import BaseManifest, ClosedManifest, seal
 from tvp.sdk._pack import unpack
 from tvp.sdk.errors import BundleError, RequestError, TvpError
@@ -206,6 +208,26 @@ def test_end_tokens_are_in_the_vocabulary(bundle, end):
         sdk.load(folder)
 
 
+@pytest.mark.parametrize(
+    "prompt", ["{question} {image} a:", "{image}{image}{question}", "{image} a:", "{image}" + "{question}" * 9]
+)
+def test_no_question_is_kept_for_the_next(bundle, prompt):
+    """What is before the question stays in the cache."""
+    folder, task, base, _ = bundle
+    write(folder, task, {**base, "layout": {**base["layout"], "prompt": prompt}})
+    with pytest.raises(BundleError, match=r"layout\.prompt must hold"):
+        sdk.load(folder)
+
+
+def test_inspecting_a_strangers_bundle_shows_one_line_a_fact(bundle):
+    folder, task, base, _ = bundle
+    named = {**task["task"], "name": "a\nbase          trusted\x1b[2J"}
+    write(folder, {**task, "task": named}, base)
+    shown = CliRunner().invoke(cli, ["inspect", str(folder)]).output
+    assert "a\\nbase          trusted\\x1b[2J" in shown
+    assert "\x1b" not in shown
+
+
 def test_a_graph_of_another_shape_is_named(bundle):
     """Each graph in the place of each other one."""
     folder, task, base, expected = bundle
@@ -239,7 +261,7 @@ def test_no_number_of_tokens_and_no_number_of_labels_takes_memory_by_itself(bund
         assert ask(loaded) == expected
         assert len(loaded.rank(PICTURE, QUESTION)) == 3000
         "".join(loaded.stream(PICTURE, QUESTION, max_new_tokens=10**12, time_limit=0.1))
-        loaded.ask_many([(PICTURE, QUESTION)] * 3, max_new_tokens=10**12, time_limit=0.1)
+        loaded.ask_many([(PICTURE, QUESTION)] * 3, max_new_tokens=10**12, time_limit=0.03)
 
 
 def test_ranking_many_labels_scores_each_as_alone(bundle):

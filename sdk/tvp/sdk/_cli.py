@@ -218,7 +218,8 @@ def inspect(task: str) -> None:
         "parity": json.dumps(manifest.parity),
     }
     for name, value in rows.items():
-        click.echo(f"{name:<13} {value}")
+        # Of a bundle that may be a stranger's: no line of its own, and nothing that steers the terminal.
+        click.echo(f"{name:<13} {''.join(c if c.isprintable() else repr(c)[1:-1] for c in str(value))}")
 
 
 @click.command()

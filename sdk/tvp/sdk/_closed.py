@@ -217,7 +217,7 @@ def compare_choice(view: View, case: Mapping[str, Any], tolerance: float) -> tup
     """
     expected = dict(zip(case["labels"], case["scores"], strict=True))
     ranked = view.rank(case["question"], labels=case["labels"])
-    gap = max(abs(row.score - expected[row.label]) for row in ranked)
+    gap = float(np.max([abs(row.score - expected[row.label]) for row in ranked]))  # unlike max, NaN is the largest
     given = [expected[row.label] for row in ranked]
     if not in_order(given if np.isfinite(tolerance) else [given[0], max(given)]):
         order = ", ".join(repr(label) for label in sorted(expected, key=lambda label: -expected[label])[:5])

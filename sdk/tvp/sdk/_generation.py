@@ -158,7 +158,10 @@ class Speech:
 
 @dataclass
 class Answering:
-    """One answer while it is made. began: `time.perf_counter()` of the question."""
+    """One answer while it is made.
+
+    began: `time.perf_counter()` of the question; limited_from: where the time limit counts from, at first the same.
+    """
 
     base: Base
     generation: Generation
@@ -171,6 +174,7 @@ class Answering:
     def __post_init__(self) -> None:
         self.speech = Speech(self.base, self.generation.stop)
         self._rng = np.random.default_rng(self.generation.seed)
+        self.limited_from = self.began
 
     def take(self, logits: NDArray[np.float32], room: int) -> int | None:
         """Choose a token of logits (n_vocab,); returns it where it must be fed back, None where the answer ends.
@@ -181,15 +185,15 @@ class Answering:
         token = generation.choose(logits, self._rng)
         self.tokens.append(token)
         self.scores.append(log_probability(logits, token))
-        passed = time.perf_counter() - self.began
-        self.first_token = self.first_token or passed
+        now = time.perf_counter()
+        self.first_token = self.first_token or now - self.began
         if token in self.base.manifest.layout.end:
             self.finish = "end"
         elif generation.stop and self.speech.text(self.tokens)[1]:
             self.finish = "stop"
         elif len(self.tokens) == generation.max_new_tokens or room < 1:
             self.finish = "length"
-        elif generation.time_limit is not None and passed >= generation.time_limit:
+        elif generation.time_limit is not None and now - self.limited_from >= generation.time_limit:
             self.finish = "time"
         elif generation.cancel is not None and generation.cancel.is_set():
             self.finish = "cancelled"

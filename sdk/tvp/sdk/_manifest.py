@@ -20,6 +20,7 @@ from ._layout import Captions, Layout
 from .errors import BundleError
 
 FORMAT = 1
+MAX_PLACES = 8  # of a question in a prompt; a template may repeat it
 MAX_MANIFEST = 2**21  # bytes; a real one has some thousands
 SETTLED = 2 * 10**9  # ns; the coarsest clock of a file system in use is FAT's
 Identity = tuple[int, int, int, int, int, str]  # device, inode, size, times of content and inode in ns, sha256
@@ -158,11 +159,16 @@ def read_base_manifest(file: Path) -> BaseManifest | ClosedManifest:
     end = _take(layout, "end", list, file)
     if not end or not all(type(token) is int and 0 <= token < 2**31 for token in end):
         raise BundleError(f"{file}: layout.end must list at least one token id.")
+    prompt = _take(layout, "prompt", str, file)
+    # What is before the question is kept from one question to the next, so that no question may be in it.
+    before, _, after = prompt.partition("{question}")
+    if not 1 <= prompt.count("{question}") <= MAX_PLACES or before.count("{image}") > 1 or "{image}" in after:
+        raise BundleError(f"{file}: layout.prompt must hold {{question}} and at most one {{image}}, before it.")
     return BaseManifest(
         family=_take(content, "family", str, file),
         precision=_take(content, "precision", str, file),
         layout=Layout(
-            _take(layout, "prompt", str, file),
+            prompt,
             _take(layout, "answer", str, file),
             _take(layout, "image_token", str, file),
             tuple(end),

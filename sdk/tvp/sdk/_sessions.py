@@ -180,13 +180,16 @@ class Base:
         # CUDA has this attention in half precision only; in fp32 it runs on the CPU, and there its cache lies.
         self.cache_place = ("cuda", self.device_id) if provider == CUDA and half else ("cpu", 0)
 
-    def refuse_too_long(self, question: str) -> None:
-        """Raise RequestError, before anything runs, for a question that cannot be read to its end."""
+    def refuse_too_long(self, question: str, n_answer: int = 0) -> None:
+        """Raise RequestError, before anything runs, for a question that cannot be read to its end.
+
+        n_answer: tokens of an answer that are to be read behind it.
+        """
         before, after = self.words.prompt_ids(question)
         if self.connector is not None:
             self.connector.ids(question)
         if self.encoder is None:
-            self.refuse_length(len(before) + self.manifest.n_image_tokens + len(after))
+            self.refuse_length(len(before) + self.manifest.n_image_tokens + len(after) + n_answer)
 
     def refuse_length(self, n_tokens: int) -> None:
         n_positions = self.manifest.n_positions

@@ -177,19 +177,21 @@ class Task:
         A picture that is given several times in a row is encoded once. Every row of a batch draws as `ask` does
         with the same seed. timing: `see` is a picture's share of the encoding, and `total` adds the time of all its
         batch's answers. Every question is checked before anything runs. Where `cancel` is set, what is under way ends
-        where it is, and what has not begun has no answer: the list is shorter.
+        where it is, and what has not begun has no answer: the list is shorter. A `time_limit` is that of each
+        answer, from where the prompts of its batch have been read.
         """
         rows = list(requests)
         if wrong := [row for row in rows if not (isinstance(row, (tuple, list)) and len(row) == 2)]:
             raise RequestError(f"ask_many takes (picture, question) pairs, not a {type(wrong[0]).__name__} alone.")
         if not isinstance(batch, Integral) or isinstance(batch, bool) or batch < 1:
             raise RequestError(f"batch is {batch!r}; it must be a whole number of at least 1.")
+        batch = int(batch)  # numpy's would overflow
         generation = self.generation(options)
         for _, question in rows:
             self._refuse_unreadable(question, too_long=True)
         answers: list[Answer] = []
         for start in range(0, len(rows), batch):
-            if start and generation.cancel is not None and generation.cancel.is_set():
+            if generation.cancel is not None and generation.cancel.is_set():
                 break
             answers += self._answer_together(rows[start : start + batch], generation)
         return answers
@@ -215,6 +217,7 @@ class Task:
     ) -> list[Ranked]:
         """Score every label (default: the task's) as an answer; best first."""
         self._refuse_unreadable(question, of_labels=labels is None)
+        labels = self.labels_to_rank(labels)
         return self.see(image).rank(question, labels=labels)
 
     def check(self) -> dict[str, Any]:
@@ -247,6 +250,22 @@ class Task:
     def generation(self, options: Options) -> Generation:
         """Options, checked, with the bundle's own where nothing is given."""
         return Generation.of(options, self.manifest.max_new_tokens)
+
+    def labels_to_rank(self, labels: Sequence[str] | None) -> tuple[str, ...]:
+        """The labels, or the task's own; raises RequestError for what cannot be ranked."""
+        if isinstance(labels, str):
+            raise RequestError(f"labels is the text {labels!r}; give a list of texts: labels=['…', …].")
+        labels = self.labels if labels is None else tuple(labels)
+        if not labels:
+            raise RequestError(
+                f"The task {self.name!r} has no labels to rank; give them as labels=['…', …], or to `tvp ask` as "
+                "--label … --label …."
+            )
+        if not all(isinstance(label, str) and label for label in labels):
+            raise RequestError("Every label must be a text that is not empty.")
+        if longest := next((label for label in labels if len(label) > MAX_QUESTION), None):
+            raise RequestError(f"The label has {len(longest):,} characters; at most {MAX_QUESTION:,} are read.")
+        return labels
 
     def question(self, question: str | None) -> str:
         """The question to ask; raises RequestError for one that cannot be asked."""

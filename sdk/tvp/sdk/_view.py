@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ._decoder import GrowingKeyValues, KeyValues, log_softmax
 from ._generation import Answering, Generation, Options
 from ._image import ImageLike
-from .errors import BundleError, RequestError
+from .errors import BundleError
 
 if TYPE_CHECKING:
     from ._task import Task
@@ -121,22 +121,15 @@ class View:
 
     def rank(self, question: str | None = None, *, labels: Sequence[str] | None = None) -> list[Ranked]:
         """Score labels as answers to a question about this picture; best first."""
-        if isinstance(labels, str):
-            raise RequestError(f"labels is the text {labels!r}; give a list of texts: labels=['…', …].")
-        labels = self._task.labels if labels is None else tuple(labels)
-        if not labels or not all(isinstance(label, str) and label for label in labels):
-            raise RequestError(
-                f"The task {self._task.name!r} has no labels to rank; give them as labels=['…', …], or to `tvp ask` as "
-                "--label … --label …."
-                if not labels
-                else "Every label must be a text that is not empty."
-            )
+        labels = self._task.labels_to_rank(labels)
         with self._lock:
             return self._rank(question, labels)
 
     def _rank(self, question: str | None, labels: Sequence[str]) -> list[Ranked]:
         candidates = [self._base.words.answer_ids(label) for label in labels]
         lengths = np.array([len(ids) for ids in candidates])
+        self._refuse_unknown([token for ids in candidates for token in ids])
+        self._base.refuse_too_long(self._task.question(question), n_answer=int(lengths.max()) - 1)
         # Where all of a prompt's tokens see each other, the question would see a label's too.
         shared = _shared(candidates) if self._base.manifest.n_causal != 0 else []
         first = log_softmax(self._prefill(question, shared)[0])
@@ -172,6 +165,7 @@ class View:
         connector = self._base.connector
         if isinstance(self._cache, GrowingKeyValues):
             if self._read != question:
+                self._read = ""
                 self._cache.read(self._join(before, question, after))
                 self._read = question
             self._cache.rewind()
@@ -206,14 +200,19 @@ class View:
         return np.concatenate([self._embed(before), image[0], self._embed(after)])[None]
 
     def _embed(self, ids: Any) -> NDArray[np.float32]:
-        ids, embeddings = np.asarray(ids, np.int64), self._base.embeddings
-        if (largest := ids.max(initial=0)) >= len(embeddings):
+        ids = self._refuse_unknown(ids)
+        rows: NDArray[np.float32] = self._base.embeddings[ids].astype(np.float32, copy=False)
+        return rows
+
+    def _refuse_unknown(self, ids: Any) -> NDArray[np.int64]:
+        tokens: NDArray[np.int64] = np.asarray(ids, np.int64)
+        n_rows = len(self._base.embeddings)
+        if (largest := tokens.max(initial=0)) >= n_rows:
             raise BundleError(
-                f"The tokenizer gives the token {largest}, and embed_tokens.npy has {len(embeddings)} rows. "
+                f"The tokenizer gives the token {largest}, and embed_tokens.npy has {n_rows} rows. "
                 "Export the bundle again."
             )
-        rows: NDArray[np.float32] = embeddings[ids].astype(np.float32, copy=False)
-        return rows
+        return tokens
 
 
 def _shared(candidates: Sequence[list[int]]) -> list[int]:
@@ -231,18 +230,21 @@ def answer_together(
     views = _see_together(task, [image for image, _ in requests])
     began = time.perf_counter()
     answerings = [Answering(task.base, generation, began) for _ in requests]
-    caches: list[Cache] = []
+    rows: list[KeyValues] = []
     first: list[NDArray[np.float32]] = []
-    for view, (_, question) in zip(views, requests, strict=True):
-        first.append(view._prefill(question))
-        caches.append(view._cache.copies(1, 0))  # a view may be asked again before its answer goes on
-    rows = [cache for cache in caches if isinstance(cache, KeyValues)]
-    if rows:
-        _decode_together(views[0], answerings, KeyValues.together(rows, generation.max_new_tokens), first)
-    else:
-        for view, answering, cache, logits in zip(views, answerings, caches, first, strict=True):
-            for _ in view._steps(answering, cache, logits):
+    for view, answering, (_, question) in zip(views, answerings, requests, strict=True):
+        logits = view._prefill(question)
+        if isinstance(view._cache, KeyValues):
+            first.append(logits)
+            rows.append(view._cache.copies(1, 0))  # a view may be asked again before its answer goes on
+        else:
+            answering.limited_from = time.perf_counter()
+            for _ in view._steps(answering, view._cache, logits):
                 pass
+    if rows:
+        for answering in answerings:
+            answering.limited_from = time.perf_counter()
+        _decode_together(views[0], answerings, KeyValues.together(rows, generation.max_new_tokens), first)
     return [view._finish(answering) for view, answering in zip(views, answerings, strict=True)]
 
 
