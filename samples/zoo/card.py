@@ -143,8 +143,8 @@ def write_card(scores: dict[str, Any]) -> None:
         "",
         "## How they were trained",
         "",
-        "`python samples/zoo/build.py --photos train.parquet` trains all that is not there yet, model by model; every "
-        "stage continues from its checkpoint, and it runs on a GPU where there is one. On a CPU one process an eye or "
+        "`python samples/zoo/build.py --photos train.parquet` trains all that has no checkpoint in `_work` yet, model by "
+        "model, and replaces what is shipped; every stage continues from its checkpoint, and it runs on a GPU where there is one. On a CPU one process an eye or "
         "model and `--threads 1` use the cores best. Without photos the models learn scenes only. Steps by stage:",
         "",
         f"| eye | {' | '.join(STAGES)} |",

@@ -168,7 +168,7 @@ class ClosedTask(Task):
 
     `rank` scores any labels, `ask`, `ask_many` and `stream` answer with the best of the task's own: `text` is the
     label, `log_probabilities` its score, `finish` is `label`, and there are no tokens. Options are checked as
-    always; `temperature` and `stop` are refused, the others change nothing.
+    always; `temperature` and `stop` are refused; `cancel` ends `ask_many` between batches; the others change nothing.
     """
 
     def __init__(self, folder: Path, manifest: TaskManifest, base: ClosedBase, preprocess: Any) -> None:
