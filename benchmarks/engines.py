@@ -50,7 +50,7 @@ def open_session(file: Path) -> Any:
 
 
 class Growing:
-    """An eye of standard operators and the decoder as Optimum exports it: ids in, a cache that grows by copying."""
+    """An encoder of standard operators and the decoder as Optimum exports it: ids in, a cache that grows by copying."""
 
     def __init__(self, family: Any, folder: Path, task: sdk.Task, ids: torch.Tensor) -> None:
         if not folder.exists():
@@ -58,14 +58,14 @@ class Growing:
 
             text = text_model(family, folder.parents[1], folder.name)
             main_export(str(text), folder, task="text-generation-with-past", do_validation=False)
-            graphs.export_eye(family, folder / "eye.onnx", fused=False)
+            graphs.export_vision_encoder(family, folder / "encoder.onnx", fused=False)
         self._task, self._ids = task, ids.numpy()
-        self._eye, self._decoder = open_session(folder / "eye.onnx"), open_session(folder / "model.onnx")
+        self._encoder, self._decoder = open_session(folder / "encoder.onnx"), open_session(folder / "model.onnx")
         self._inputs = {value.name: value for value in self._decoder.get_inputs()}
 
     def ask(self, picture: Any, n_new: int) -> None:
-        """The same work as `ask`: the eye, then a prompt of as many ids, then token after token."""
-        self._eye.run(None, {"pixel_values": self._task.pixel_values(picture)})
+        """The same work as `ask`: the vision encoder, then a prompt of as many ids, then token after token."""
+        self._encoder.run(None, {"pixel_values": self._task.pixel_values(picture)})
         past = {
             name: np.zeros((1, value.shape[1], 0, value.shape[3]), np.float32)
             for name, value in self._inputs.items()
@@ -82,7 +82,7 @@ class Growing:
             ids = logits[:, -1:].argmax(-1)
 
     def close(self) -> None:
-        self._eye = self._decoder = None
+        self._encoder = self._decoder = None
 
 
 class GenAI:

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "samples" / "zoo"))
-from models import EYE_OF
+from models import ENCODER_OF
 from tvp import sdk
 from tvp.export import parity
 from tvp.export.bundle import export
@@ -36,7 +36,7 @@ def main() -> None:
     if arguments.photos:
         sources["photos"] = Parquet(arguments.photos, "test", "What is in the photo?")
     rows = []
-    for name in (f"zoo:{name}" for name in EYE_OF):
+    for name in (f"zoo:{name}" for name in ENCODER_OF):
         model = families.load(name)
         with tempfile.TemporaryDirectory() as folder:
             export(name, tasks.get("scenes"), Path(folder) / "task", prompt=prompt, family=model)

@@ -53,7 +53,7 @@ def save_published(folder: Path, task: Task) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
-                parameter.normal_(std=0.03)  # transformers' own start leaves the eye blind
+                parameter.normal_(std=0.03)  # transformers' own start leaves the vision encoder blind
     model.generation_config.eos_token_id = end  # BLIP-2 ends an answer at a line break
     model.save_pretrained(folder / "blip2")
     tokenizer.save_pretrained(folder / "blip2")

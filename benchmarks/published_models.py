@@ -1,6 +1,7 @@
 """Two models in published shapes, with random weights, for measuring the sdk at real sizes offline.
 
-SmolVLM-256M (SigLIP-B/16 eye at 512 px, Llama of 30 layers) and a LLaVA with a CLIP-B/16 eye at 224 px and the decoder
+SmolVLM-256M (SigLIP-B/16 vision encoder at 512 px, Llama of 30 layers) and a LLaVA with a CLIP-B/16 vision encoder at
+224 px and the decoder
 of Qwen2-0.5B. Their tokenizers know bytes and special tokens, under ids as large as the published ones.
 """
 
@@ -18,7 +19,7 @@ CLIP = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862
 
 
 def save_smolvlm(folder: Path) -> None:
-    """SmolVLM-256M: 93 M parameters in the eye, 163 M in the language model."""
+    """SmolVLM-256M: 93 M parameters in the vision encoder, 163 M in the language model."""
     special = {
         "<|im_start|>": 1,
         "<global-img>": 49152,
@@ -26,11 +27,11 @@ def save_smolvlm(folder: Path) -> None:
         "<image>": 49190,
         "<end_of_utterance>": 49279,
     }
-    eye = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+    encoder = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
     text = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9}
     text |= {"num_key_value_heads": 3, "vocab_size": 49280, "max_position_embeddings": 8192, "rope_theta": 100000.0}
     config = hf.SmolVLMConfig(
-        vision_config=eye | {"image_size": 512, "patch_size": 16},
+        vision_config=encoder | {"image_size": 512, "patch_size": 16},
         text_config=text | {"model_type": "llama", "tie_word_embeddings": False},
         scale_factor=4,
         image_token_id=49190,
@@ -41,13 +42,13 @@ def save_smolvlm(folder: Path) -> None:
 
 
 def save_llava(folder: Path) -> None:
-    """A LLaVA with a CLIP-B/16 eye (196 image tokens) and Qwen2-0.5B."""
+    """A LLaVA with a CLIP-B/16 vision encoder (196 image tokens) and Qwen2-0.5B."""
     special = {"<image>": 151646, "<|im_end|>": 151645}
-    eye = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+    encoder = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
     text = {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14}
     text |= {"num_key_value_heads": 2, "vocab_size": 151936, "max_position_embeddings": 32768}
     config = hf.LlavaConfig(
-        vision_config=eye | {"model_type": "clip_vision_model", "image_size": 224, "patch_size": 16},
+        vision_config=encoder | {"model_type": "clip_vision_model", "image_size": 224, "patch_size": 16},
         text_config=text | {"model_type": "qwen2", "tie_word_embeddings": True, "rope_theta": 1000000.0},
         image_token_index=151646,
     )

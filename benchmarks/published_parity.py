@@ -27,7 +27,7 @@ from tvp.export import parity
 from tvp.export.bundle import export
 from tvp.sdk.errors import ModelError
 from tvp.trainer import tasks
-from tvp.trainer.families import WordFamily
+from tvp.trainer.families import GenerativeFamily
 from tvp.trainer.prompt import Geometry, Prompt
 
 QUESTIONS = (
@@ -76,7 +76,7 @@ def main() -> None:
 
 def measure(case: Published, pool: torch.Tensor, folder: Path, parts: list[str]) -> dict[str, Any]:
     family = build(case, pool)
-    assert isinstance(family, WordFamily)
+    assert isinstance(family, GenerativeFamily)
     prompt = Prompt.start(Geometry(224, 164), "free")
     prompt.frame = torch.rand(prompt.frame.shape, generator=torch.Generator().manual_seed(1)) * prompt.geometry.mask()
     rng = np.random.default_rng(0)
@@ -91,7 +91,7 @@ def measure(case: Published, pool: torch.Tensor, folder: Path, parts: list[str])
 
 
 def exact(
-    task: sdk.Task, family: WordFamily, prompt: Prompt, cases: Cases, *, end_to_end: bool = True
+    task: sdk.Task, family: GenerativeFamily, prompt: Prompt, cases: Cases, *, end_to_end: bool = True
 ) -> dict[str, Any]:
     found = parity.measure(task, family, prompt.geometry, prompt, cases, N_NEW, end_to_end=end_to_end)
     facts = found.facts() | {"differences": found.differences + found.pixel_differences}
@@ -101,7 +101,7 @@ def exact(
 
 
 @torch.no_grad()
-def asked(task: sdk.Task, family: WordFamily, prompt: Prompt, cases: Cases) -> dict[str, Any]:
+def asked(task: sdk.Task, family: GenerativeFamily, prompt: Prompt, cases: Cases) -> dict[str, Any]:
     """One question about each of two pictures and two more about the second: the texts of `ask`, `see` and `ask`,
     `ask_many` and `stream`, and the order and scores of `rank`, against PyTorch's from the same pixel values."""
     chosen = [cases[0], *cases[10:13]]

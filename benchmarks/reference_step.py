@@ -5,7 +5,8 @@ twice and the clean one again, runs the language-model head over every position,
 weights trainable and its text tower running at every step. Its scorer makes one language-model call a class.
 Both steps get the same model, pictures, frame and precision (float32, both losses on).
 
-Two cases: a BLIP-2 of published parts (ViT-B/16 eye at 224 px, Q-Former of 12 layers and 32 queries, OPT-125M)
+Two cases: a BLIP-2 of published parts (ViT-B/16 vision encoder at 224 px, Q-Former of 12 layers and 32 queries,
+OPT-125M)
 with a ViT-B/32 guide, all with random weights, and the zoo's BLIP-2 with the zoo's guide. Prints tables and
 writes reference_step.json beside this file. The times of a pair are taken one after the other, so that other
 work on the machine slows both; ratios are medians over pairs.

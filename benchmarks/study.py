@@ -4,7 +4,8 @@
     python benchmarks/study.py report -o FILE.jsonl
 
 Trains a prompt for every task, method, choice of source models and seed, and measures it on all six models: on
-the sources, on targets that share an eye with a source, and on targets with another eye. `run` continues where
+the sources, on targets that share a vision encoder with a source, and on targets with another vision encoder. `run`
+continues where
 it stopped: each cell is a line of the file (default: study.jsonl beside this one, which is complete), written when it
 is done. `--split validation` measures on
 pictures split from train, which is what settings are chosen by; its lines go to a file of their own.
@@ -29,7 +30,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "samples" / "zoo"))
-from models import CANVAS, EYE_OF
+from models import CANVAS, ENCODER_OF
 from tvp.trainer import families, tasks
 from tvp.trainer.config import make_config
 from tvp.trainer.data import Data, Parquet, Scenes, Subset
@@ -45,7 +46,7 @@ TASKS = ("bad-camera-cifar10", "bad-camera-count", "bad-camera-existence", "bad-
 SEEDS = (1, 2, 3)
 # What a frame does that nothing was taught: the picture is where a method puts it, and the frame is black.
 BLACK = {"black frame": "evp", "black frame, tvp's place": "tvp"}
-ROLES = ("source", "same eye", "other eye")
+ROLES = ("source", "same encoder", "other encoder")
 RECORDED = ("layout", "inner", "pixel_range", "update", "lr", "batch", "steps", "fca", "tse")
 N_TRAIN, N_VALIDATION, N_TEST = 2400, 16, 512  # pictures
 N_QUESTIONS = {"bad-camera-existence": 2, "bad-camera-reasoning": 2}  # a picture; there is one to ask of the others
@@ -57,7 +58,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "tvp without TSE": {"tse": 0.0},
     "tvp, image range": {"pixel_range": "image"},
 }
-# A source model of each of two eyes; and two sources of different eyes, which leave an eye with three models unseen.
+# A source model of each of two vision encoders; and two sources of different vision encoders, which leave a vision
+# encoder with three models unseen.
 SOURCES = {
     ("blip2",): tuple(METHODS),
     ("smolvlm",): tuple(METHODS),
@@ -145,7 +147,7 @@ def run(arguments: argparse.Namespace) -> None:
     done = [json.loads(line) for line in output.read_text().splitlines()] if output.exists() else []
     known = {json.dumps(row["cell"]) for row in done}
     overrides = json.loads(arguments.settings)
-    models = {name: families.load(f"zoo:{name}") for name in EYE_OF}
+    models = {name: families.load(f"zoo:{name}") for name in ENCODER_OF}
     wanted = [
         cell for cell in cells() if not arguments.only or all(w in json.dumps(asdict(cell)) for w in arguments.only)
     ]
@@ -174,10 +176,16 @@ def gains(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             if cell["method"] == "none"
             else [(cell, row["accuracy"])]
         )
-        eyes = {EYE_OF[name] for name in cell.get("sources", [])}
+        encoders = {ENCODER_OF[name] for name in cell.get("sources", [])}
         for of, scores in measured:
             for model, score in scores.items():
-                role = "source" if model in of["sources"] else "same eye" if EYE_OF[model] in eyes else "other eye"
+                role = (
+                    "source"
+                    if model in of["sources"]
+                    else "same encoder"
+                    if ENCODER_OF[model] in encoders
+                    else "other encoder"
+                )
                 gain = 100 * (score - plain[cell["task"]]["none"][model])
                 found.append({**of, "sources": "+".join(of["sources"]), "model": model, "role": role, "gain": gain})
     return found
@@ -203,7 +211,7 @@ def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         pairs = dict.fromkeys((row["task"], row["model"]) for row in targets)
         worst = min((mean(targets, task=task, model=model), task, model) for task, model in pairs)
         line: dict[str, Any] = {"sources": sources, "method": method, "seeds": len({row["seed"] for row in here})}
-        line |= {name: mean(here, model=name) for name in EYE_OF}
+        line |= {name: mean(here, model=name) for name in ENCODER_OF}
         line |= {role: mean(here, role=role) for role in ROLES}
         lines.append(line | {"worst": worst})
     return lines
@@ -217,12 +225,12 @@ def judge(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if method != "tvp":
             continue
         line, one = of[sources, "tvp"], "+" not in sources
-        bars.append((sources, "other eye, at least", 0.0 if one else 1.0, line["other eye"]))
+        bars.append((sources, "other vision encoder, at least", 0.0 if one else 1.0, line["other encoder"]))
         bars.append((sources, "worst (task, target), at least", -1.0, line["worst"][0]))
         if one:
-            bars.append((sources, "same eye, at least", 4.0, line["same eye"]))
+            bars.append((sources, "same vision encoder, at least", 4.0, line["same encoder"]))
         if image := of.get((sources, "tvp, image range")):
-            free, kept = (np.mean([found[name] for name in EYE_OF]) for found in (line, image))
+            free, kept = (np.mean([found[name] for name in ENCODER_OF]) for found in (line, image))
             bars.append((sources, "image range, share of the free range's mean gain, at least", 0.9, kept / free))
     return [
         {"trained on": sources, "bar": bar, "asked": asked, "reached": round(float(reached), 2)}
@@ -235,12 +243,12 @@ def report(arguments: argparse.Namespace) -> None:
     """Print a table in Markdown and the bars, and write study.json and study.png beside the prompts' lines."""
     rows = gains([json.loads(line) for line in arguments.output.read_text().splitlines()])
     lines = summarise(rows)
-    print(f"| trained on | method | {' | '.join(EYE_OF)} | same eye | other eye | worst task and target |")
-    print("| --- " * (len(EYE_OF) + 5) + "|")
+    print(f"| trained on | method | {' | '.join(ENCODER_OF)} | same encoder | other encoder | worst task and target |")
+    print("| --- " * (len(ENCODER_OF) + 5) + "|")
     for line in lines:
         source = line["sources"].split("+")
-        shown = [f"*{line[name]:+.1f}*" if name in source else f"{line[name]:+.1f}" for name in EYE_OF]
-        shown += ["" if np.isnan(line[role]) else f"{line[role]:+.1f}" for role in ("same eye", "other eye")]
+        shown = [f"*{line[name]:+.1f}*" if name in source else f"{line[name]:+.1f}" for name in ENCODER_OF]
+        shown += ["" if np.isnan(line[role]) else f"{line[role]:+.1f}" for role in ("same encoder", "other encoder")]
         worst, task, model = line["worst"]
         shown.append(f"{worst:+.1f} {task.removeprefix('bad-camera-')}, {model}")
         print(f"| {' and '.join(source) or 'nothing'} | {line['method']} | {' | '.join(shown)} |")

@@ -28,8 +28,8 @@ from tvp.trainer.train import TrainConfig, train
 SOURCE = "zoo:blip2"
 ROLES = {
     SOURCE: "trained on",
-    "zoo:blip2-t5": "same eye, another language model; never saw the prompt",
-    "zoo:llava": "another eye; never saw the prompt",
+    "zoo:blip2-t5": "same vision encoder, another language model; never saw the prompt",
+    "zoo:llava": "another vision encoder; never saw the prompt",
 }
 FULL = Geometry(64, 64)
 CONFIG = make_config({"models": (SOURCE,), "task": "bad-camera", "n_validation": 128, "validate_every": 50, "seed": 1})

@@ -1,4 +1,4 @@
-"""The sizes of published models, restated from their config.json, two layers deep: eye, Q-Former and language model.
+"""The sizes of published models, restated from their config.json, two layers deep: encoder, Q-Former, language model.
 
 Over 400 lines because it is data, one entry a checkpoint, that is looked up and never read through.
 """
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-DEPTH = 2  # layers of each eye, Q-Former and language model; the only thing that is not as published
+DEPTH = 2  # layers of each vision encoder, Q-Former and language model; the only thing that is not as published
 
 OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -24,7 +24,7 @@ class Published:
         of the release, where its weights come as other files that tvp convert reads.
     special: token -> published id; begin, close: those that the tokenizer puts around a text;
         marks: those that a family asks the tokenizer for, by attribute.
-    size: px of the side of what the eye takes; n_image, width: the image embeddings of one picture.
+    size: px of the side of what the vision encoder takes; n_image, width: the image embeddings of one picture.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Published:
     marks: Mapping[str, str] = field(default_factory=dict)
 
 
-def eye(width: int, inner: int, n_heads: int, size: int, patch: int = 14, **more: Any) -> dict[str, Any]:
+def encoder(width: int, inner: int, n_heads: int, size: int, patch: int = 14, **more: Any) -> dict[str, Any]:
     """A `vision_config`. inner: the width of the MLPs; size, patch: px."""
     parts = {"hidden_size": width, "intermediate_size": inner, "num_attention_heads": n_heads}
     return parts | {"num_hidden_layers": DEPTH, "image_size": size, "patch_size": patch} | more
@@ -57,10 +57,10 @@ def decoder(
     return parts | {"vocab_size": n_vocab, "max_position_embeddings": n_positions, "rms_norm_eps": 1e-6} | more
 
 
-EVA = eye(1408, 6144, 16, 224, qkv_bias=True)  # EVA-CLIP-g, as BLIP-2 has it
-CLIP_L = eye(1024, 4096, 16, 336, projection_dim=768)  # openai/clip-vit-large-patch14-336
-SO400M = eye(1152, 4304, 16, 384)  # google/siglip-so400m-patch14-384
-SIGLIP_EYE = {"model_type": "siglip_vision_model", "vision_use_head": False}
+EVA = encoder(1408, 6144, 16, 224, qkv_bias=True)  # EVA-CLIP-g, as BLIP-2 has it
+CLIP_L = encoder(1024, 4096, 16, 336, projection_dim=768)  # openai/clip-vit-large-patch14-336
+SO400M = encoder(1152, 4304, 16, 384)  # google/siglip-so400m-patch14-384
+SIGLIP_ENCODER = {"model_type": "siglip_vision_model", "vision_use_head": False}
 QFORMER = {
     "hidden_size": 768,
     "intermediate_size": 3072,
@@ -187,7 +187,7 @@ SMOLVLM = Published(
     name="HuggingFaceTB/SmolVLM2-256M-Video-Instruct",
     kind="smolvlm",
     config={
-        "vision_config": eye(768, 3072, 12, 512, 16),
+        "vision_config": encoder(768, 3072, 12, 512, 16),
         "text_config": SMOL_135M,
         "scale_factor": 4,
         "image_token_id": 49190,
@@ -254,7 +254,7 @@ PUBLISHED = [
         name="llava-hf/llava-onevision-qwen2-0.5b-ov-hf",
         kind="llava_onevision",
         config={
-            "vision_config": SO400M | SIGLIP_EYE,
+            "vision_config": SO400M | SIGLIP_ENCODER,
             "text_config": QWEN2,
             "image_token_index": 151646,
             "vision_feature_layer": -1,
@@ -331,7 +331,7 @@ PUBLISHED = [
         name="google/paligemma-3b-mix-224",
         kind="paligemma",
         config={
-            "vision_config": SO400M | SIGLIP_EYE | {"image_size": 224, "projection_dim": 2048},
+            "vision_config": SO400M | SIGLIP_ENCODER | {"image_size": 224, "projection_dim": 2048},
             "text_config": GEMMA,
             "image_token_index": 257152,
             "projection_dim": 2048,
@@ -348,7 +348,7 @@ PUBLISHED = [
         name="OpenGVLab/InternVL3-1B-hf",
         kind="internvl",
         config={
-            "vision_config": eye(1024, 4096, 16, 448, attention_bias=True)
+            "vision_config": encoder(1024, 4096, 16, 448, attention_bias=True)
             | {"image_size": [448, 448], "patch_size": [14, 14]},
             "text_config": QWEN2_5,
             "downsample_ratio": 0.5,

@@ -1,6 +1,6 @@
 """Tiny random models of every family, saved the way published checkpoints are.
 
-The zoo's architectures come from the zoo's own makers; the others are made here: an eye of 64 px, two
+The zoo's architectures come from the zoo's own makers; the others are made here: a vision encoder of 64 px, two
 layers of width 32, and the processor that their published kin are saved with; the words are in tokens.py.
 """
 
@@ -28,7 +28,7 @@ from tvp.trainer.prompt import Geometry
 CANVAS, PATCH, WIDTH, N_QUERIES = 64, 16, 32, 8
 SQUARE = {"height": CANVAS, "width": CANVAS}
 STEP = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_hidden_layers": 2, "num_attention_heads": 2}
-EYE = {**STEP, "image_size": CANVAS, "patch_size": PATCH}
+VISION_ENCODER = {**STEP, "image_size": CANVAS, "patch_size": PATCH}
 PINPOINTS = [[CANVAS, 2 * CANVAS], [2 * CANVAS, CANVAS], [2 * CANVAS, 2 * CANVAS]]
 
 
@@ -105,7 +105,7 @@ def blip_parts(tokenizer: hf.PreTrainedTokenizerBase, text: Any) -> dict[str, An
     qformer |= {"vocab_size": 1024, "max_position_embeddings": 128, "pad_token_id": 0}
     qformer |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     return {
-        "vision_config": EYE,
+        "vision_config": VISION_ENCODER,
         "qformer_config": qformer,
         "text_config": text.to_dict(),
         "num_query_tokens": N_QUERIES,
@@ -166,7 +166,7 @@ def make_llava_clip(folder: Path) -> None:
     """LLaVA-1.5: the patches of CLIP's second-to-last layer, without the class token."""
     tokenizer = sentencepiece()
     config = hf.LlavaConfig(
-        vision_config=hf.CLIPVisionConfig(**EYE),
+        vision_config=hf.CLIPVisionConfig(**VISION_ENCODER),
         text_config=llama(tokenizer),
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
@@ -184,7 +184,7 @@ def make_llava_clip(folder: Path) -> None:
 def make_llava_next(folder: Path) -> None:
     tokenizer = sentencepiece()
     config = hf.LlavaNextConfig(
-        vision_config=hf.CLIPVisionConfig(**EYE),
+        vision_config=hf.CLIPVisionConfig(**VISION_ENCODER),
         text_config=llama(tokenizer),
         image_grid_pinpoints=PINPOINTS,
         **ids(tokenizer, image_token_index=IMAGE),
@@ -200,7 +200,7 @@ def make_llava_next(folder: Path) -> None:
 def make_llava_onevision(folder: Path) -> None:
     tokenizer = bytelevel("qwen2vl", "<video>")
     config = hf.LlavaOnevisionConfig(
-        vision_config=hf.SiglipVisionConfig(**EYE, vision_use_head=False),
+        vision_config=hf.SiglipVisionConfig(**VISION_ENCODER, vision_use_head=False),
         text_config=llama(tokenizer, hf.Qwen2Config),
         vision_feature_layer=-1,
         image_grid_pinpoints=PINPOINTS,
@@ -222,7 +222,7 @@ def make_idefics3(folder: Path) -> None:
     around = "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"
     tokenizer = bytelevel("llava", *around, end="<end_of_utterance>")
     config = hf.Idefics3Config(
-        vision_config=EYE,
+        vision_config=VISION_ENCODER,
         text_config=llama(tokenizer).to_dict(),
         scale_factor=2,
         pad_token_id=tokenizer.pad_token_id,
@@ -239,7 +239,7 @@ def make_idefics3(folder: Path) -> None:
 
 
 def make_qwen2_5_vl(folder: Path) -> None:
-    """One layer of the eye looks within windows of 2 x 2 merged tokens, one at all of the 4 x 4."""
+    """One layer of the vision encoder looks within windows of 2 x 2 merged tokens, one at all of the 4 x 4."""
     inner = words.make_tokenizer("qwen2vl")
     special = inner.additional_special_tokens
     tokenizer = hf.Qwen2TokenizerFast(
@@ -298,7 +298,7 @@ def make_paligemma(folder: Path, gemma: type = hf.GemmaConfig, **more: Any) -> N
     images.image_seq_length = (CANVAS // PATCH) ** 2
     processor = hf.PaliGemmaProcessor(images, tokenizer)  # adds <image>, <locNNNN> and <segNNN> to its tokenizer
     config = hf.PaliGemmaConfig(
-        vision_config=hf.SiglipVisionConfig(**EYE, projection_dim=WIDTH, vision_use_head=False).to_dict(),
+        vision_config=hf.SiglipVisionConfig(**VISION_ENCODER, projection_dim=WIDTH, vision_use_head=False).to_dict(),
         text_config=llama(tokenizer, gemma, head_dim=16, **more).to_dict(),
         projection_dim=WIDTH,
         **ids(tokenizer, image_token_index=IMAGE),
@@ -327,7 +327,12 @@ def make_internvl(folder: Path) -> None:
         },
     )
     config = hf.InternVLConfig(
-        vision_config={**EYE, "image_size": [CANVAS, CANVAS], "patch_size": [PATCH, PATCH], "attention_bias": True},
+        vision_config={
+            **VISION_ENCODER,
+            "image_size": [CANVAS, CANVAS],
+            "patch_size": [PATCH, PATCH],
+            "attention_bias": True,
+        },
         text_config=llama(tokenizer, hf.Qwen2Config).to_dict(),
         image_seq_length=4,
         **ids(tokenizer, image_token_id="<IMG_CONTEXT>"),
@@ -350,7 +355,7 @@ def make_clip(folder: Path) -> None:
     )
     tokenizer.padding_side = "right"
     text = {**STEP, **marks(tokenizer), "max_position_embeddings": 40}
-    config = hf.CLIPConfig(text_config=text, vision_config=EYE, projection_dim=24)
+    config = hf.CLIPConfig(text_config=text, vision_config=VISION_ENCODER, projection_dim=24)
     finish(
         hf.CLIPModel(config), folder, tokenizer, hf.CLIPImageProcessor(size={"shortest_edge": CANVAS}, crop_size=SQUARE)
     )
@@ -360,7 +365,7 @@ def make_siglip(folder: Path) -> None:
     tokenizer = words.make_tokenizer("blip2-t5")
     tokenizer.padding_side, tokenizer.model_max_length = "right", 40
     text = {**STEP, **marks(tokenizer), "max_position_embeddings": 40, "projection_size": WIDTH}
-    model = hf.SiglipModel(hf.SiglipConfig(text_config=text, vision_config=EYE))
+    model = hf.SiglipModel(hf.SiglipConfig(text_config=text, vision_config=VISION_ENCODER))
     with torch.no_grad():
         model.logit_scale.fill_(2.0)
         model.logit_bias.fill_(-3.0)

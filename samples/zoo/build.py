@@ -1,7 +1,7 @@
 """Train the zoo: `python samples/zoo/build.py [NAME ...]`; continues where it stopped.
 
-Three eyes are taught first, in stages, each inside the first model that sees with it; then every
-model's language part on its frozen eye, on scenes and (where the file is there) on CIFAR-10 photos.
+Three vision encoders are taught first, in stages, each inside the first model that sees with it; then every
+model's language part on its frozen vision encoder, on scenes and (where the file is there) on CIFAR-10 photos.
 Checkpoints go to samples/zoo/_work, the finished folders to samples/zoo/<name>. It runs on a GPU where
 there is one.
 """
@@ -21,18 +21,23 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 sys.path.insert(0, str(Path(__file__).parent))
 import guide
-from eyes import eye_parameters, language_parameters, take_eye
+from encoders import encoder_parameters, language_parameters, take_encoder
 from lessons import LOOK_UPS, TURNS, Lesson, lessons, load_photos
-from models import EYE_OF, EYES, MAKERS
+from models import ENCODER_OF, ENCODERS, MAKERS
 from save import save
-from teach import EyeHeads, eye_loss, lesson_loss, run
+from teach import EncoderHeads, encoder_loss, lesson_loss, run
 from words import make_tokenizer
 
 ZOO = Path(__file__).parent
 WORK = ZOO / "_work"
-# Scenes alone come first: on a mixture from the start the eye takes far longer to tell kinds apart.
-STAGES = {"shapes": (64, 0), "eye": (24, 80), "bind": (36, 70), "photos": (16, 100)}  # scenes and photos a batch
-EYE_STEPS = {"blip": (1300, 2000, 500, 700), "siglip": (800, 1800, 400, 400), "qwen": (800, 1800, 400, 900)}
+# Scenes alone come first: on a mixture from the start the vision encoder takes far longer to tell kinds apart.
+STAGES = {
+    "shapes": (64, 0),
+    "vision_encoder": (24, 80),
+    "bind": (36, 70),
+    "photos": (16, 100),
+}  # scenes and photos a batch
+ENCODER_STEPS = {"blip": (1300, 2000, 500, 700), "siglip": (800, 1800, 400, 400), "qwen": (800, 1800, 400, 900)}
 
 
 @dataclass(frozen=True)
@@ -71,50 +76,50 @@ COURSES = {
 }
 GUIDE_STEPS = 600
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-N_KEPT = 32  # of the 64 patches of a photo, while the eye learns
+N_KEPT = 32  # of the 64 patches of a photo, while the vision encoder learns
 SEEDS = {"blip": 22, "siglip": 11, "qwen": 44, "guide": 33} | {name: 100 + i for i, name in enumerate(MAKERS)}
 Photos = tuple[object, object]
 
 
-def build_eye(eye: str, photos: Photos | None, scale: float) -> None:
-    """Train an eye from its seed; leaves _work/<eye>.pt with the weights of the model it was taught in."""
-    file = WORK / f"{eye}.pt"
+def build_encoder(encoder: str, photos: Photos | None, scale: float) -> None:
+    """Train an encoder from its seed; leaves _work/<encoder>.pt with the weights of the model it was taught in."""
+    file = WORK / f"{encoder}.pt"
     if file.exists():
         return
-    torch.manual_seed(SEEDS[eye])
-    name = EYES[eye][0]
+    torch.manual_seed(SEEDS[encoder])
+    name = ENCODERS[encoder][0]
     model = MAKERS[name](make_tokenizer(name))
-    heads = EyeHeads()
+    heads = EncoderHeads()
     taught = nn.ModuleDict({"model": model, "heads": heads}).to(DEVICE)
-    parameters = [*eye_parameters(name, model), *heads.parameters()]
-    for (stage, (n_scenes, n_photos)), n_steps in zip(STAGES.items(), EYE_STEPS[eye], strict=True):
+    parameters = [*encoder_parameters(name, model), *heads.parameters()]
+    for (stage, (n_scenes, n_photos)), n_steps in zip(STAGES.items(), ENCODER_STEPS[encoder], strict=True):
         run(
-            f"{eye} {stage}",
-            WORK / f"{eye}-{stage}.pt",
+            f"{encoder} {stage}",
+            WORK / f"{encoder}-{stage}.pt",
             int(n_steps * scale),
             1.5e-3 if stage != "photos" else 1e-3,
             parameters,
             taught,
-            lambda step: lessons(SEEDS[eye] * 1000 + step, n_scenes, n_photos, photos, n_questions=0),  # noqa: B023
-            lambda lesson: eye_loss(name, model, heads, lesson, N_KEPT, stage in ("bind", "photos")),  # noqa: B023
+            lambda step: lessons(SEEDS[encoder] * 1000 + step, n_scenes, n_photos, photos, n_questions=0),  # noqa: B023
+            lambda lesson: encoder_loss(name, model, heads, lesson, N_KEPT, stage in ("bind", "photos")),  # noqa: B023
         )
     torch.save(model.state_dict(), file)
 
 
 def build(name: str, photos: Photos | None, scale: float, start: Path | None) -> None:
-    """Train one model's language part on its eye, and write its folder."""
-    eye = EYE_OF[name]
-    build_eye(eye, photos, scale)
+    """Train one model's language part on its vision encoder, and write its folder."""
+    encoder = ENCODER_OF[name]
+    build_encoder(encoder, photos, scale)
     torch.manual_seed(SEEDS[name])
     tokenizer = make_tokenizer(name)
     model = MAKERS[name](tokenizer)
     if start is not None and (start / name).is_dir():
         start_from(model, tokenizer, start / name)
-    teacher = EYES[eye][0]
+    teacher = ENCODERS[encoder][0]
     donor = MAKERS[teacher](make_tokenizer(teacher))
-    weights = torch.load(WORK / f"{eye}.pt", weights_only=True, map_location="cpu")
+    weights = torch.load(WORK / f"{encoder}.pt", weights_only=True, map_location="cpu")
     donor.load_state_dict({k: v for k, v in weights.items() if v.shape == donor.state_dict()[k].shape}, strict=False)
-    take_eye(name, model, teacher, donor)
+    take_encoder(name, model, teacher, donor)
     model.to(DEVICE)
     for i, stage in enumerate(COURSES[name]):
         run(
@@ -173,7 +178,7 @@ def build_guide(photos: Photos | None, scale: float) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", default=[*MAKERS, "guide"], help="models, or eyes alone")
+    parser.add_argument("names", nargs="*", default=[*MAKERS, "guide"], help="models, or vision encoders alone")
     parser.add_argument("--photos", type=Path, default=ZOO.parents[2] / "shared/data/cifar10/train.parquet")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies every number of steps")
@@ -187,8 +192,8 @@ def main() -> None:
     for name in arguments.names:
         if name == "guide":
             build_guide(photos, arguments.scale)
-        elif name in EYES:
-            build_eye(name, photos, arguments.scale)
+        elif name in ENCODERS:
+            build_encoder(name, photos, arguments.scale)
         else:
             build(name, photos, arguments.scale, arguments.start_from)
 

@@ -16,8 +16,8 @@ import torch
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent))
-from build import COURSES, EYE_STEPS, GUIDE_STEPS, SEEDS, STAGES, ZOO
-from models import EYE_OF, MAKERS
+from build import COURSES, ENCODER_STEPS, GUIDE_STEPS, SEEDS, STAGES, ZOO
+from models import ENCODER_OF, MAKERS
 from tvp.trainer import families, scenes, tasks
 from tvp.trainer.data import Data, Parquet, Scenes, Subset
 from tvp.trainer.evaluate import accuracy
@@ -34,7 +34,7 @@ LANGUAGE_MODEL = {
     "llava": "Llama, 4 layers",
     "qwen2vl": "Qwen2, 4 layers, 3-D positions",
 }
-EYE = {
+VISION_ENCODER = {
     "blip": "`blip`: ViT; Q-Former with 16 queries",
     "siglip": "`siglip`: SigLIP",
     "qwen": "`qwen`: rotary ViT, 2 x 2 patches a token",
@@ -44,9 +44,10 @@ INTRODUCTION = """# The zoo
 Tiny real models, so that everything runs offline. They are not useful for anything else: they know the
 project's drawn scenes (one to four coloured shapes; recognition, counting, existence, reasoning) and
 CIFAR-10's ten classes of photos. `zoo:NAME` can be used wherever a model is named, `zoo:guide` wherever a
-guide is. All eyes have four layers and 8-px patches of a 64-px canvas, and models on the same line of eyes
-share one, frozen, so that transfer within an eye and across eyes can both be measured. `instructblip`
-shares the ViT only: its Q-Former reads the question, and is its own.
+guide is. All vision encoders have four layers and 8-px patches of a 64-px canvas, and models on the same line of
+vision encoders
+share one, frozen, so that transfer within a vision encoder and across vision encoders can both be measured.
+`instructblip` shares the ViT only: its Q-Former reads the question, and is its own.
 """
 
 
@@ -101,16 +102,18 @@ def write_card(scores: dict[str, Any]) -> None:
     """Write README.md from the measured scores."""
     lines = [
         INTRODUCTION,
-        "| model | eye | language model | parameters | weights | seed of eye, of the rest | command |",
+        "| model | encoder | language model | parameters | weights | seed of encoder, of the rest | command |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, row in scores.items():
         size = sum(p.stat().st_size for p in (ZOO / name).glob("*.safetensors")) / 2**20
-        eye = EYE[EYE_OF[name]] if name in EYE_OF else "its own: CLIP ViT of 3 layers (open_clip)"
+        encoder = (
+            VISION_ENCODER[ENCODER_OF[name]] if name in ENCODER_OF else "its own: CLIP ViT of 3 layers (open_clip)"
+        )
         words = LANGUAGE_MODEL.get(name, "text transformer, 2 layers")
-        seed = f"{SEEDS[EYE_OF[name]]}, {SEEDS[name]}" if name in EYE_OF else SEEDS[name]
+        seed = f"{SEEDS[ENCODER_OF[name]]}, {SEEDS[name]}" if name in ENCODER_OF else SEEDS[name]
         lines.append(
-            f"| `{name}` | {eye} | {words} | {row['parameters'] / 1e6:.2f} M | {size:.1f} MB | {seed} | "
+            f"| `{name}` | {encoder} | {words} | {row['parameters'] / 1e6:.2f} M | {size:.1f} MB | {seed} | "
             f"`python samples/zoo/build.py {name}` |"
         )
     topics = list(scenes.TOPICS)
@@ -143,15 +146,16 @@ def write_card(scores: dict[str, Any]) -> None:
         "",
         "## How they were trained",
         "",
-        "`python samples/zoo/build.py --photos train.parquet` trains all that has no checkpoint in `_work` yet, model by "
-        "model, and replaces what is shipped; every stage continues from its checkpoint, and it runs on a GPU where there is one. On a CPU one process an eye or "
+        "`python samples/zoo/build.py --photos train.parquet` trains every model that has no checkpoint in `_work`, and "
+        "replaces what is shipped. Every stage continues from its checkpoint; it runs on a GPU where there is one. "
+        "On a CPU one process for each encoder or "
         "model and `--threads 1` use the cores best. Without photos the models learn scenes only. Steps by stage:",
         "",
-        f"| eye | {' | '.join(STAGES)} |",
+        f"| vision encoder | {' | '.join(STAGES)} |",
         f"| --- |{' --- |' * len(STAGES)}",
-        *(f"| `{eye}` | {' | '.join(str(n or '') for n in steps)} |" for eye, steps in EYE_STEPS.items()),
+        *(f"| `{encoder}` | {' | '.join(str(n or '') for n in steps)} |" for encoder, steps in ENCODER_STEPS.items()),
         "",
-        "Then the language part on the frozen eye:",
+        "Then the language part on the frozen vision encoder:",
         "",
         f"| model | {' | '.join(stage.name for stage in COURSES['blip2'])} |",
         f"| --- |{' --- |' * len(COURSES['blip2'])}",
@@ -159,15 +163,15 @@ def write_card(scores: dict[str, Any]) -> None:
         "",
         f"The guide: {GUIDE_STEPS} steps of contrast between pictures and captions.",
         "",
-        "- **The eye first, densely.** Scenes are drawn, so the kind and colour at each patch are known; linear "
+        "- **The encoder first, densely.** Scenes are drawn, so the kind and colour at each patch are known; linear "
         "read-outs of every patch (and of every query of the Q-Former) teach them, and are thrown away. *bind* adds "
         'the mixture of both ("red star") as one class.',
-        "- **Then the language part, on the frozen eye,** and *look-ups* first: number, kind and colour, which the "
+        "- **Then the language part, on the frozen encoder,** and *look-ups* first: number, kind and colour, which the "
         "rest builds on. Several questions a picture share a sequence, and each sees the picture and itself only. "
         "InstructBLIP's Q-Former starts from BLIP-2's, as the published one did.",
         "- **Light and frames.** Lessons show pictures at random sizes in black or neutral frames under one mildly "
         "dim and tinted light. The bad camera of the demo is outside of that range.",
-        "- CIFAR-10: 18,000 photos of its training split, of which half of the patches are shown while the eye learns.",
+        "- CIFAR-10: 18,000 photos of its training split, half of whose patches are shown while the encoder learns.",
         "",
         (ZOO / "history.md").read_text(encoding="utf-8").strip(),
     ]

@@ -1,6 +1,6 @@
-"""What the zoo's models are: published architectures at a tiny size, on three eyes.
+"""What the zoo's models are: published architectures at a tiny size, on three vision encoders.
 
-An eye is trained once, inside the first model of its line in EYES, and is copied, frozen, into the
+A vision encoder is trained once, inside the first model of its line in ENCODERS, and is copied, frozen, into the
 others, as published models share CLIP, SigLIP or EVA-CLIP.
 """
 
@@ -41,14 +41,14 @@ WIDTH = 128
 N_SIDE = CANVAS // PATCH
 MERGE = 2  # patches a side that SmolVLM and Qwen2-VL make one token of
 N_QUERIES = scenes.GRID**2  # one query of the Q-Former a cell of the scene's grid
-# eye -> the models that see with it; the first is the one that it is trained in
-EYES = {
+# vision encoder -> the models that see with it; the first is the one that it is trained in
+ENCODERS = {
     "blip": ("blip2", "blip2-t5", "instructblip"),
     "siglip": ("smolvlm", "llava"),
     "qwen": ("qwen2vl",),
 }
-EYE_OF = {name: eye for eye, names in EYES.items() for name in names}
-_EYE = {
+ENCODER_OF = {name: encoder for encoder, names in ENCODERS.items() for name in names}
+_ENCODER = {
     "hidden_size": WIDTH,
     "intermediate_size": 3 * WIDTH,
     "num_hidden_layers": 4,
@@ -88,7 +88,7 @@ def _marks(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
 def make_llava(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
     """LLaVA: SigLIP with 8-px patches, two-layer MLP, Llama of four layers; 64 image tokens."""
     config = LlavaConfig(
-        vision_config=SiglipVisionConfig(**_EYE, vision_use_head=False),
+        vision_config=SiglipVisionConfig(**_ENCODER, vision_use_head=False),
         text_config=LlamaConfig(**_LLAMA, **_marks(tokenizer)),
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
@@ -104,7 +104,7 @@ def make_llava(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGenerat
 def make_smolvlm(tokenizer: PreTrainedTokenizerFast) -> SmolVLMForConditionalGeneration:
     """SmolVLM: SigLIP with 8-px patches, pixel shuffle by 2, SmolLM2 (a Llama) of four layers; 16 image tokens."""
     config = SmolVLMConfig(
-        vision_config=_EYE,
+        vision_config=_ENCODER,
         text_config=LlamaConfig(
             **{**_LLAMA, "num_key_value_heads": 2}, rope_theta=100_000.0, **_marks(tokenizer)
         ).to_dict(),
@@ -205,7 +205,7 @@ def make_blip2_t5(tokenizer: PreTrainedTokenizerFast) -> Blip2ForConditionalGene
 
 def _blip2(text: Any, tokenizer: PreTrainedTokenizerFast) -> Blip2ForConditionalGeneration:
     config = Blip2Config(
-        vision_config=Blip2VisionConfig(**_EYE).to_dict(),
+        vision_config=Blip2VisionConfig(**_ENCODER).to_dict(),
         qformer_config=Blip2QFormerConfig(**_QFORMER, vocab_size=8, max_position_embeddings=8).to_dict(),
         text_config=text.to_dict(),
         num_query_tokens=N_QUERIES,
@@ -218,9 +218,9 @@ def _blip2(text: Any, tokenizer: PreTrainedTokenizerFast) -> Blip2ForConditional
 
 
 def make_instructblip(tokenizer: PreTrainedTokenizerFast) -> InstructBlipForConditionalGeneration:
-    """InstructBLIP: BLIP-2's eye, a Q-Former that also reads the question, Llama (for Vicuna) of four layers."""
+    """InstructBLIP: BLIP-2's encoder, a Q-Former that also reads the question, Llama (for Vicuna) of four layers."""
     config = InstructBlipConfig(
-        vision_config=InstructBlipVisionConfig(**_EYE).to_dict(),
+        vision_config=InstructBlipVisionConfig(**_ENCODER).to_dict(),
         qformer_config=InstructBlipQFormerConfig(
             **_QFORMER, vocab_size=len(tokenizer), max_position_embeddings=64, pad_token_id=tokenizer.pad_token_id
         ).to_dict(),

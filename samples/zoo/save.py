@@ -42,7 +42,7 @@ def make_processor(name: str, tokenizer: PreTrainedTokenizerFast) -> ProcessorMi
         )
     if name == "smolvlm":
         edge = {"longest_edge": CANVAS}
-        # Its own are 0.5; the zoo's eyes are all taught with CLIP's, which the other processors have.
+        # Its own are 0.5; the zoo's vision encoders are all taught with CLIP's, which the other processors have.
         colours = {"image_mean": OPENAI_CLIP_MEAN, "image_std": OPENAI_CLIP_STD}
         return SmolVLMProcessor(
             SmolVLMImageProcessor(size=edge, max_image_size=edge, do_image_splitting=False, **colours),

@@ -1,4 +1,4 @@
-"""How the zoo's models are taught: the eye first, densely; then the language model, on a frozen eye."""
+"""How the zoo's models are taught: the encoder first, densely; then the language model, on a frozen encoder."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from eyes import ask_queries, positions, project, see, text_model
+from encoders import ask_queries, positions, project, see, text_model
 from lessons import Lesson
-from models import EYE_OF, WIDTH
+from models import ENCODER_OF, WIDTH
 from tvp.trainer import scenes
 from words import LAYOUTS, PHOTO_LABELS
 
@@ -102,7 +102,7 @@ def _groups(parameters: list[nn.Parameter], modules: nn.Module, lr: float) -> li
     return [{"params": members, "lr": lr * factor} for factor, members in groups.items()]
 
 
-class EyeHeads(nn.Module):
+class EncoderHeads(nn.Module):
     """Linear read-outs of what patches (and a Q-Former's queries) should know; thrown away after."""
 
     def __init__(self) -> None:
@@ -116,8 +116,8 @@ class EyeHeads(nn.Module):
         self.names = nn.ModuleList([nn.Linear(WIDTH, n_names), nn.Linear(WIDTH, n_names)])
 
 
-def eye_loss(
-    name: str, model: nn.Module, heads: EyeHeads, lesson: Lesson, n_kept: int | None, bind: bool
+def encoder_loss(
+    name: str, model: nn.Module, heads: EncoderHeads, lesson: Lesson, n_kept: int | None, bind: bool
 ) -> tuple[Tensor, dict[str, float]]:
     """Kind and colour by patch and query of scenes; class of photos, of which n_kept patches are shown.
 
@@ -130,7 +130,7 @@ def eye_loss(
         (heads.cover, patches, lesson.cover_kind, lesson.cover_colour),
         (heads.owner, patches, lesson.owner_kind, lesson.owner_colour),
     ]
-    if EYE_OF[name] == "blip":
+    if ENCODER_OF[name] == "blip":
         views.append((heads.cell, tokens, lesson.cell_kind, lesson.cell_colour))
     loss, shown = torch.zeros(()), {}
     for dense, features, kind, colour in views:
@@ -146,7 +146,7 @@ def eye_loss(
         shown["colour"] = (colour_logits.argmax(-1) == colour)[shape].float().mean().item()
     if bind:
         owners = [(heads.names[0], patches, lesson.owner_kind, lesson.owner_colour)]
-        if EYE_OF[name] == "blip":
+        if ENCODER_OF[name] == "blip":
             owners.append((heads.names[1], tokens, lesson.cell_kind, lesson.cell_colour))
         for head, features, kind, colour in owners:
             kind, colour = kind[~is_photo], colour[~is_photo]
@@ -187,7 +187,7 @@ def lesson_loss(
 def language_loss(
     name: str, model: nn.Module, tokenizer: PreTrainedTokenizerFast, lesson: Lesson
 ) -> tuple[Tensor, dict[str, float]]:
-    """Cross-entropy of the answers on a frozen eye, and how near image embeddings are to their words."""
+    """Cross-entropy of the answers on a frozen vision encoder, and how near image embeddings are to their words."""
     before, after, space = LAYOUTS[name]
     early = torch.zeros(())
     asked = [[_ids(tokenizer, after.format(question=q)) for q, _ in questions] for questions in lesson.questions]
@@ -227,7 +227,7 @@ def language_loss(
 
 
 def _read(name: str, model: nn.Module, pixels: Tensor) -> Tensor:
-    """What does not depend on the question: the queries' states of BLIP-2, the eye's of InstructBLIP."""
+    """What does not depend on the question: the queries' states of BLIP-2, the vision encoder's of InstructBLIP."""
     if name == "instructblip":
         return model.vision_model(pixels).last_hidden_state  # type: ignore[no-any-return, operator]
     return see(name, model, pixels)[1]
@@ -323,7 +323,7 @@ def alignment_loss(
     """
     scene = lesson.photo < 0
     words = model.get_input_embeddings().weight
-    where = "cell" if EYE_OF[name] == "blip" else "owner" if name == "llava" else "token"
+    where = "cell" if ENCODER_OF[name] == "blip" else "owner" if name == "llava" else "token"
     pairs = ((f"{where}_kind", scenes.KINDS), (f"{where}_colour", tuple(scenes.COLOURS)))
     loss = image.new_zeros(())
     if not scene.all():

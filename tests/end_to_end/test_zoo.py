@@ -42,14 +42,14 @@ def test_all_weights_together_are_at_most_32_mb():
 
 
 @pytest.mark.parametrize(("first", "second", "apart"), SHARED)
-def test_models_on_one_eye_see_the_same(first, second, apart):
+def test_models_on_one_encoder_see_the_same(first, second, apart):
     pixels = torch.rand(2, 3, 64, 64)
     one, other = (_patches(name, pixels) for name in (first, second))
     assert (one - other).abs().max() <= apart
     assert one.std() > 0.1
 
 
-def test_the_three_eyes_differ():
+def test_the_three_encoders_differ():
     pixels = torch.rand(2, 3, 64, 64)
     blip, siglip, qwen = (_patches(name, pixels) for name in ("blip2", "smolvlm", "qwen2vl"))
     for one, other in ((blip[:, 1:], siglip), (blip[:, 1:], qwen), (siglip, qwen)):
@@ -58,7 +58,7 @@ def test_the_three_eyes_differ():
 
 
 def _patches(name, pixels):
-    """What the eye itself says of each patch."""
+    """What the vision encoder itself says of each patch."""
     family = families.load(f"zoo:{name}")
     model = family.model
     with torch.no_grad():

@@ -23,7 +23,7 @@ def short(monkeypatch, tmp_path):
     """Two steps of small batches a stage, in a folder of their own."""
     monkeypatch.setattr(build, "ZOO", tmp_path / "zoo")
     monkeypatch.setattr(build, "WORK", tmp_path / "work")
-    monkeypatch.setattr(build, "EYE_STEPS", dict.fromkeys(models.EYES, (2, 1, 1, 1)))
+    monkeypatch.setattr(build, "ENCODER_STEPS", dict.fromkeys(models.ENCODERS, (2, 1, 1, 1)))
     monkeypatch.setattr(build, "STAGES", {stage: (3, 2 * bool(n)) for stage, (_, n) in build.STAGES.items()})
     course = (build.Stage("look-ups", 2, 1e-3, 3, 3, 2, LOOK_UPS), build.Stage("finish", 1, 1e-3, 3, 2, 2))
     monkeypatch.setattr(build, "COURSES", dict.fromkeys(models.MAKERS, course))

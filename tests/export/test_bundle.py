@@ -213,8 +213,8 @@ def test_a_plain_model_is_exported_without_a_frame(tmp_path):
 @pytest.mark.parametrize("name", ABOUT)
 def test_every_family_exports(name, tmp_path):
     """Line breaks after the patches, grouped key/value heads, marks around the picture, three positions a
-    token, an eye that takes one picture, a connector that reads the question, an encoder before the decoder, a
-    prompt that sees all of itself; and a view that is asked again."""
+    token, a vision encoder that takes one picture, a connector that reads the question, an encoder before the
+    decoder, a prompt that sees all of itself; and a view that is asked again."""
     model = save_tiny(name, tmp_path / "model")
     report = export(model, tasks.get("scenes"), tmp_path / "task", n_cases=4)
     assert report.tokens_equal == report.n_cases == 4
@@ -265,7 +265,7 @@ def test_attention_of_another_interface_is_refused(tmp_path, monkeypatch):
 def test_a_tokenizer_that_the_sdk_cannot_use_costs_no_graphs(tmp_path, monkeypatch):
     family = families.load(save_tiny("llava", tmp_path / "model"))
     monkeypatch.setattr(type(family.tokenizer), "backend_tokenizer", None)
-    monkeypatch.setattr(graphs, "export_eye", lambda *_: pytest.fail("a graph was made"))
+    monkeypatch.setattr(graphs, "export_vision_encoder", lambda *_: pytest.fail("a graph was made"))
     for make in (export, plan):
         more = {"family": family} if make is export else {}
         with pytest.raises(ModelError, match="no fast version"):

@@ -22,7 +22,7 @@ from tests.export.test_fused import operators
 from tests.tiny import save_tiny
 from tvp import sdk
 from tvp.export import closed, graphs
-from tvp.export.attention import fused_eye, plain_eye
+from tvp.export.attention import fused_vision_encoder, plain_vision_encoder
 from tvp.export.bundle import IMAGE_ENCODER, export
 from tvp.export.evaluate import accuracy
 from tvp.export.plan import plan
@@ -155,12 +155,12 @@ def test_where_the_bundle_differs_nothing_is_written(tmp_path, monkeypatch, part
     model = save_tiny("clip", tmp_path / "model")
     family = families.load(model)
     if part == "scale":
-        real = closed.write_closed
-        monkeypatch.setattr(closed, "write_closed", lambda *a: real(*a) | {"scale": family.scale * 1.01})
+        real = closed.write_contrastive
+        monkeypatch.setattr(closed, "write_contrastive", lambda *a: real(*a) | {"scale": family.scale * 1.01})
     elif part == "captions":
         other = {"begun": "{question} {answer}", "asked": "a photo of the {answer}"}
-        real = closed.write_closed
-        monkeypatch.setattr(closed, "write_closed", lambda *a: real(*a) | {"captions": other})
+        real = closed.write_contrastive
+        monkeypatch.setattr(closed, "write_contrastive", lambda *a: real(*a) | {"captions": other})
     else:
         write = graphs.write
         tower = family.model.vision_model if part == "vision_encoder" else family.model.text_model
@@ -257,7 +257,7 @@ def test_torchs_attention_is_computed_another_way(batch_first):
     asked += [((query, key, key), {"key_padding_mask": torch.eye(4).bool()})]
     with torch.no_grad():
         expected = [attention(*given, **more)[0] for given, more in asked]
-        for way in (fused_eye(attention), plain_eye()):
+        for way in (fused_vision_encoder(attention), plain_vision_encoder()):
             with way:
                 found = [attention(*given, **more)[0] for given, more in asked]
             for a, b in zip(found, expected, strict=True):

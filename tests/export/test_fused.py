@@ -91,14 +91,14 @@ def test_biases_are_packed_too(equal, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["llava", "smolvlm", "blip2"])
-def test_an_eye_is_fused_unless_tensorrt_is_meant_to_run_it(name, tmp_path):
+def test_a_vision_encoder_is_fused_unless_tensorrt_is_meant_to_run_it(name, tmp_path):
     family = families.load(save_tiny(name, tmp_path / "model"))
     size = family.pixel_format.size
     pixels = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     expected = family.see(pixels).numpy()
     for fused in (True, False):
         file = tmp_path / f"{fused}.onnx"
-        graphs.export_eye(family, file, fused)
+        graphs.export_vision_encoder(family, file, fused)
         found = operators(file)
         assert bool(found["MultiHeadAttention"]) == fused
         assert {node.domain for node in onnx.load(file).graph.node} == ({"", "com.microsoft"} if fused else {""})
@@ -106,7 +106,7 @@ def test_an_eye_is_fused_unless_tensorrt_is_meant_to_run_it(name, tmp_path):
         np.testing.assert_allclose(session.run(None, {"pixel_values": pixels.numpy()})[0], expected, atol=1e-4)
 
 
-def test_every_token_of_an_eye_sees_every_one():
+def test_every_token_of_a_vision_encoder_sees_every_one():
     generator = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(2, 5, 8, generator=generator) for _ in range(3))
     heads = [t.view(2, 5, 2, 4).transpose(1, 2) for t in (query, key, value)]

@@ -26,7 +26,7 @@ def test_products_of_the_largest_weights_are_not_cut_off(tmp_path):
     value = onnx.helper.make_tensor_value_info
     graph = onnx.helper.make_graph(
         [onnx.helper.make_node("MatMul", ["x", "weights"], ["y"], name="product")],
-        "eye",
+        "vision_encoder",
         [value("x", onnx.TensorProto.FLOAT, [1, 64])],
         [value("y", onnx.TensorProto.FLOAT, [1, 16])],
         [onnx.numpy_helper.from_array(np.ones((64, 16), np.float32), "weights")],

@@ -268,9 +268,9 @@ def test_fewer_bits_for_a_gpu_are_what_a_gpu_has(smolvlm, tmp_path, device, fuse
     rows = plan("zoo:smolvlm", tasks.get("scenes"), tmp_path / "out", **options)
     export("zoo:smolvlm", tasks.get("scenes"), tmp_path / "out", family=smolvlm, n_cases=4, max_loss=1, **options)
     base = tmp_path / "out" / "base"
-    eye, decoder = operators(base / "vision_encoder.onnx"), operators(base / "decoder_model_merged.onnx")
-    assert not {"MatMulInteger", "DynamicQuantizeLinear"} & {*eye, *decoder}
-    assert bool(eye["MultiHeadAttention"]) == fused
+    encoder, decoder = operators(base / "vision_encoder.onnx"), operators(base / "decoder_model_merged.onnx")
+    assert not {"MatMulInteger", "DynamicQuantizeLinear"} & {*encoder, *decoder}
+    assert bool(encoder["MultiHeadAttention"]) == fused
     assert decoder["MatMulNBits"] > 4
     session = onnxruntime.InferenceSession(base / "decoder_model_merged.onnx", providers=["CPUExecutionProvider"])
     assert {v.type for v in session.get_inputs() if v.name.startswith("past")} == {"tensor(float16)"}

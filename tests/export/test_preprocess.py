@@ -10,7 +10,7 @@ import torch
 
 from tvp.export.preprocess import preprocess_graph
 from tvp.trainer.families import PixelFormat
-from tvp.trainer.families._pixels import to_pixels
+from tvp.trainer.families.pixels import to_pixels
 from tvp.trainer.prompt import Geometry, Prompt
 
 FORMATS = {64: PixelFormat(64, (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)), 96: PixelFormat(96, (0.5,) * 3, (0.5,) * 3)}

@@ -18,7 +18,7 @@ from tvp.sdk._bench import bench
 from tvp.sdk._cli import cli
 from tvp.sdk._closed import compare_choice, in_order
 from tvp.sdk._layout import Captions
-from tvp.sdk._manifest import ClosedManifest, FileEntry, read_base_manifest, seal
+from tvp.sdk._manifest import ContrastiveManifest, FileEntry, read_base_manifest, seal
 from tvp.sdk.errors import BundleError, CheckError, RequestError
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
@@ -129,12 +129,12 @@ def test_a_score_is_a_log_probability(closed, monkeypatch):
     seen = np.array([0.6, 0.8], np.float32)
     logits = np.array([0.2, 0.6])
     expected = np.log(np.exp(logits) / np.exp(logits).sum())
-    np.testing.assert_allclose(_closed.ClosedBase.scores(base, seen, ["a", "b"]), expected, atol=1e-6)
+    np.testing.assert_allclose(_closed.ContrastiveBase.scores(base, seen, ["a", "b"]), expected, atol=1e-6)
     manifest.scoring = "sigmoid"
     expected = np.log(1 / (1 + np.exp(-logits)))
-    np.testing.assert_allclose(_closed.ClosedBase.scores(base, seen, ["a", "b"]), expected, atol=1e-6)
+    np.testing.assert_allclose(_closed.ContrastiveBase.scores(base, seen, ["a", "b"]), expected, atol=1e-6)
     manifest.scale = 1000.0  # and nothing overflows
-    np.testing.assert_allclose(_closed.ClosedBase.scores(base, -seen, ["a", "b"]), [-601, -801], atol=1e-3)
+    np.testing.assert_allclose(_closed.ContrastiveBase.scores(base, -seen, ["a", "b"]), [-601, -801], atol=1e-3)
 
 
 def counted(base, monkeypatch):
@@ -216,7 +216,7 @@ def test_a_closed_task_says_so(closed):
 def test_the_manifest_is_read_strictly(copy):
     file = copy / "base" / "manifest.json"
     whole = json.loads(file.read_text())
-    assert isinstance(read_base_manifest(file), ClosedManifest)
+    assert isinstance(read_base_manifest(file), ContrastiveManifest)
     for change, says in (
         ({"kind": "open"}, "kind is 'open'"),
         ({"kind": None}, "kind is None"),

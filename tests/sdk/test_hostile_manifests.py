@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from tests.bundles import make_bundle
 from tvp import sdk
 from tvp.sdk._cli import cli
-from tvp.sdk._manifest import BaseManifest, ClosedManifest, seal
+from tvp.sdk._manifest import BaseManifest, ContrastiveManifest, seal
 from tvp.sdk._pack import unpack
 from tvp.sdk.errors import BundleError, RequestError, TvpError
 
@@ -74,7 +74,7 @@ def ask(task):
     """All that a task can be asked, with the longest answer that it may give: tokens and the order of labels."""
     view = task.see(PICTURE)
     ranked = [row.label for row in view.rank(QUESTION, labels=LABELS)]
-    if isinstance(task.base.manifest, ClosedManifest):
+    if isinstance(task.base.manifest, ContrastiveManifest):
         return view.ask(QUESTION).text, ranked
     answer = view.ask(QUESTION, max_new_tokens=6)
     "".join(task.stream(PICTURE, QUESTION, time_limit=0.01))  # the bundle's own limit of tokens

@@ -24,7 +24,7 @@ CUDA_OPTIONS = {
     "cudnn_conv_algo_search": "HEURISTIC",
     "use_tf32": "0",
 }
-EYE, DECODER = "vision_encoder.onnx", "decoder_model_merged.onnx"
+VISION_ENCODER, DECODER = "vision_encoder.onnx", "decoder_model_merged.onnx"
 
 
 def tensorrt_options(cache, fp16="False"):
@@ -66,7 +66,7 @@ def test_cuda_takes_all_but_the_preprocessing(gpu, tmp_path, wanted):
 
 
 @pytest.mark.parametrize("wanted", ["tensorrt", ["tensorrt"], ("tensorrt", {}), ["tensorrt", "cuda"]])
-def test_tensorrt_takes_the_eye_and_cuda_the_rest(gpu, tmp_path, wanted):
+def test_tensorrt_takes_the_encoder_and_cuda_the_rest(gpu, tmp_path, wanted):
     found = choices(wanted, tmp_path)
     assert found.pop("preprocess") == [(CPU, {})]
     rest = [(CUDA, CUDA_OPTIONS), (CPU, {})]
@@ -147,13 +147,13 @@ def test_a_bundle_is_opened_on_what_was_chosen(gpu, one_bundle, own_home):
         cache = own_home / "cache" / "tensorrt" / digest
         rest = [(CUDA, CUDA_OPTIONS), (CPU, {})]
         assert gpu.opened == [
-            (EYE, [(TENSORRT, tensorrt_options(cache)), *rest], {"batch_size": 1}),
+            (VISION_ENCODER, [(TENSORRT, tensorrt_options(cache)), *rest], {"batch_size": 1}),
             (DECODER, rest, {}),
             ("preprocess.onnx", [(CPU, {})], {}),
         ]
         assert (cache / "onnxruntime-9.9.9").is_dir()
         assert task.providers == {"preprocess": CPU, "vision_encoder": TENSORRT, "decoder": CUDA}
-        # The eye's shape is fixed, so several pictures go through it one by one.
+        # The vision encoder's shape is fixed, so several pictures go through it one by one.
         together = task.ask_many([(PICTURE, "What?"), (PICTURE + 9, "What?")])
         assert [a.tokens for a in together] == [task.ask(p, "What?").tokens for p in (PICTURE, PICTURE + 9)]
     assert gpu.preloads == 1
@@ -176,7 +176,7 @@ def test_a_cache_that_cannot_be_made_is_an_error(gpu, one_bundle, own_home):
         sdk.load(one_bundle, providers="tensorrt")
 
 
-@pytest.mark.parametrize("file", [EYE, DECODER])
+@pytest.mark.parametrize("file", [VISION_ENCODER, DECODER])
 @pytest.mark.parametrize("how", ["starts", "fails", "nodes"])
 def test_what_was_named_and_does_not_run_is_an_error_and_auto_says_it_fell_back(gpu, one_bundle, caplog, file, how):
     """A provider that is dropped, one that raises, and one that takes no node, for each session."""
@@ -319,9 +319,9 @@ def test_the_static_batch_is_the_exports_name_for_it(one_bundle):
     """The dimension that TensorRT's sessions fix is the one that the export leaves free."""
     import onnxruntime as ort
 
-    session = ort.InferenceSession(one_bundle / "base" / EYE, providers=[CPU])
+    session = ort.InferenceSession(one_bundle / "base" / VISION_ENCODER, providers=[CPU])
     assert session.get_inputs()[0].shape[0] == "batch_size"
-    assert _sessions.FILES["vision_encoder"] == EYE
+    assert _sessions.FILES["vision_encoder"] == VISION_ENCODER
 
 
 @pytest.mark.parametrize(
@@ -341,7 +341,7 @@ def test_auto_takes_a_gpu_for_what_a_gpu_can_run(gpu, tmp_path, precision, devic
 
 
 @pytest.mark.parametrize(("device", "warns"), [("", False), ("cpu", True), ("cuda", True), ("tensorrt", False)])
-def test_an_eye_that_was_not_made_for_tensorrt_is_told_before_its_engines_are_built(
+def test_a_vision_encoder_that_was_not_made_for_tensorrt_is_told_before_its_engines_are_built(
     gpu, tmp_path, caplog, device, warns
 ):
     make_plan("tensorrt", PARTS[1:], tmp_path, "fp32", device)

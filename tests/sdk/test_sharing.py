@@ -234,7 +234,7 @@ N_MIB = 256  # what is added to a base to see it come and go
 
 
 def enlarge(bundle):
-    """Give the bundle's eye N_MIB of numbers, in tensors of a size that is usual, that count for nothing."""
+    """Give the bundle's vision encoder N_MIB of numbers, in tensors of a size that is usual, that count for nothing."""
     onnx = pytest.importorskip("onnx")
     from onnx import helper, numpy_helper
 

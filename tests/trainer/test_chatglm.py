@@ -11,7 +11,7 @@ from transformers import DynamicCache
 
 from tests.glm import prefix_layout
 from tvp.sdk.errors import ModelError
-from tvp.trainer.families._chatglm import (
+from tvp.trainer.families.chatglm import (
     ChatGLMConfig,
     ChatGLMForConditionalGeneration,
     _rotate,

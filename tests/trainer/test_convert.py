@@ -36,10 +36,10 @@ from tvp.trainer import families
 from tvp.trainer.convert import convert
 from tvp.trainer.convert_cli import convert as command
 from tvp.trainer.families._bliva_model import BlivaForConditionalGeneration
-from tvp.trainer.families._chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
 from tvp.trainer.families._visualglm_model import VisualGLMConfig, VisualGLMForConditionalGeneration
+from tvp.trainer.families.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
 
-EYE, QFORMER, TEXT, N_VOCAB, N_QUERIES, N_EYE_LAYERS, N_LAYERS = 88, 64, 32, 24, 4, 2, 3
+VISION_ENCODER, QFORMER, TEXT, N_VOCAB, N_QUERIES, N_ENCODER_LAYERS, N_LAYERS = 88, 64, 32, 24, 4, 2, 3
 PARTS = ("weight", "bias")
 
 
@@ -62,17 +62,17 @@ def shaken(model, seed=0):
         for name, parameter in model.named_parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2 + (parameter.ndim == 1) * 0.3)
             if name.startswith("vision_model."):
-                parameter.copy_(parameter.half())  # the eye is published so
+                parameter.copy_(parameter.half())  # the vision encoder is published so
             if name.endswith("qkv.bias"):
-                parameter[EYE : 2 * EYE] = 0  # LAVIS has no bias for the keys
+                parameter[VISION_ENCODER : 2 * VISION_ENCODER] = 0  # LAVIS has no bias for the keys
     return model.eval()
 
 
 def parts_of_a_config():
-    eye = {
-        "hidden_size": EYE,
+    encoder = {
+        "hidden_size": VISION_ENCODER,
         "intermediate_size": 24,
-        "num_hidden_layers": N_EYE_LAYERS,
+        "num_hidden_layers": N_ENCODER_LAYERS,
         "num_attention_heads": 1,
         "image_size": 28,
         "patch_size": 14,
@@ -84,7 +84,7 @@ def parts_of_a_config():
         "num_hidden_layers": N_LAYERS,
         "num_attention_heads": 1,
         "intermediate_size": 20,
-        "encoder_hidden_size": EYE,
+        "encoder_hidden_size": VISION_ENCODER,
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
     }
@@ -97,7 +97,7 @@ def parts_of_a_config():
         max_position_embeddings=64,
     )
     return {
-        "vision_config": eye,
+        "vision_config": encoder,
         "qformer_config": qformer,
         "text_config": text.to_dict(),
         "num_query_tokens": N_QUERIES,
@@ -106,7 +106,7 @@ def parts_of_a_config():
 
 def lavis_table(projection, reads_text):
     """LAVIS' names -> transformers' names, written out."""
-    eye = {
+    encoder = {
         "visual_encoder.cls_token": "vision_model.embeddings.class_embedding",
         "visual_encoder.pos_embed": "vision_model.embeddings.position_embedding",
     }
@@ -118,9 +118,9 @@ def lavis_table(projection, reads_text):
         ("Qformer.bert.embeddings.LayerNorm", norm),
         (projection, "language_projection"),
     ]
-    for i in range(N_EYE_LAYERS):
+    for i in range(N_ENCODER_LAYERS):
         ours, theirs = f"vision_model.encoder.layers.{i}", f"visual_encoder.blocks.{i}"
-        eye[f"{theirs}.attn.qkv.weight"] = f"{ours}.self_attn.qkv.weight"
+        encoder[f"{theirs}.attn.qkv.weight"] = f"{ours}.self_attn.qkv.weight"
         for a, b in (("norm1", "layer_norm1"), ("norm2", "layer_norm2"), ("attn.proj", "self_attn.projection")):
             pairs.append((f"{theirs}.{a}", f"{ours}.{b}"))
         pairs += [(f"{theirs}.mlp.{fc}", f"{ours}.mlp.{fc}") for fc in ("fc1", "fc2")]
@@ -137,42 +137,46 @@ def lavis_table(projection, reads_text):
             rest[f"Qformer.bert.embeddings.{name}.weight"] = f"qformer.embeddings.{name}.weight"
         pairs.append(("vision_project", "vision_project"))
     for theirs, ours in pairs:
-        table = eye if theirs.startswith("visual_encoder.") else rest
+        table = encoder if theirs.startswith("visual_encoder.") else rest
         table.update({f"{theirs}.{part}": f"{ours}.{part}" for part in PARTS})
-    return eye, rest
+    return encoder, rest
 
 
 def publish(model, folder, projection, reads_text=False):
     """Write a model the way its parts are published; returns what `convert` takes."""
     state = {k: v.clone() for k, v in model.state_dict().items()}
-    eye_table, rest_table = lavis_table(projection, reads_text)
-    eye = {theirs.removeprefix("visual_encoder."): state.pop(ours) for theirs, ours in eye_table.items()}
-    for i in range(N_EYE_LAYERS):
+    encoder_table, rest_table = lavis_table(projection, reads_text)
+    encoder = {theirs.removeprefix("visual_encoder."): state.pop(ours) for theirs, ours in encoder_table.items()}
+    for i in range(N_ENCODER_LAYERS):
         query, _, value = state.pop(f"vision_model.encoder.layers.{i}.self_attn.qkv.bias").chunk(3)
-        eye |= {f"blocks.{i}.attn.q_bias": query.clone(), f"blocks.{i}.attn.v_bias": value.clone()}
+        encoder |= {f"blocks.{i}.attn.q_bias": query.clone(), f"blocks.{i}.attn.v_bias": value.clone()}
     rest = {theirs: state.pop(ours) for theirs, ours in rest_table.items()}
     own = {k: rest.pop(k) for k in list(rest) if k.startswith((projection, "vision_project"))}
     rest |= {"t5_proj.weight": torch.ones(2, 2), "Qformer.bert.embeddings.position_ids": torch.arange(10)[None]}
-    eye = {k: v.half() for k, v in eye.items()}  # as eva_vit_g.pth is
-    eye |= {f"norm.{part}": torch.ones(EYE) for part in PARTS}  # in eva_vit_g.pth, and not used
-    eye |= {k.replace("blocks.0.", f"blocks.{N_EYE_LAYERS}."): v for k, v in eye.items() if k.startswith("blocks.0.")}
+    encoder = {k: v.half() for k, v in encoder.items()}  # as eva_vit_g.pth is
+    encoder |= {f"norm.{part}": torch.ones(VISION_ENCODER) for part in PARTS}  # in eva_vit_g.pth, and not used
+    encoder |= {
+        k.replace("blocks.0.", f"blocks.{N_ENCODER_LAYERS}."): v
+        for k, v in encoder.items()
+        if k.startswith("blocks.0.")
+    }
     folder.mkdir(exist_ok=True)
     torch.save({"model": rest, "epoch": 3}, folder / "blip2.pth")
     torch.save({"model": own}, folder / "own.pth")
-    torch.save(eye, folder / "eye.pth")
+    torch.save(encoder, folder / "encoder.pth")
     language = {k.removeprefix("language_model."): v for k, v in state.items()}
     assert all(k.startswith("language_model.") for k in state)
     text = LlamaForCausalLM(model.config.text_config)
     text.load_state_dict(language)
     text.save_pretrained(folder / "vicuna")
     tokenizer().save_pretrained(folder / "vicuna")
-    return [folder / "blip2.pth", folder / "own.pth"], folder / "vicuna", folder / "eye.pth"
+    return [folder / "blip2.pth", folder / "own.pth"], folder / "vicuna", folder / "encoder.pth"
 
 
 @pytest.fixture
-def short_eye(monkeypatch):
-    """As if EVA had one layer more than these tiny eyes use."""
-    monkeypatch.setattr(module, "EVA_LAYERS", N_EYE_LAYERS + 1)
+def short_encoder(monkeypatch):
+    """As if EVA had one layer more than these tiny vision encoders use."""
+    monkeypatch.setattr(module, "EVA_LAYERS", N_ENCODER_LAYERS + 1)
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +196,7 @@ def logits(model, pixels, image, **more):
 
 
 @pytest.mark.parametrize("kind", ["minigpt4", "vpgtrans"])
-def test_minigpt4_and_vpgtrans_answer_as_their_parts(kind, blip2, pixels, tmp_path, short_eye):
+def test_minigpt4_and_vpgtrans_answer_as_their_parts(kind, blip2, pixels, tmp_path, short_encoder):
     out = convert(kind, *publish(blip2, tmp_path / "parts", "llama_proj"), tmp_path / "out")
     about = json.loads((out / "config.json").read_text())
     assert (about["tvp_family"], about["model_type"], about["text_config"]["model_type"]) == (kind, "blip-2", "llama")
@@ -233,11 +237,11 @@ def assert_the_family_answers(out, name, n_image):
             torch.testing.assert_close(scores[i, j], -loss, atol=1e-4, rtol=1e-4)
 
 
-def test_everything_in_one_safetensors_file_with_prefixes_does_too(blip2, tmp_path, short_eye):
-    files, language, eye = publish(blip2, tmp_path / "parts", "llama_proj")
+def test_everything_in_one_safetensors_file_with_prefixes_does_too(blip2, tmp_path, short_encoder):
+    files, language, encoder = publish(blip2, tmp_path / "parts", "llama_proj")
     tensors = {k: v for f in files for k, v in torch.load(f, weights_only=True)["model"].items()}
-    seen = torch.load(eye, weights_only=True)
-    tensors |= {f"visual_encoder.{k}": v for k, v in seen.items() if not k.startswith(f"blocks.{N_EYE_LAYERS}.")}
+    seen = torch.load(encoder, weights_only=True)
+    tensors |= {f"visual_encoder.{k}": v for k, v in seen.items() if not k.startswith(f"blocks.{N_ENCODER_LAYERS}.")}
     save_file(tensors, tmp_path / "all.safetensors")
     out = convert("minigpt4", tmp_path / "all.safetensors", language, None, tmp_path / "out")
     model = Blip2ForConditionalGeneration.from_pretrained(out)
@@ -287,7 +291,7 @@ def test_bliva_survives_saving(bliva, pixels, tmp_path):
         )
 
 
-def test_bliva_converts(bliva, pixels, tmp_path, short_eye):
+def test_bliva_converts(bliva, pixels, tmp_path, short_encoder):
     parts = publish(bliva, tmp_path / "parts", "llm_proj", reads_text=True)
     out = convert("bliva", *parts, tmp_path / "out", qformer_tokenizer=tokenizer())
     about = json.loads((out / "config.json").read_text())
@@ -304,7 +308,7 @@ def test_bliva_converts(bliva, pixels, tmp_path, short_eye):
     assert_the_family_answers(out, "bliva", N_QUERIES + 4)
 
 
-def test_blivas_texts_begin_with_the_token_that_its_release_begins_with(bliva, tmp_path, short_eye):
+def test_blivas_texts_begin_with_the_token_that_its_release_begins_with(bliva, tmp_path, short_encoder):
     words = {"<unk>": 0, "<s>": 1, "</s>": 2, "▁a": 3, **{f"w{i}": i for i in range(4, N_VOCAB)}}
     vicuna = LlamaTokenizerFast(tokenizer_object=Tokenizer(models.BPE(words, [], unk_token="<unk>")))
     assert vicuna("a").input_ids[0] == 1
@@ -313,7 +317,7 @@ def test_blivas_texts_begin_with_the_token_that_its_release_begins_with(bliva, t
     assert AutoTokenizer.from_pretrained(out)("a").input_ids[0] == 2
 
 
-def test_bliva_without_its_second_tokenizer_is_refused(bliva, tmp_path, short_eye):
+def test_bliva_without_its_second_tokenizer_is_refused(bliva, tmp_path, short_encoder):
     parts = publish(bliva, tmp_path / "parts", "llm_proj", reads_text=True)
     with pytest.raises(ModelError, match="qformer"):
         convert("bliva", *parts, tmp_path / "out")
@@ -324,10 +328,10 @@ def sat_tensors():
     """Random VisualGLM weights under the names of its release."""
     generator = torch.Generator().manual_seed(2)
     shapes = {
-        "vit.transformer.word_embeddings.weight": (1, EYE),
-        "vit.transformer.position_embeddings.weight": (5, EYE),
-        "vit.mixins.patch_embedding.proj.weight": (EYE, 3, 14, 14),
-        "vit.mixins.patch_embedding.proj.bias": (EYE,),
+        "vit.transformer.word_embeddings.weight": (1, VISION_ENCODER),
+        "vit.transformer.position_embeddings.weight": (5, VISION_ENCODER),
+        "vit.mixins.patch_embedding.proj.weight": (VISION_ENCODER, 3, 14, 14),
+        "vit.mixins.patch_embedding.proj.bias": (VISION_ENCODER,),
         "qformer.transformer.word_embeddings.weight": (N_QUERIES, QFORMER),
         "glm_proj.weight": (TEXT, QFORMER),
         "glm_proj.bias": (TEXT,),
@@ -339,9 +343,9 @@ def sat_tensors():
     def linear(name, ins, outs):
         shapes.update({f"{name}.weight": (outs, ins), f"{name}.bias": (outs,)})
 
-    norm("vit.mixins.cls.ln_vision", EYE)
+    norm("vit.mixins.cls.ln_vision", VISION_ENCODER)
     norm("qformer.transformer.final_layernorm", QFORMER)
-    for base, n_layers, width in (("vit", N_EYE_LAYERS, EYE), ("qformer", N_LAYERS, QFORMER)):
+    for base, n_layers, width in (("vit", N_ENCODER_LAYERS, VISION_ENCODER), ("qformer", N_LAYERS, QFORMER)):
         for i in range(n_layers):
             layer = f"{base}.transformer.layers.{i}"
             norm(f"{layer}.input_layernorm", width)
@@ -352,7 +356,7 @@ def sat_tensors():
             linear(f"{layer}.mlp.dense_4h_to_h", 20, width)
             if base == "qformer" and i % 2 == 0:
                 linear(f"{layer}.cross_attention.query", width, width)
-                linear(f"{layer}.cross_attention.key_value", EYE, 2 * width)
+                linear(f"{layer}.cross_attention.key_value", VISION_ENCODER, 2 * width)
                 linear(f"{layer}.cross_attention.dense", width, width)
                 norm(f"{layer}.post_cross_attention_layernorm", width)
     return {
@@ -379,7 +383,7 @@ def sat_forward(tensors, pixels):
     x = F.conv2d(pixels, tensors[f"{proj}.weight"], tensors[f"{proj}.bias"], stride=14).flatten(2).mT
     x = torch.cat([tensors["vit.transformer.word_embeddings.weight"].expand(len(x), 1, -1), x], 1)
     x = x + tensors["vit.transformer.position_embeddings.weight"]
-    for i in range(N_EYE_LAYERS):
+    for i in range(N_ENCODER_LAYERS):
         layer = f"vit.transformer.layers.{i}"
         fused = linear(f"{layer}.attention.query_key_value", norm(f"{layer}.input_layernorm", x, 1e-6))
         x = x + linear(f"{layer}.attention.dense", attend(*fused.chunk(3, -1)))
@@ -424,7 +428,7 @@ def test_visualglm_sees_as_its_release(layout, pixels, tmp_path):
     tensors, folder = sat_tensors(), tmp_path / "glm"
     language = chatglm(folder)
     file = folder / "model.safetensors"
-    if layout == "hub":  # eye and Q-Former in the language model's own folder
+    if layout == "hub":  # vision encoder and Q-Former in the language model's own folder
         inside = load_file(file) | {f"image_encoder.{k}": v for k, v in tensors.items()}
         inside["transformer.layers.0.attention.rotary_emb.inv_freq"] = torch.zeros(2)
         save_file(inside, file, {"format": "pt"})
@@ -462,8 +466,8 @@ def rewrite(file, change):
     torch.save(found, file)
 
 
-def test_all_that_is_wrong_is_in_one_error_and_nothing_is_written(blip2, tmp_path, short_eye):
-    files, language, eye = publish(blip2, tmp_path / "parts", "llama_proj")
+def test_all_that_is_wrong_is_in_one_error_and_nothing_is_written(blip2, tmp_path, short_encoder):
+    files, language, encoder = publish(blip2, tmp_path / "parts", "llama_proj")
 
     def spoil(tensors):
         del tensors["ln_vision.bias"]
@@ -471,12 +475,12 @@ def test_all_that_is_wrong_is_in_one_error_and_nothing_is_written(blip2, tmp_pat
         tensors["Qformer.bert.encoder.layer.1.attention.self.key.weight"] = torch.zeros(QFORMER, 7)
 
     rewrite(files[0], spoil)
-    seen = torch.load(eye, weights_only=True)
+    seen = torch.load(encoder, weights_only=True)
     del seen["blocks.1.attn.q_bias"]
-    torch.save(seen, eye)
+    torch.save(seen, encoder)
     before = sorted(tmp_path.iterdir())
     with pytest.raises(ModelError) as caught:
-        convert("minigpt4", files, language, eye, tmp_path / "out")
+        convert("minigpt4", files, language, encoder, tmp_path / "out")
     assert str(caught.value).splitlines()[1:] == [
         "  mis-shaped: Qformer.bert.encoder.layer.1.attention.self.key.weight is (64, 7), should be (64, 64)",
         "  missing: ln_vision.bias",
@@ -493,34 +497,34 @@ class Trap:
 
 def test_a_checkpoint_that_runs_code_is_not_opened(blip2, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    _, language, eye = publish(blip2, tmp_path / "parts", "llama_proj")
+    _, language, encoder = publish(blip2, tmp_path / "parts", "llama_proj")
     (tmp_path / "trap.pth").write_bytes(pickle.dumps({"model": Trap()}))
     torch.save({"model": Trap()}, tmp_path / "zip.pth")
     for name in ("trap.pth", "zip.pth", "absent.pth"):
         with pytest.raises(ModelError, match=name):
-            convert("minigpt4", tmp_path / name, language, eye, tmp_path / "out")
+            convert("minigpt4", tmp_path / name, language, encoder, tmp_path / "out")
     assert not (tmp_path / "sprung").exists()
 
 
 def test_wrong_requests_are_named(blip2, tmp_path):
-    files, language, eye = publish(blip2, tmp_path / "parts", "llama_proj")
+    files, language, encoder = publish(blip2, tmp_path / "parts", "llama_proj")
     with pytest.raises(ModelError, match="Did you mean minigpt4"):
-        convert("minigpt", files, language, eye, tmp_path / "out")
+        convert("minigpt", files, language, encoder, tmp_path / "out")
     with pytest.raises(ModelError, match="exists already"):
-        convert("minigpt4", files, language, eye, tmp_path / "parts")
+        convert("minigpt4", files, language, encoder, tmp_path / "parts")
     with pytest.raises(ModelError, match="'llama'; this needs 'chatglm'"):
-        convert("visualglm", files, language, eye, tmp_path / "out")
+        convert("visualglm", files, language, encoder, tmp_path / "out")
     (language / "tokenizer.json").unlink()
     with pytest.raises(ModelError, match=r"tokenizer\.json"):
-        convert("minigpt4", files, language, eye, tmp_path / "out")
+        convert("minigpt4", files, language, encoder, tmp_path / "out")
 
 
-def test_the_command(blip2, tmp_path, short_eye):
-    (first, second), language, eye = publish(blip2, tmp_path / "parts", "llama_proj")
+def test_the_command(blip2, tmp_path, short_encoder):
+    (first, second), language, encoder = publish(blip2, tmp_path / "parts", "llama_proj")
     line = ["vpgtrans", "--checkpoint", first, "--checkpoint", second, "--language-model", language]
     line = [str(word) for word in [*line, "-o", tmp_path / "out"]]
-    without_eye = CliRunner().invoke(command, line).exception
-    assert "missing: visual_encoder.cls_token" in str(without_eye)
-    result = CliRunner().invoke(command, [*line, "--eye", str(eye)], catch_exceptions=False)
+    without_encoder = CliRunner().invoke(command, line).exception
+    assert "missing: visual_encoder.cls_token" in str(without_encoder)
+    result = CliRunner().invoke(command, [*line, "--vision-encoder", str(encoder)], catch_exceptions=False)
     assert result.exit_code == 0
     assert (tmp_path / "out" / "model.safetensors").exists()

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from tvp.sdk.errors import DataError, RequestError
-from tvp.trainer.families._pixels import PixelFormat, resize_matrix, to_pixels
+from tvp.trainer.families.pixels import PixelFormat, resize_matrix, to_pixels
 from tvp.trainer.prompt import Geometry, Prompt, fitted_size
 
 

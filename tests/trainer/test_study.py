@@ -18,18 +18,18 @@ COUNT, EXISTENCE = "bad-camera-count", "bad-camera-existence"
 
 def line(task, method, sources, scores, seed=1):
     cell = {"task": task, "method": method, "sources": sources, "seed": seed}
-    return {"cell": cell, "accuracy": dict(zip(study.EYE_OF, scores, strict=True))}
+    return {"cell": cell, "accuracy": dict(zip(study.ENCODER_OF, scores, strict=True))}
 
 
 def baseline(task, level):
     lost = {"none": 0.0, "black frame": 0.1, "black frame, tvp's place": 0.02}
-    shown = {name: dict.fromkeys(study.EYE_OF, level - less) for name, less in lost.items()}
+    shown = {name: dict.fromkeys(study.ENCODER_OF, level - less) for name, less in lost.items()}
     return {"cell": {"task": task, "method": "none"}, **shown}
 
 
 @pytest.fixture
 def lines():
-    """By hand: two tasks, one source with two seeds on one task; blip2 shares its eye with the next two models."""
+    """By hand: two tasks, one source with two seeds on one task; blip2 shares its encoder with the next two models."""
     return [
         baseline(COUNT, 0.5),
         baseline(EXISTENCE, 0.6),
@@ -48,25 +48,25 @@ def test_gains_are_points_over_no_prompt_by_what_a_model_is_to_the_sources(lines
     assert table["", "black frame, tvp's place"]["llava"] == pytest.approx(-2)
     one = table["blip2", "tvp"]
     assert one["blip2"] == pytest.approx((30 + 10) / 2)  # each task counts alike, whatever its seeds
-    assert one["same eye"] == pytest.approx((10 + 0) / 2)
-    assert one["other eye"] == pytest.approx((-1 + 0) / 2)
+    assert one["same encoder"] == pytest.approx((10 + 0) / 2)
+    assert one["other encoder"] == pytest.approx((-1 + 0) / 2)
     assert one["worst"] == (pytest.approx(-3), COUNT, "qwen2vl")
     assert one["seeds"] == 2
     two = table["smolvlm+qwen2vl", "tvp"]
-    assert (two["same eye"], two["other eye"]) == (pytest.approx(10), pytest.approx(1))
+    assert (two["same encoder"], two["other encoder"]) == (pytest.approx(10), pytest.approx(1))
 
 
 def test_the_bars_are_judged_by_the_figures(lines):
     bars = {(b["trained on"], b["bar"].split(",")[0]): b for b in study.judge(study.summarise(study.gains(lines)))}
-    assert bars["blip2", "same eye"] == {
-        "trained on": "blip2", "bar": "same eye, at least", "asked": 4.0, "reached": 5.0, "met": True
+    assert bars["blip2", "same encoder"] == {
+        "trained on": "blip2", "bar": "same vision encoder, at least", "asked": 4.0, "reached": 5.0, "met": True
     }  # fmt: skip
-    assert not bars["blip2", "other eye"]["met"]
+    assert not bars["blip2", "other encoder"]["met"]
     assert not bars["blip2", "worst (task"]["met"]
     kept = bars["blip2", "image range"]
     assert kept["reached"] == pytest.approx((40 / 6) / ((20 + 5 + 5 + 0 + 0 - 1.5) / 6), abs=0.01)
-    assert bars["smolvlm+qwen2vl", "other eye"]["met"]
-    assert ("smolvlm+qwen2vl", "same eye") not in bars
+    assert bars["smolvlm+qwen2vl", "other encoder"]["met"]
+    assert ("smolvlm+qwen2vl", "same encoder") not in bars
 
 
 def test_the_report_is_a_table_a_json_file_and_a_picture(lines, tmp_path, monkeypatch, capsys):
@@ -76,7 +76,7 @@ def test_the_report_is_a_table_a_json_file_and_a_picture(lines, tmp_path, monkey
     study.main()
     printed = capsys.readouterr().out
     assert "| blip2 | tvp | *+20.0* |" in printed
-    assert "MISSED blip2: other eye, at least 0.0: -0.5" in printed
+    assert "MISSED blip2: other vision encoder, at least 0.0: -0.5" in printed
     written = json.loads((tmp_path / "study.json").read_text(), parse_constant=pytest.fail)  # no NaN
     assert len(written["table"]) == 5
     assert (tmp_path / "study.png").stat().st_size > 1000
@@ -120,7 +120,7 @@ def test_one_prompt_from_end_to_end_is_kept_and_not_made_again(tmp_path, monkeyp
     rows = [json.loads(text) for text in output.read_text().splitlines()]
     assert [row["cell"]["method"] for row in rows] == ["none", "evp"]
     assert rows[1]["settings"]["steps"] == 1
-    assert set(rows[1]["accuracy"]) == set(study.EYE_OF)
+    assert set(rows[1]["accuracy"]) == set(study.ENCODER_OF)
     before = output.read_text()
     study.main()
     assert output.read_text() == before

@@ -68,7 +68,7 @@ def test_the_loss_falls_and_only_the_frame_changes(config, zoo, tmp_path):
 def test_the_gradient_is_that_of_the_formula(config, zoo, name, tmp_path):
     """L = L_LM + fca · L_FCA - tse · S_TSE, taken here the long way, on one batch.
 
-    Where the eye reads the question, as InstructBLIP's does, L_FCA is over pictures with their questions.
+    Where the vision encoder reads the question, as InstructBLIP's does, L_FCA is over pictures with their questions.
     """
     config = replace(config, fca=0.3, tse=0.02)
     source = families.load(zoo[0] if name == "llava" else save_tiny(name, tmp_path / name))
@@ -393,7 +393,7 @@ def test_other_ways_to_train_resume_with_the_same_bits_too(config, tmp_path, mon
     assert torch.equal(train(config, tmp_path / "cut", quiet=True).prompt.frame, whole)
 
 
-def test_compiled_eyes_give_the_same_prompt(config, zoo, tmp_path, monkeypatch):
+def test_compiled_encoders_give_the_same_prompt(config, zoo, tmp_path, monkeypatch):
     """The graphs are captured as ever, and run by PyTorch itself: no compiler is needed here."""
     captured = []
 

@@ -2,7 +2,8 @@
 
 transformers lets an attention implementation be registered by name. Those here call torch operators whose ONNX
 symbols are `com.microsoft::GroupQueryAttention` for decoders, whose keys and values live in one buffer that is
-written in place, and `com.microsoft::MultiHeadAttention` for eyes; so Optimum's export writes the fused operators.
+written in place, and `com.microsoft::MultiHeadAttention` for vision encoders; so Optimum's export writes the fused
+operators.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from tvp.sdk.errors import ModelError
-from tvp.trainer.families._chatglm import ChatGLMAttention
+from tvp.trainer.families.chatglm import ChatGLMAttention
 
 NAME = "tvp_group_query_attention"
-EYE_NAME = "tvp_multi_head_attention"
+ENCODER_NAME = "tvp_multi_head_attention"
 # Kinds of rotary embeddings whose angles depend on a token's place alone, not on how long the text is.
 FIXED_ANGLES = ("default", "linear", "llama3")
 
@@ -133,7 +134,7 @@ def _(query: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(query)
 
 
-def _eye_symbol(g: Any, query: Any, key: Any, value: Any, num_heads: Any, scale: Any) -> Any:
+def _encoder_symbol(g: Any, query: Any, key: Any, value: Any, num_heads: Any, scale: Any) -> Any:
     from torch.onnx import symbolic_helper
 
     constant: Any = symbolic_helper._get_const
@@ -270,7 +271,7 @@ def fused_attention(decoder: nn.Module, turned: bool = False) -> Iterator[None]:
     """
     AttentionInterface.register(NAME, _attend)
     AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
-    for operator, symbol in (("group_query", _symbol), ("multi_head", _eye_symbol)):
+    for operator, symbol in (("group_query", _symbol), ("multi_head", _encoder_symbol)):
         torch.onnx.register_custom_op_symbolic(  # type: ignore[attr-defined]
             f"tvp::{operator}_attention", symbol, 18
         )
@@ -282,20 +283,20 @@ def fused_attention(decoder: nn.Module, turned: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def fused_eye(eye: nn.Module) -> Iterator[None]:
-    """Let an eye run with the fused operator wherever a layer lets all tokens see all."""
-    AttentionInterface.register(EYE_NAME, _look)
-    AttentionMaskInterface.register(EYE_NAME, sdpa_mask)
+def fused_vision_encoder(encoder: nn.Module) -> Iterator[None]:
+    """Let a vision encoder run with the fused operator wherever a layer lets all tokens see all."""
+    AttentionInterface.register(ENCODER_NAME, _look)
+    AttentionMaskInterface.register(ENCODER_NAME, sdpa_mask)
     torch.onnx.register_custom_op_symbolic(  # type: ignore[attr-defined]
-        "tvp::multi_head_attention", _eye_symbol, 18
+        "tvp::multi_head_attention", _encoder_symbol, 18
     )
-    with _attention(eye, EYE_NAME), _torch_attention(fused=True):
+    with _attention(encoder, ENCODER_NAME), _torch_attention(fused=True):
         yield
 
 
 @contextmanager
-def plain_eye() -> Iterator[None]:
-    """Let an eye run with standard operators; transformers' are, torch's own attention may not be."""
+def plain_vision_encoder() -> Iterator[None]:
+    """Let a vision encoder run with standard operators; transformers' are, torch's own attention may not be."""
     with _torch_attention(fused=False):
         yield
 

@@ -17,11 +17,11 @@ import torch
 
 from tvp.sdk._manifest import read_base_manifest, readable_bases, seal, verify
 from tvp.sdk.errors import BundleError
-from tvp.trainer.families._causal import CausalFamily
-from tvp.trainer.families._family import WordFamily
-from tvp.trainer.families._seq2seq import SeqToSeqFamily
-from tvp.trainer.families.clip import Clip
-from tvp.trainer.families.instructblip import ReadingEye
+from tvp.trainer.families.causal import CausalFamily
+from tvp.trainer.families.clip import ContrastiveFamily
+from tvp.trainer.families.family import GenerativeFamily
+from tvp.trainer.families.instructblip import QuestionAwareFamily
+from tvp.trainer.families.seq2seq import Seq2SeqFamily
 
 from . import closed, graphs, seq2seq
 from .fuse import let_read
@@ -34,7 +34,7 @@ RECIPE = 3  # to be raised where the same model, versions and precision come to 
 
 
 def put_base(
-    family: WordFamily | Clip,
+    family: GenerativeFamily | ContrastiveFamily,
     folder: Path,
     places: Sequence[Path],
     precision: str,
@@ -57,7 +57,7 @@ def put_base(
     return read_base_manifest(folder / "manifest.json").digest
 
 
-def made_from(family: WordFamily | Clip, precision: str, device: str) -> str:
+def made_from(family: GenerativeFamily | ContrastiveFamily, precision: str, device: str) -> str:
     """A sha256 of all that a base is made from: weights, configuration, layout, tokenizers, and the versions that
     make it."""
     total = hashlib.sha256()
@@ -66,7 +66,7 @@ def made_from(family: WordFamily | Clip, precision: str, device: str) -> str:
         total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     about = [
         family.name,
-        *(closed.about(family) if isinstance(family, Clip) else _about(family)),
+        *(closed.about(family) if isinstance(family, ContrastiveFamily) else _about(family)),
         repr(family.pixel_format),
         json.dumps(versions()),
         str(RECIPE),
@@ -77,8 +77,8 @@ def made_from(family: WordFamily | Clip, precision: str, device: str) -> str:
     return total.hexdigest()
 
 
-def _about(family: WordFamily) -> list[str]:
-    tokenizers = [family.tokenizer, *([family.qformer_tokenizer] if isinstance(family, ReadingEye) else [])]
+def _about(family: GenerativeFamily) -> list[str]:
+    tokenizers = [family.tokenizer, *([family.qformer_tokenizer] if isinstance(family, QuestionAwareFamily) else [])]
     return [
         family.model.config.to_json_string(),
         repr(family.layout),
@@ -108,11 +108,11 @@ def _link(file: Path, to: Path) -> None:
         shutil.copyfile(file, to)
 
 
-def _write(family: WordFamily | Clip, key: str, folder: Path, precision: str, device: str) -> None:
+def _write(family: GenerativeFamily | ContrastiveFamily, key: str, folder: Path, precision: str, device: str) -> None:
     folder.mkdir()
     fused = device != "tensorrt"
-    if isinstance(family, Clip):
-        content = closed.write_closed(family, folder, fused)
+    if isinstance(family, ContrastiveFamily):
+        content = closed.write_contrastive(family, folder, fused)
     else:
         content = _write_words(family, folder, fused)
     lower(folder, precision, device)
@@ -122,20 +122,20 @@ def _write(family: WordFamily | Clip, key: str, folder: Path, precision: str, de
     (folder / "manifest.json").write_bytes(seal(content))
 
 
-def _write_words(family: WordFamily, folder: Path, fused: bool) -> dict[str, Any]:
+def _write_words(family: GenerativeFamily, folder: Path, fused: bool) -> dict[str, Any]:
     # First, since a tokenizer that the sdk cannot use should not cost the minutes that graphs take.
     write_tokenizer(family.tokenizer, folder / "tokenizer.json", family)
-    if isinstance(family, ReadingEye):
+    if isinstance(family, QuestionAwareFamily):
         write_tokenizer(family.qformer_tokenizer, folder / "connector_tokenizer.json")
-    graphs.export_eye(family, folder / "vision_encoder.onnx", fused)
-    if isinstance(family, SeqToSeqFamily):
+    graphs.export_vision_encoder(family, folder / "vision_encoder.onnx", fused)
+    if isinstance(family, Seq2SeqFamily):
         seq2seq.export_encoder(family, folder / "encoder_model.onnx")
         seq2seq.export_decoder(family, folder / "decoder_model_merged.onnx")
     else:
         assert isinstance(family, CausalFamily)
         graphs.export_decoder(family, folder / "decoder_model_merged.onnx")
     graphs.export_embeddings(family, folder / "embed_tokens.npy")
-    if isinstance(family, ReadingEye):
+    if isinstance(family, QuestionAwareFamily):
         graphs.export_connector(family, folder / "connector.onnx")
     config = family.text_config
     n_kv_heads, head_size = graphs.cache_shape(family)
@@ -161,12 +161,12 @@ def _write_words(family: WordFamily, folder: Path, fused: bool) -> dict[str, Any
         "n_positions": _n_positions(family),
         "position_axes": family.position_axes if isinstance(family, CausalFamily) else 1,
         "n_causal": -1 if not isinstance(family, CausalFamily) or family.n_causal is None else family.n_causal,
-        "start_token": config.decoder_start_token_id if isinstance(family, SeqToSeqFamily) else -1,
-        "n_connector_positions": family.n_question_positions if isinstance(family, ReadingEye) else 0,
+        "start_token": config.decoder_start_token_id if isinstance(family, Seq2SeqFamily) else -1,
+        "n_connector_positions": family.n_question_positions if isinstance(family, QuestionAwareFamily) else 0,
     }
 
 
-def _n_positions(family: WordFamily) -> int:
+def _n_positions(family: GenerativeFamily) -> int:
     """The most tokens that a bundle of the model may read; 0 where nothing bounds it.
 
     Exported attention has no sliding window, so that a text ends where the window would begin to slide.

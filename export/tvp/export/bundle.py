@@ -24,8 +24,8 @@ from tvp.trainer import families
 from tvp.trainer.data import Data, Scenes
 from tvp.trainer.evaluate import MAX_NEW_TOKENS
 from tvp.trainer.families import Family
-from tvp.trainer.families._family import WordFamily
-from tvp.trainer.families.clip import Clip
+from tvp.trainer.families.clip import ContrastiveFamily
+from tvp.trainer.families.family import GenerativeFamily
 from tvp.trainer.prompt import Geometry, Prompt
 from tvp.trainer.tasks import Task
 
@@ -70,7 +70,8 @@ def export(
     reuse: take the base of another bundle beside `output` or under $TVP_HOME/tasks, where one has been made of the
         same model by the same versions, instead of exporting the model again; the files are shared by hard links.
     precision: fp32 answers exactly as PyTorch; fp16, int8 and int4 may differ, see `tvp.export.precision.lower`.
-    device: where the bundle is meant to run. For `tensorrt` the eye is of standard operators only; for `cuda` graphs
+    device: where the bundle is meant to run. For `tensorrt` the vision encoder is of standard operators only; for
+    `cuda` graphs
         are others in int8 and int4 only, see `tvp.export.precision.lower`. PyTorch is compared on a CPU, always.
     max_loss: share of the cases whose answers may differ from PyTorch's, below fp32.
     single_file: also write IMAGE_ENCODER, the preprocessing and the vision encoder as one graph.
@@ -89,7 +90,7 @@ def export(
     if geometry is None:
         size = family.pixel_format.size
         geometry = Geometry(size, size, task.fit)
-    if isinstance(family, WordFamily) and family.unfollowed:
+    if isinstance(family, GenerativeFamily) and family.unfollowed:
         log.warning(
             "%s says %s, which is not followed: answers are the likeliest tokens as the model scores them.",
             model,
@@ -99,8 +100,8 @@ def export(
         data = Scenes(max(n_cases, N_GOLDEN), seed=7, camera=task.camera)
     samples = _first(data, n_cases)
     cases: list[Any] = [(sample.picture, task.question or sample.questions[0].text) for sample in samples]
-    if isinstance(family, Clip):
-        cases = closed.closed_cases(task, samples)
+    if isinstance(family, ContrastiveFamily):
+        cases = closed.contrastive_cases(task, samples)
     output.parent.mkdir(parents=True, exist_ok=True)
     # Built beside its place, so that the last step is one rename on the same disk.
     work = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
@@ -118,8 +119,10 @@ def export(
         with sdk.load(work, providers="cpu") as loaded:
             # Below fp32 a share of the cases is what is checked, and four would be few.
             n_golden = N_GOLDEN if precision == "fp32" else min(len(cases), MOST_GOLDEN)
-            if isinstance(family, Clip):
-                report = closed.measure_closed(loaded, family, geometry, prompt, cases, n_golden, precision == "fp32")
+            if isinstance(family, ContrastiveFamily):
+                report = closed.measure_contrastive(
+                    loaded, family, geometry, prompt, cases, n_golden, precision == "fp32"
+                )
             else:
                 report = parity.measure(loaded, family, geometry, prompt, cases, MAX_NEW_TOKENS, n_golden)
             report.check(task.name, precision, max_loss)
@@ -140,9 +143,9 @@ def export(
     return report
 
 
-def exportable(family: Family) -> WordFamily | Clip:
+def exportable(family: Family) -> GenerativeFamily | ContrastiveFamily:
     """The family, if there is an export of it; raises ModelError."""
-    if not family.exports or not isinstance(family, WordFamily | Clip):
+    if not family.exports or not isinstance(family, GenerativeFamily | ContrastiveFamily):
         raise ModelError(f"A {family.name} model cannot be exported yet; it can be trained on and evaluated.")
     return family
 

@@ -28,7 +28,7 @@ from .precision import DEVICES, MAX_LOSS, PRECISIONS
     type=click.Choice(DEVICES),
     default="cpu",
     show_default=True,
-    help="Where it is meant to run; TensorRT needs an eye of standard operators.",
+    help="Where it is meant to run; TensorRT needs a vision encoder of standard operators.",
 )
 @click.option(
     "--max-loss",
@@ -37,7 +37,9 @@ from .precision import DEVICES, MAX_LOSS, PRECISIONS
     type=click.FloatRange(0, 1),
     help="Share of the answers that may differ from PyTorch's, below fp32.",
 )
-@click.option("--single-file", is_flag=True, help="Also write image_encoder.onnx: preprocessing and eye in one graph.")
+@click.option(
+    "--single-file", is_flag=True, help="Also write image_encoder.onnx: preprocessing and vision encoder in one graph."
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be written and how large, and write nothing.")
 @click.option("--force", is_flag=True, help="Replace the bundle at OUTPUT.")
 def export(

@@ -20,12 +20,12 @@ from tvp.sdk import Task as LoadedTask
 from tvp.sdk._closed import compare_choice, open_tokenizer
 from tvp.sdk.errors import ModelError, RequestError
 from tvp.trainer.data import Sample
-from tvp.trainer.families.clip import Clip
+from tvp.trainer.families.clip import ContrastiveFamily
 from tvp.trainer.prompt import Geometry, Prompt
 from tvp.trainer.tasks import Task
 
-from .attention import fused_eye, plain_eye
-from .graphs import Traced, config_of, export_eye, write
+from .attention import fused_vision_encoder, plain_vision_encoder
+from .graphs import Traced, config_of, export_vision_encoder, write
 from .parity import LOGITS_TOLERANCE, Parity, compare_pixels, pixel_values
 from .precision import size_in_encoder
 from .texts import tokenizer_of
@@ -55,7 +55,7 @@ TEXTS = (
 class TextEncoder(nn.Module):
     """input_ids -> text_features, of unit length."""
 
-    def __init__(self, family: Clip) -> None:
+    def __init__(self, family: ContrastiveFamily) -> None:
         super().__init__()
         self.model, self.config = family.model, config_of(family)
         self._family = family
@@ -86,23 +86,23 @@ class TextConfig(OnnxConfig):  # type: ignore[misc]
         return {"input_ids": self._ids}
 
 
-def export_text_encoder(family: Clip, file: Path, fused: bool = True) -> None:
-    """Write the text encoder as a graph; fused: see `graphs.export_eye`."""
+def export_text_encoder(family: ContrastiveFamily, file: Path, fused: bool = True) -> None:
+    """Write the text encoder as a graph; fused: see `graphs.export_vision_encoder`."""
     ids = family.tokenize([TEXTS[0]]).repeat(2, 1)
-    with fused_eye(family.model) if fused else plain_eye():
+    with fused_vision_encoder(family.model) if fused else plain_vision_encoder():
         write(TextEncoder(family), TextConfig(config_of(family), ids, family.padded), file)
 
 
-def write_closed(family: Clip, folder: Path, fused: bool) -> dict[str, Any]:
+def write_contrastive(family: ContrastiveFamily, folder: Path, fused: bool) -> dict[str, Any]:
     """Write graphs and tokenizer to a folder; returns what the manifest says of them.
 
-    fused: see `graphs.export_eye`.
+    fused: see `graphs.export_vision_encoder`.
     Raises ModelError for a model whose tokenizer cannot be written.
     """
     tokenizer, pad_token = tokenizer_of(family)
     tokenizer.save(os.fspath(folder / "tokenizer.json"))
     refuse_other_tokens(family, folder / "tokenizer.json", pad_token, TEXTS)
-    export_eye(family, folder / "vision_encoder.onnx", fused)
+    export_vision_encoder(family, folder / "vision_encoder.onnx", fused)
     export_text_encoder(family, folder / "text_encoder.onnx", fused)
     with torch.no_grad():
         n_features = family.text_features([TEXTS[0]]).shape[1]
@@ -119,7 +119,7 @@ def write_closed(family: Clip, folder: Path, fused: bool) -> dict[str, Any]:
     }
 
 
-def refuse_other_tokens(family: Clip, file: Path, pad_token: int, texts: Iterable[str]) -> None:
+def refuse_other_tokens(family: ContrastiveFamily, file: Path, pad_token: int, texts: Iterable[str]) -> None:
     """Raise ModelError where a written tokenizer gives other tokens than the model's own for one of the texts."""
     written = open_tokenizer(file, family.n_positions, pad_token)
     for text in texts:
@@ -131,7 +131,7 @@ def refuse_other_tokens(family: Clip, file: Path, pad_token: int, texts: Iterabl
             )
 
 
-def about(family: Clip) -> list[str]:
+def about(family: ContrastiveFamily) -> list[str]:
     """What a base of this kind is made from, besides weights and versions."""
     tokenizer, pad_token = tokenizer_of(family)
     config = config_of(family).to_json_string() if hasattr(family.model, "config") else repr(family.model)
@@ -143,13 +143,13 @@ def about(family: Clip) -> list[str]:
     ]
 
 
-def tokenizer_text(family: Clip) -> str:
+def tokenizer_text(family: ContrastiveFamily) -> str:
     tokenizer, _ = tokenizer_of(family)
     text: str = tokenizer.to_str()
     return text
 
 
-def sizes(family: Clip, precision: str) -> dict[str, int]:
+def sizes(family: ContrastiveFamily, precision: str) -> dict[str, int]:
     """Bytes of the weights of each graph."""
     found = {"vision_encoder.onnx": 0, "text_encoder.onnx": 0}
     for name, weight in family.model.named_parameters():
@@ -158,7 +158,7 @@ def sizes(family: Clip, precision: str) -> dict[str, int]:
     return found
 
 
-def closed_cases(task: Task, samples: Sequence[Sample]) -> list[Case]:
+def contrastive_cases(task: Task, samples: Sequence[Sample]) -> list[Case]:
     """Pictures with what is asked about them and what it is chosen from: the task's labels, or the question's own.
 
     Raises RequestError where there is nothing to choose from.
@@ -177,9 +177,9 @@ def closed_cases(task: Task, samples: Sequence[Sample]) -> list[Case]:
 
 
 @torch.no_grad()
-def measure_closed(
+def measure_contrastive(
     task: LoadedTask,
-    family: Clip,
+    family: ContrastiveFamily,
     geometry: Geometry,
     prompt: Prompt | None,
     cases: Sequence[Case],
@@ -213,7 +213,9 @@ def measure_closed(
     return report
 
 
-def golden_case(family: Clip, pixels: Tensor, picture: str, question: str, labels: Sequence[str]) -> dict[str, Any]:
+def golden_case(
+    family: ContrastiveFamily, pixels: Tensor, picture: str, question: str, labels: Sequence[str]
+) -> dict[str, Any]:
     """PyTorch's scores of labels for pixel values (1, 3, size, size), as `check` compares them."""
     scores = family.answer_scores(family.see(pixels), [question], labels)[0]
     return {

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from tvp import sdk
-from tvp.sdk._closed import ClosedTask
+from tvp.sdk._closed import ContrastiveTask
 from tvp.trainer.data import Data, Question
 from tvp.trainer.evaluate import Accuracy, judge
 from tvp.trainer.families import Family
@@ -44,7 +44,7 @@ def bundle_accuracy(
 
 def accuracy(loaded: sdk.Task, data: Data, task: Task, quiet: bool = True) -> Accuracy:
     """Ask a bundle everything in `data` and compare with the answers, as `tvp.trainer.evaluate.accuracy` does."""
-    generates = not isinstance(loaded, ClosedTask)
+    generates = not isinstance(loaded, ContrastiveTask)
     questions: list[Question] = []
     answers: list[str] = []
     scores: list[NDArray[np.float32] | None] = []

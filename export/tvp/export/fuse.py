@@ -90,14 +90,14 @@ def let_read(file: Path) -> None:
         shutil.copymode(file, data)
 
 
-def merge(preprocess: Path, eye: Path, file: Path) -> None:
+def merge(preprocess: Path, encoder: Path, file: Path) -> None:
     """Write a preprocessing graph and a vision encoder as one graph: picture (H, W, 3) -> what the encoder gives."""
-    first, second = onnx.load(preprocess), _load(eye)
+    first, second = onnx.load(preprocess), _load(encoder)
     versions = {opset.domain: opset.version for model in (first, second) for opset in model.opset_import}
     ir_version = max(first.ir_version, second.ir_version)
-    onnx.compose.add_prefix(second, "eye.", rename_outputs=False, inplace=True)
+    onnx.compose.add_prefix(second, "encoder.", rename_outputs=False, inplace=True)
     # Not merge_models, whose check takes no more than 2 GiB.
-    graph = onnx.compose.merge_graphs(first.graph, second.graph, [("pixel_values", "eye.pixel_values")])
+    graph = onnx.compose.merge_graphs(first.graph, second.graph, [("pixel_values", "encoder.pixel_values")])
     opsets = [onnx.helper.make_opsetid(domain, version) for domain, version in versions.items()]
     save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=ir_version), file)
 

@@ -19,11 +19,18 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from tvp.sdk.errors import ModelError
-from tvp.trainer.families._causal import CausalFamily
-from tvp.trainer.families._family import Family, WordFamily
-from tvp.trainer.families.instructblip import ReadingEye
+from tvp.trainer.families.causal import CausalFamily
+from tvp.trainer.families.family import Family, GenerativeFamily
+from tvp.trainer.families.instructblip import QuestionAwareFamily
 
-from .attention import NewKeyValues, angles_of, current_cache, fused_attention, fused_eye, plain_eye
+from .attention import (
+    NewKeyValues,
+    angles_of,
+    current_cache,
+    fused_attention,
+    fused_vision_encoder,
+    plain_vision_encoder,
+)
 from .fuse import fuse_attention, fuse_gelu, fuse_norms, rewrite
 
 OPSET = 18
@@ -31,7 +38,7 @@ N_DUMMY = 5  # tokens in the sequence that is traced; the axis is dynamic
 CAPACITY_DUMMY = 16
 
 
-class Eye(nn.Module):
+class VisionEncoder(nn.Module):
     """pixel_values -> image_embeds: the vision encoder with everything up to the language model; or, where what
     comes next reads the question, pixel_values -> image_features: the vision encoder alone."""
 
@@ -48,7 +55,7 @@ class Eye(nn.Module):
 class Connector(nn.Module):
     """image_features and a question in the connector's own tokens -> image_embeds."""
 
-    def __init__(self, family: ReadingEye) -> None:
+    def __init__(self, family: QuestionAwareFamily) -> None:
         super().__init__()
         self.model = family.model
         self.config = family.model.config
@@ -113,8 +120,8 @@ class Traced(ModelPatcher):  # type: ignore[misc]
         self.patched_forward = self.orig_forward
 
 
-class EyeConfig(OnnxConfig):  # type: ignore[misc]
-    """One picture at a time, or any number where the eye allows it; the sides are fixed, which TensorRT wants."""
+class VisionEncoderConfig(OnnxConfig):  # type: ignore[misc]
+    """One picture at a time, or any number where the encoder allows it; the sides are fixed, which TensorRT wants."""
 
     NORMALIZED_CONFIG_CLASS = NormalizedConfig
     _MODEL_PATCHER = Traced
@@ -210,20 +217,20 @@ class DecoderConfig(OnnxConfig):  # type: ignore[misc]
         return [f"{prefix}.{i}.{kind}" for i in range(self._n_layers) for kind in ("key", "value")]
 
 
-def export_eye(family: Family, file: Path, fused: bool = True) -> None:
+def export_vision_encoder(family: Family, file: Path, fused: bool = True) -> None:
     """Write the vision encoder as a graph, with the connector where it does not read the question.
 
     fused: with onnxruntime's own operators, which TensorRT has not.
     """
     output = "image_features" if family.reads_question else "image_embeds"
-    config = EyeConfig(config_of(family), family.pixel_format.size, family.eye_batches, output)
-    with fused_eye(family.model) if fused else plain_eye():
-        write(Eye(family), config, file)
+    config = VisionEncoderConfig(config_of(family), family.pixel_format.size, family.encoder_batches, output)
+    with fused_vision_encoder(family.model) if fused else plain_vision_encoder():
+        write(VisionEncoder(family), config, file)
     if fused:
         rewrite(file, fuse_gelu)
 
 
-def export_connector(family: ReadingEye, file: Path) -> None:
+def export_connector(family: QuestionAwareFamily, file: Path) -> None:
     """Write a connector that reads the question."""
     size = family.pixel_format.size
     with torch.no_grad():
@@ -249,7 +256,7 @@ def export_decoder(family: CausalFamily, file: Path) -> None:
     rewrite(file, fuse_attention, fuse_norms)
 
 
-def export_embeddings(family: WordFamily, file: Path) -> None:
+def export_embeddings(family: GenerativeFamily, file: Path) -> None:
     """Write the token embeddings as an array that the sdk maps into memory."""
     weight = family.embed_tokens.weight.detach().cpu().numpy()  # type: ignore[operator]
     np.save(file, weight.astype(np.float32), allow_pickle=False)
@@ -260,7 +267,7 @@ def config_of(family: Family) -> Any:
     return getattr(family.model, "config", None) or PretrainedConfig()
 
 
-def cache_shape(family: WordFamily) -> tuple[int, int]:
+def cache_shape(family: GenerativeFamily) -> tuple[int, int]:
     """Key/value heads and their size."""
     config = family.text_config
     n_heads = config.num_attention_heads

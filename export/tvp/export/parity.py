@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tvp.sdk import Task
 from tvp.sdk.errors import CheckError
-from tvp.trainer.families._family import Family, WordFamily
+from tvp.trainer.families.family import Family, GenerativeFamily
 from tvp.trainer.prompt import Geometry, Prompt
 
 LOGITS_TOLERANCE = 1e-3
@@ -93,7 +93,7 @@ class Parity:
 @torch.no_grad()
 def measure(
     task: Task,
-    family: WordFamily,
+    family: GenerativeFamily,
     geometry: Geometry,
     prompt: Prompt | None,
     cases: Iterable[tuple[NDArray[np.uint8], str]],

@@ -8,11 +8,11 @@ from typing import Any
 from tvp.sdk._manifest import read_base_manifest
 from tvp.sdk._task import home
 from tvp.trainer import families
-from tvp.trainer.families._causal import CausalFamily
-from tvp.trainer.families._family import WordFamily
-from tvp.trainer.families._seq2seq import SeqToSeqFamily
-from tvp.trainer.families.clip import Clip
-from tvp.trainer.families.instructblip import ReadingEye
+from tvp.trainer.families.causal import CausalFamily
+from tvp.trainer.families.clip import ContrastiveFamily
+from tvp.trainer.families.family import GenerativeFamily
+from tvp.trainer.families.instructblip import QuestionAwareFamily
+from tvp.trainer.families.seq2seq import Seq2SeqFamily
 from tvp.trainer.prompt import Prompt
 from tvp.trainer.tasks import Task
 
@@ -59,29 +59,29 @@ def plan(
         names = read_base_manifest(found / "manifest.json").files
         return rows + [(f"base/{name}", 0, f"shared with {found}") for name in names]
     rows += [(f"base/{name}", size, "") for name, size in sizes.items()]
-    text = closed.tokenizer_text(family) if isinstance(family, Clip) else fast(family.tokenizer).to_str()
+    text = closed.tokenizer_text(family) if isinstance(family, ContrastiveFamily) else fast(family.tokenizer).to_str()
     rows += [("base/tokenizer.json", len(text), ""), ("base/manifest.json", 4 * 2**10, "")]
-    if isinstance(family, ReadingEye):
+    if isinstance(family, QuestionAwareFamily):
         rows.append(("base/connector_tokenizer.json", len(fast(family.qformer_tokenizer).to_str()), ""))
     return rows
 
 
-def _graphs(family: WordFamily | Clip, precision: str, of_eye: str) -> dict[str, int]:
+def _graphs(family: GenerativeFamily | ContrastiveFamily, precision: str, of_encoder: str) -> dict[str, int]:
     """Bytes of the weights of each part; the connector and T5's encoder are counted with what they stand beside.
 
-    of_eye: the precision of what is no language model.
+    of_encoder: the precision of what is no language model.
     """
-    if isinstance(family, Clip):
-        return closed.sizes(family, of_eye)
-    if isinstance(family, SeqToSeqFamily):
+    if isinstance(family, ContrastiveFamily):
+        return closed.sizes(family, of_encoder)
+    if isinstance(family, Seq2SeqFamily):
         parts, head = [family.language_model], family.language_model.lm_head
     else:
         assert isinstance(family, CausalFamily)
         parts, head = [family.decoder, family.head], family.head
     words: Any = family.embed_tokens.weight
     text = {id(weight): weight.numel() for part in parts for weight in part.parameters()} | {id(words): words.numel()}
-    eye = sum(
-        size_in_encoder(name, weight, of_eye)
+    encoder = sum(
+        size_in_encoder(name, weight, of_encoder)
         for name, weight in family.model.named_parameters()
         if id(weight) not in text
     )
@@ -91,7 +91,7 @@ def _graphs(family: WordFamily | Clip, precision: str, of_eye: str) -> dict[str,
         del text[id(words)]  # which only the table of embeddings holds
     halves = 4 if precision == "fp32" else 2
     return {
-        "vision_encoder.onnx": eye,
+        "vision_encoder.onnx": encoder,
         "decoder_model_merged.onnx": int(sum(text.values()) * BYTES[precision]) + 2 * whole * (precision == "fp16"),
         "embed_tokens.npy": words.numel() * halves,
     }

@@ -34,7 +34,8 @@ def lower(folder: Path, precision: str, device: str = "cpu") -> None:
     """Give the graphs in a folder and its token embeddings another precision than fp32.
 
     fp16: everything but what graphs take and give; keys and values too.
-    int8, int4: a language model's matrices in blocks of 128 weights (MatMulNBits), and on a CPU an eye's with one
+    int8, int4: a language model's matrices in blocks of 128 weights (MatMulNBits), and on a CPU a vision encoder's
+    with one
         scale a column (dynamic int8, of 7 bits); of a model that only chooses among labels both encoders so, in int4
         as in int8. On a GPU, which has nothing for dynamic int8, and its attention in fp16 only, all else is in fp16.
     device: what `made_for` says.
@@ -83,7 +84,7 @@ def _root_logger_kept() -> Iterator[None]:
 
 
 def _dynamic(file: Path) -> None:
-    # Not the convolution of the patches: its integer kernel is slow, and it is little of the eye.
+    # Not the convolution of the patches: its integer kernel is slow, and it is little of the vision encoder.
     work = file.with_name(f"{file.name}.int8")
     with _root_logger_kept():
         logging.getLogger().setLevel(logging.ERROR)  # its advice is for those who calibrate
@@ -93,8 +94,8 @@ def _dynamic(file: Path) -> None:
             op_types_to_quantize=["MatMul"],
             per_channel=True,
             weight_type=QuantType.QInt8,
-            # 7 bits: without VNNI two products of 8 bits are summed in 16 and cut off, and eyes were 2 to 4 times
-            # further from fp32's than they are with 7, at the same speed.
+            # 7 bits: without VNNI two products of 8 bits are summed in 16 and cut off, and vision encoders were 2 to
+            # 4 times further from fp32's than they are with 7, at the same speed.
             reduce_range=True,
             extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},  # of what fused operators give
         )
@@ -103,7 +104,7 @@ def _dynamic(file: Path) -> None:
 
 
 def _halve(file: Path, fused: bool) -> None:
-    if fused:  # the norms that are none yet: T5's, and some eyes'
+    if fused:  # the norms that are none yet: T5's, and some vision encoders'
         rewrite(file, fuse_norms)
     # Squares of large activations overflow in fp16: norms, and what onnxruntime fuses to one, stay in fp32, and with
     # them the sum of what the layers give. So do angles by which tokens are turned: at place 1,000 fp16 is a quarter

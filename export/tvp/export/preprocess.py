@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from tvp.trainer.families._pixels import PixelFormat, resize_matrix
+from tvp.trainer.families.pixels import PixelFormat, resize_matrix
 from tvp.trainer.prompt import Geometry, Prompt
 
 OPSET = 18

@@ -16,7 +16,7 @@ from optimum.utils import NormalizedConfig
 from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache
 
-from tvp.trainer.families._seq2seq import SeqToSeqFamily
+from tvp.trainer.families.seq2seq import Seq2SeqFamily
 
 from .graphs import N_DUMMY, Traced, write
 
@@ -27,7 +27,7 @@ N_READ = 7  # tokens that the traced encoder reads; the axis is dynamic
 class Encoder(nn.Module):
     """inputs_embeds -> keys and values of every layer of the decoder's attention to them."""
 
-    def __init__(self, family: SeqToSeqFamily) -> None:
+    def __init__(self, family: Seq2SeqFamily) -> None:
         super().__init__()
         model = family.language_model
         self.encoder, self.config = model.encoder, model.config
@@ -44,7 +44,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """inputs_embeds of new tokens, past keys and values and the encoder's -> logits, present keys and values."""
 
-    def __init__(self, family: SeqToSeqFamily) -> None:
+    def __init__(self, family: Seq2SeqFamily) -> None:
         super().__init__()
         model = family.language_model
         self.decoder, self.head, self.config = model.decoder, model.lm_head, model.config
@@ -122,12 +122,12 @@ class DecoderConfig(OnnxConfig):  # type: ignore[misc]
         }
 
 
-def export_encoder(family: SeqToSeqFamily, file: Path) -> None:
+def export_encoder(family: Seq2SeqFamily, file: Path) -> None:
     """Write the encoder and the projections that the decoder's attention to it needs."""
     write(Encoder(family), EncoderConfig(family.language_model.config), file)
 
 
-def export_decoder(family: SeqToSeqFamily, file: Path) -> None:
+def export_decoder(family: Seq2SeqFamily, file: Path) -> None:
     """Write the decoder as one graph for the first and for later tokens."""
     write(Decoder(family), DecoderConfig(family.language_model.config), file)
 

@@ -11,13 +11,13 @@ from transformers import SiglipTokenizer
 from transformers.convert_slow_tokenizer import import_protobuf
 
 from tvp.sdk.errors import ModelError
-from tvp.trainer.families.clip import Clip
+from tvp.trainer.families.clip import ContrastiveFamily
 
 # SimpleTokenizer's own pattern.
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
-def tokenizer_of(family: Clip) -> tuple[Tokenizer, int]:
+def tokenizer_of(family: ContrastiveFamily) -> tuple[Tokenizer, int]:
     """The tokenizer of a model, and the id that it pads with (-1: it does not).
 
     What comes out reads texts as the model's own does, but for what open_clip's mend first: HTML entities and broken

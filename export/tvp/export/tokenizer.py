@@ -10,10 +10,10 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase
 
 from tvp.sdk.errors import ModelError
-from tvp.trainer.families._family import WordFamily
+from tvp.trainer.families.family import GenerativeFamily
 
 
-def write_tokenizer(tokenizer: PreTrainedTokenizerBase, file: Path, family: WordFamily | None = None) -> None:
+def write_tokenizer(tokenizer: PreTrainedTokenizerBase, file: Path, family: GenerativeFamily | None = None) -> None:
     """Write a tokenizer to a file.
 
     family: whose prompts it is for; the file's tokenizer then adds the marks that the family adds to a prompt.
@@ -33,7 +33,7 @@ def fast(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
     return backend
 
 
-def _marking(backend: Tokenizer, family: WordFamily) -> Tokenizer:
+def _marking(backend: Tokenizer, family: GenerativeFamily) -> Tokenizer:
     """The tokenizer itself if it writes a prompt's begin and end as the family does, else a copy that does."""
     layout = family.layout
     text = layout.prompt.replace("{image}", layout.image_token).replace("{question}", "a")

@@ -73,9 +73,9 @@ def bench(
 
 
 def _answer(view: View, case: dict[str, Any], max_new_tokens: int) -> Answer:
-    from ._closed import ClosedView
+    from ._closed import ContrastiveView
 
-    if isinstance(view, ClosedView):  # whose task may have no labels of its own
+    if isinstance(view, ContrastiveView):  # whose task may have no labels of its own
         return view.choose(case["question"], case["labels"])
     return view.ask(case["question"], max_new_tokens=max_new_tokens)
 

@@ -192,7 +192,7 @@ def check(task: str, providers: str | dict[str, str]) -> None:
 @click.argument("task")
 def inspect(task: str) -> None:
     """Show what the bundle TASK (a folder or a name) is, without loading it."""
-    from ._manifest import ClosedManifest, read_base_manifest, read_task_manifest
+    from ._manifest import ContrastiveManifest, read_base_manifest, read_task_manifest
     from ._task import find
 
     folder = find(task)
@@ -207,7 +207,7 @@ def inspect(task: str) -> None:
         "precision": base.precision,
         **(
             {"answers": f"labels only, by {base.scoring}", "texts": f"{base.n_positions} tokens at most"}
-            if isinstance(base, ClosedManifest)
+            if isinstance(base, ContrastiveManifest)
             else {
                 "image tokens": base.n_image_tokens,
                 "context": f"{base.n_positions} tokens" if base.n_positions else "(no bound)",

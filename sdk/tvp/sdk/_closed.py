@@ -18,10 +18,10 @@ from ._decoder import log_softmax
 from ._generation import Generation, Options
 from ._image import ImageLike
 from ._layout import refuse_half_characters
-from ._manifest import ClosedManifest, Identity, TaskManifest
+from ._manifest import ContrastiveManifest, Identity, TaskManifest
 from ._providers import Plan
 from ._sessions import Trims, encode, open_parts, read_tokenizer, run
-from ._shapes import check_closed
+from ._shapes import check_contrastive
 from ._task import MAX_QUESTION, Task
 from ._view import Answer, Ranked, View, _see_together
 from .errors import BundleError, RequestError
@@ -32,13 +32,13 @@ REFUSED = {"temperature": 0.0, "stop": ()}  # options that have no meaning here,
 
 
 @dataclass
-class ClosedBase:
+class ContrastiveBase:
     """A loaded base, shared by the tasks that use it; features of texts are computed once.
 
     tokenizer: cuts and pads as the manifest says. For the rest see `Base`.
     """
 
-    manifest: ClosedManifest
+    manifest: ContrastiveManifest
     vision_encoder: Any
     text_encoder: Any
     tokenizer: Tokenizer
@@ -103,12 +103,14 @@ class ClosedBase:
         return row
 
 
-def open_closed(folder: Path, manifest: ClosedManifest, plan: Plan, verified: set[Identity]) -> ClosedBase:
+def open_contrastive(
+    folder: Path, manifest: ContrastiveManifest, plan: Plan, verified: set[Identity]
+) -> ContrastiveBase:
     """Open a verified base of this kind."""
     sessions, places, fallbacks = open_parts(folder, plan, manifest.files)
-    check_closed(sessions["vision_encoder"], sessions["text_encoder"], manifest)
+    check_contrastive(sessions["vision_encoder"], sessions["text_encoder"], manifest)
     tokenizer = open_tokenizer(folder / "tokenizer.json", manifest.n_positions, manifest.pad_token)
-    return ClosedBase(
+    return ContrastiveBase(
         manifest, sessions["vision_encoder"], sessions["text_encoder"], tokenizer, places, fallbacks, verified
     )
 
@@ -122,10 +124,10 @@ def open_tokenizer(file: Path, n_positions: int, pad_token: int) -> Tokenizer:
     return tokenizer
 
 
-class ClosedView(View):
+class ContrastiveView(View):
     """A picture as a task that chooses among labels sees it."""
 
-    def __init__(self, task: ClosedTask, features: NDArray[np.float32], seconds: float) -> None:
+    def __init__(self, task: ContrastiveTask, features: NDArray[np.float32], seconds: float) -> None:
         self._task, self._closed = task, task.base
         self._features = features.reshape(-1)  # (1, 1, n_features) -> (n_features,)
         if len(self._features) != task.base.manifest.n_features:
@@ -137,7 +139,7 @@ class ClosedView(View):
         self._lock = threading.Lock()
 
     def ask(self, question: str | None = None, **options: Unpack[Options]) -> Answer:
-        """The best of the task's labels; see `ClosedTask`."""
+        """The best of the task's labels; see `ContrastiveTask`."""
         self._task.generation(options)
         return self.choose(question, self._task.labels)
 
@@ -163,7 +165,7 @@ class ClosedView(View):
         return [Ranked(labels[i], float(scores[i])) for i in np.argsort(-scores, kind="stable")]
 
 
-class ClosedTask(Task):
+class ContrastiveTask(Task):
     """A loaded task whose model only chooses among labels.
 
     `rank` scores any labels, `ask`, `ask_many` and `stream` answer with the best of the task's own: `text` is the
@@ -171,12 +173,12 @@ class ClosedTask(Task):
     always; `temperature` and `stop` are refused; `cancel` ends `ask_many` between batches; the others change nothing.
     """
 
-    def __init__(self, folder: Path, manifest: TaskManifest, base: ClosedBase, preprocess: Any) -> None:
+    def __init__(self, folder: Path, manifest: TaskManifest, base: ContrastiveBase, preprocess: Any) -> None:
         super().__init__(folder, manifest, cast(Any, base), preprocess)
 
     @property
-    def base(self) -> ClosedBase:  # type: ignore[override]
-        return cast(ClosedBase, super().base)
+    def base(self) -> ContrastiveBase:  # type: ignore[override]
+        return cast(ContrastiveBase, super().base)
 
     def encode(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """Unit features (n, 1, n_features) of pixel values (n, 3, size, size)."""
@@ -198,7 +200,7 @@ class ClosedTask(Task):
         return generation
 
     def _view(self, features: NDArray[np.float32], seconds: float) -> View:
-        return ClosedView(self, features, seconds)
+        return ContrastiveView(self, features, seconds)
 
     def _refuse_unreadable(self, question: str | None, too_long: bool = False, of_labels: bool = True) -> None:
         self.base.texts(self.question(question), self.labels if of_labels else ())

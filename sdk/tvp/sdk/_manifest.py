@@ -80,7 +80,7 @@ class BaseManifest:
 
 
 @dataclass(frozen=True)
-class ClosedManifest:
+class ContrastiveManifest:
     """One exported frozen model that only chooses among given answers (CLIP, SigLIP): `kind` is `closed`.
 
     n_features: width of the unit features of pictures and of texts.
@@ -150,7 +150,7 @@ def read_task_manifest(file: Path) -> TaskManifest:
     )
 
 
-def read_base_manifest(file: Path) -> BaseManifest | ClosedManifest:
+def read_base_manifest(file: Path) -> BaseManifest | ContrastiveManifest:
     content = _read(file)
     if "kind" in content:
         _one_of(content, "kind", ("closed",), file)
@@ -197,9 +197,9 @@ def read_base_manifest(file: Path) -> BaseManifest | ClosedManifest:
     )
 
 
-def _closed(content: Mapping[str, Any], file: Path) -> ClosedManifest:
+def _closed(content: Mapping[str, Any], file: Path) -> ContrastiveManifest:
     captions = _take(content, "captions", dict, file)
-    return ClosedManifest(
+    return ContrastiveManifest(
         family=_take(content, "family", str, file),
         precision=_take(content, "precision", str, file),
         captions=Captions(_take(captions, "begun", str, file), _take(captions, "asked", str, file)),
@@ -216,7 +216,7 @@ def _closed(content: Mapping[str, Any], file: Path) -> ClosedManifest:
     )
 
 
-def readable_bases(place: Path) -> Iterator[tuple[Path, BaseManifest | ClosedManifest]]:
+def readable_bases(place: Path) -> Iterator[tuple[Path, BaseManifest | ContrastiveManifest]]:
     """Bundles in a folder, and their bases' manifests where those can be read; not one that is being written, whose
     name begins with a dot."""
     for file in sorted(place.glob("[!.]*/base/manifest.json")):

@@ -19,7 +19,7 @@ from ._external import is_plain, locations
 from ._manifest import (
     MAX_MANIFEST,
     BaseManifest,
-    ClosedManifest,
+    ContrastiveManifest,
     FileEntry,
     TaskManifest,
     read_base_manifest,
@@ -132,7 +132,7 @@ def digest(file: Path) -> str:
         raise BundleError(f"{file} cannot be read: {error.strerror or error}") from error
 
 
-def _manifests(folder: Path) -> tuple[TaskManifest, BaseManifest | ClosedManifest]:
+def _manifests(folder: Path) -> tuple[TaskManifest, BaseManifest | ContrastiveManifest]:
     task = read_task_manifest(folder / "manifest.json")
     base = read_base_manifest(folder / "base" / "manifest.json")
     if base.digest != task.base_digest:
@@ -157,7 +157,7 @@ def _linked(twin: Path, name: str, entry: FileEntry, work: Path) -> bool:
     return True
 
 
-def _listed(task: TaskManifest, base: BaseManifest | ClosedManifest) -> dict[str, FileEntry]:
+def _listed(task: TaskManifest, base: BaseManifest | ContrastiveManifest) -> dict[str, FileEntry]:
     return {**task.files, **{f"base/{name}": entry for name, entry in base.files.items()}}
 
 

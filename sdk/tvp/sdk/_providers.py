@@ -23,8 +23,8 @@ Chosen = list[tuple[str, dict[str, str]]]  # what onnxruntime gets
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 SHORT_NAMES = {"cpu": CPU, "cuda": CUDA, "tensorrt": TENSORRT}
 ON_CPU: Chosen = [(CPU, {})]
-PREPROCESS, EYE = "preprocess", "vision_encoder"
-PARTS = (PREPROCESS, EYE, "connector", "encoder", "decoder", "text_encoder")
+PREPROCESS, VISION_ENCODER = "preprocess", "vision_encoder"
+PARTS = (PREPROCESS, VISION_ENCODER, "connector", "encoder", "decoder", "text_encoder")
 FILE_NAMES = {"encoder_model": "encoder", "decoder_model_merged": "decoder"}  # which are understood too
 
 _preloading = threading.Lock()
@@ -97,15 +97,15 @@ def with_cuda() -> Any:
 def make_plan(wanted: Providers, parts: Iterable[str], cache: Path, precision: str, device: str = "") -> Plan:
     """`choose_providers` for these parts; what is wrong about another part is an error as well.
 
-    Logs a warning where TensorRT is to run an eye that was not made for it.
+    Logs a warning where TensorRT is to run a vision encoder that was not made for it.
     """
     choices = _by_part(wanted)
     chosen = {part: choose_providers(wanted, part, cache, precision, device) for part in PARTS}
-    if chosen[EYE][0][0] == TENSORRT and device in ("cpu", "cuda"):
+    if chosen[VISION_ENCODER][0][0] == TENSORRT and device in ("cpu", "cuda"):
         log.warning(
             "The %s was not exported for TensorRT, and has operators that it has not: it builds an engine for each "
             "piece between them, which takes long and runs slowly. Export it with --device tensorrt.",
-            EYE,
+            VISION_ENCODER,
         )
     return Plan(
         {part: chosen[part] for part in parts},
@@ -145,9 +145,11 @@ def choose_providers(wanted: Providers, part: str, cache: Path, precision: str =
     if len(pairs) == 1 and pairs[0][0] == TENSORRT and CUDA in available:
         options = pairs[0][1]
         pairs.append((CUDA, {"device_id": options["device_id"]} if "device_id" in options else {}))
-    if part != EYE:
+    if part != VISION_ENCODER:
         pairs = [pair for pair in pairs if pair[0] != TENSORRT]
-    half = precision == "fp16" or (precision != "fp32" and device in ("cuda", "tensorrt"))  # what the eye is in
+    half = precision == "fp16" or (
+        precision != "fp32" and device in ("cuda", "tensorrt")
+    )  # what the vision encoder is in
     if all(name != CPU for name, _ in pairs):
         pairs.append((CPU, {}))
     return [
@@ -208,8 +210,8 @@ def _refuse(part: str, names: list[str]) -> None:
             f"{PREPROCESS} runs on the CPU always, since other providers resize pictures in other ways; "
             f"{', '.join(names)} was asked for. Leave it out."
         )
-    if part != EYE and TENSORRT in names:
-        raise ProviderError(f"TensorRT runs the {EYE} only, not the {part}. Use 'cuda' or 'cpu' for it.")
+    if part != VISION_ENCODER and TENSORRT in names:
+        raise ProviderError(f"TensorRT runs the {VISION_ENCODER} only, not the {part}. Use 'cuda' or 'cpu' for it.")
 
 
 def _pairs(choice: Any, available: list[str]) -> list[tuple[str, Mapping[str, Any]]]:

@@ -18,13 +18,13 @@ from tokenizers import Tokenizer
 
 from ._external import refuse_elsewhere
 from ._layout import UNKNOWN, Words
-from ._manifest import BaseManifest, ClosedManifest, Identity, verify
+from ._manifest import BaseManifest, ContrastiveManifest, Identity, verify
 from ._providers import CPU, CUDA, ON_CPU, TENSORRT, Chosen, Plan, onnxruntime, runs_on
-from ._shapes import check_decoder, check_encoder, check_eye
+from ._shapes import check_decoder, check_encoder, check_vision_encoder
 from .errors import BundleError, ProviderError, RequestError
 
 if TYPE_CHECKING:
-    from ._closed import ClosedBase
+    from ._closed import ContrastiveBase
 
 try:
     _trim: Callable[[int], Any] = ctypes.CDLL(None).malloc_trim
@@ -211,7 +211,7 @@ class Trims:
         _trim(0)
 
 
-_loaded: weakref.WeakValueDictionary[tuple[str, str], Base | ClosedBase] = weakref.WeakValueDictionary()
+_loaded: weakref.WeakValueDictionary[tuple[str, str], Base | ContrastiveBase] = weakref.WeakValueDictionary()
 _locks: weakref.WeakValueDictionary[str, _Lock] = weakref.WeakValueDictionary()
 _locks_lock = threading.Lock()
 
@@ -224,8 +224,8 @@ class _Lock:
 
 
 def load_base(
-    folder: Path, manifest: BaseManifest | ClosedManifest, plan: Plan, *, verify_files: bool = True
-) -> Base | ClosedBase:
+    folder: Path, manifest: BaseManifest | ContrastiveManifest, plan: Plan, *, verify_files: bool = True
+) -> Base | ContrastiveBase:
     """Verify and open a base, or return the one that another task has open on the same providers.
 
     Threads that load the same base open it once; other bases do not wait for it.
@@ -241,10 +241,10 @@ def load_base(
         # What was opened unseen is not what has been verified now, of another folder or later.
         unseen = base is not None and verify_files and not base.checked
         if base is None or unseen or not base.fallbacks.keys() <= plan.automatic:
-            if isinstance(manifest, ClosedManifest):
-                from ._closed import open_closed
+            if isinstance(manifest, ContrastiveManifest):
+                from ._closed import open_contrastive
 
-                base = open_closed(folder, manifest, plan, verified)
+                base = open_contrastive(folder, manifest, plan, verified)
             else:
                 base = _open_base(folder, manifest, plan, verified)
             base.checked = verify_files
@@ -302,7 +302,7 @@ def _open_base(folder: Path, manifest: BaseManifest, plan: Plan, verified: set[I
         verified,
         device_id=int(dict(plan.chosen["decoder"]).get(CUDA, {}).get("device_id", 0)),
     )
-    check_eye(base.vision_encoder, connector and connector.session, manifest)
+    check_vision_encoder(base.vision_encoder, connector and connector.session, manifest)
     check_decoder(base.decoder, manifest)
     if base.encoder is not None:
         check_encoder(base.encoder, manifest)

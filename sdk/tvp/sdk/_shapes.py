@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ._manifest import BaseManifest, ClosedManifest
+from ._manifest import BaseManifest, ContrastiveManifest
 from .errors import BundleError
 
 Shape = Sequence[int | str | None]  # a name or None where a graph leaves a size open
@@ -48,7 +48,7 @@ def check_encoder(session: Any, manifest: BaseManifest) -> None:
     _compare("encoder_model.onnx", "output", session.get_outputs(), _cache("cross_key_values", manifest, cache))
 
 
-def check_eye(session: Any, connector: Any, manifest: BaseManifest) -> None:
+def check_vision_encoder(session: Any, connector: Any, manifest: BaseManifest) -> None:
     """As check_decoder, of `vision_encoder.onnx` and of `connector.onnx` (None where there is none)."""
     seen: Shape = [None, manifest.n_image_tokens, manifest.n_text]
     _compare("vision_encoder.onnx", "input", session.get_inputs(), {"pixel_values": [None, 3, None, None]})
@@ -63,11 +63,11 @@ def check_eye(session: Any, connector: Any, manifest: BaseManifest) -> None:
     _compare("connector.onnx", "output", connector.get_outputs(), {"image_embeds": seen})
 
 
-def check_closed(eye: Any, text_encoder: Any, manifest: ClosedManifest) -> None:
+def check_contrastive(encoder: Any, text_encoder: Any, manifest: ContrastiveManifest) -> None:
     """As check_decoder, of the two encoders of a model that only chooses among labels."""
     features: Shape = [None, manifest.n_features]
-    _compare("vision_encoder.onnx", "input", eye.get_inputs(), {"pixel_values": [None, 3, None, None]})
-    _compare("vision_encoder.onnx", "output", eye.get_outputs(), {"image_embeds": [None, 1, manifest.n_features]})
+    _compare("vision_encoder.onnx", "input", encoder.get_inputs(), {"pixel_values": [None, 3, None, None]})
+    _compare("vision_encoder.onnx", "output", encoder.get_outputs(), {"image_embeds": [None, 1, manifest.n_features]})
     ids = {"input_ids": [None, manifest.n_positions if manifest.pad_token >= 0 else None]}
     _compare("text_encoder.onnx", "input", text_encoder.get_inputs(), ids)
     _compare("text_encoder.onnx", "output", text_encoder.get_outputs(), {"text_features": features})
@@ -77,10 +77,10 @@ def check_closed(eye: Any, text_encoder: Any, manifest: ClosedManifest) -> None:
         )
 
 
-def check_preprocess(session: Any, eye: Any) -> None:
+def check_preprocess(session: Any, encoder: Any) -> None:
     """Inputs and outputs of `preprocess.onnx`, which feeds the vision encoder."""
     _compare("preprocess.onnx", "input", session.get_inputs(), {"image": [None, None, 3]})
-    _compare("preprocess.onnx", "output", session.get_outputs(), {"pixel_values": eye.get_inputs()[0].shape})
+    _compare("preprocess.onnx", "output", session.get_outputs(), {"pixel_values": encoder.get_inputs()[0].shape})
 
 
 def _cache(prefix: str, manifest: BaseManifest, shape: Shape) -> dict[str, Shape]:

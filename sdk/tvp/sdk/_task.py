@@ -97,10 +97,10 @@ def _open(folder: Path, providers: Providers, verify_files: bool) -> Task:
         log.warning("%s Running the %s on the CPU instead.", reason, part)
     preprocess = open_session(folder / "preprocess.onnx", ON_CPU, manifest.files)
     check_preprocess(preprocess, base.vision_encoder)
-    from ._closed import ClosedBase, ClosedTask
+    from ._closed import ContrastiveBase, ContrastiveTask
 
-    if isinstance(base, ClosedBase):
-        return ClosedTask(folder, manifest, base, preprocess)
+    if isinstance(base, ContrastiveBase):
+        return ContrastiveTask(folder, manifest, base, preprocess)
     return Task(folder, manifest, base, preprocess)
 
 

@@ -274,7 +274,8 @@ def _see_together(task: Task, images: Sequence[ImageLike]) -> list[View]:
             different.append(image)
         place.append(len(different) - 1)
     pixels = np.concatenate([task.pixel_values(image) for image in different])
-    # Below fp16 all that an eye is given at once shares a scale: a picture's neighbours would change its answer.
+    # Below fp16 all that a vision encoder is given at once shares a scale: a picture's neighbours would change its
+    # answer.
     takes_all = isinstance(task.base.vision_encoder.get_inputs()[0].shape[0], str)
     takes_all &= task.base.manifest.precision in ("fp32", "fp16")
     features = task.encode(pixels) if takes_all else np.concatenate([task.encode(row[None]) for row in pixels])

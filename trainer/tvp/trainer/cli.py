@@ -78,7 +78,7 @@ def _option(name: str, help: str) -> Callable[[F], F]:
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1 …, or auto to spread large models.")
 @click.option("--restart", is_flag=True, help="Start anew where the folder holds a checkpoint.")
 @click.option("--tensorboard", is_flag=True, help="Log for TensorBoard too, under OUTPUT/tensorboard.")
-@click.option("--compile", is_flag=True, help="Run the models' and the guide's eyes through torch.compile.")
+@click.option("--compile", is_flag=True, help="Run the models' and the guide's vision encoders through torch.compile.")
 @click.option("--offload", is_flag=True, help="Keep source models on the CPU but for the one whose turn it is.")
 @click.option("--skip-bad", is_flag=True, help="Leave bad rows out and list them, instead of refusing the data.")
 @click.option("--download", is_flag=True, help="Let torchvision fetch the task's data set into --data.")

@@ -1,9 +1,9 @@
 """Published checkpoints in their makers' own layouts, turned into folders that TVP loads.
 
-MiniGPT-4, VPGTrans and BLIVA are published as LAVIS state dicts beside an eye and a Vicuna that are
+MiniGPT-4, VPGTrans and BLIVA are published as LAVIS state dicts beside a vision encoder and a Vicuna that are
 fetched apart; VisualGLM-6B as SwissArmyTransformer (SAT) weights inside a ChatGLM-6B. `convert` joins
 the parts under transformers' names. Sizes come from the tensors; two numbers no tensor holds: heads
-of the eye are 88 wide ("num_heads=1408//88" in LAVIS' eva_vit.py), heads of the Q-Former 64 (BERT).
+of the vision encoder are 88 wide ("num_heads=1408//88" in LAVIS' eva_vit.py), heads of the Q-Former 64 (BERT).
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from transformers.modeling_utils import no_init_weights
 
 from tvp.sdk.errors import ModelError, near
 
-from .families._chatglm import ChatGLMConfig
+from .families.chatglm import ChatGLMConfig
 from .published import KINDS, PREFIXES, Kind
 
 IMAGE_TOKEN = "<image>"
-EYE_HEAD, QFORMER_HEAD = 88, 64
+ENCODER_HEAD, QFORMER_HEAD = 88, 64
 # LAVIS builds 39 of the 40 layers of eva_vit_g.pth ("depth=39"): BLIP-2 reads the second-to-last one.
 EVA_LAYERS = 40
 
@@ -49,7 +49,7 @@ def convert(
     kind: str,
     checkpoint: str | Path | Iterable[str | Path],
     language_model: str | Path,
-    eye: str | Path | None,
+    encoder: str | Path | None,
     output: str | Path,
     tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
     *,
@@ -59,11 +59,12 @@ def convert(
 
     kind: a name of `KINDS`.
     checkpoint: a .pth, .pt, .bin or .safetensors file, or several, with Q-Former, query tokens, the
-        eye's last norm and the projection. Where two files hold a name, the later one counts, as
+        vision encoder's last norm and the projection. Where two files hold a name, the later one counts, as
         LAVIS loads them: BLIP-2's file first, then MiniGPT-4's.
     language_model: a folder in transformers' layout: Llama or Vicuna; ChatGLM-6B for VisualGLM (its
-        published folder holds eye and Q-Former too; then `checkpoint` may be empty and `eye` None).
-    eye: EVA-CLIP-g in LAVIS' layout, with or without `visual_encoder.` before its names; None where
+        published folder holds vision encoder and Q-Former too; then `checkpoint` may be empty and `vision encoder`
+        None).
+    vision encoder: EVA-CLIP-g in LAVIS' layout, with or without `visual_encoder.` before its names; None where
         the checkpoint holds it.
     output: the folder to make; it must not exist. It is written under another name and renamed.
     tokenizer: where the language model's tokenizer is, if not in its folder. ChatGLM's is not one
@@ -96,7 +97,7 @@ def convert(
     files = [checkpoint] if isinstance(checkpoint, str | Path) else list(checkpoint)
 
     tensors = _read_folder(folder)
-    tensors |= _read_eye(Path(eye)) if eye is not None else {}
+    tensors |= _read_encoder(Path(encoder)) if encoder is not None else {}
     for file in files:
         tensors |= _read(Path(file))
     tensors = {_plain(name): tensor for name, tensor in tensors.items()}
@@ -171,7 +172,7 @@ def _read_folder(folder: Path) -> dict[str, Tensor]:
     return {k if k.startswith("image_encoder.") else f"language_model.{k}": v for k, v in tensors.items()}
 
 
-def _read_eye(file: Path) -> dict[str, Tensor]:
+def _read_encoder(file: Path) -> dict[str, Tensor]:
     tensors = _read(file)
     if any(name.startswith(("visual_encoder.", "vit.", "image_encoder.", "mixins.")) for name in tensors):
         return tensors
@@ -197,7 +198,7 @@ def _text_config(plan: Kind, folder: Path) -> PretrainedConfig:
             f"The language model {folder} is of the architecture {about.get('model_type')!r}; this needs "
             f"{plan.text_type!r}."
         )
-    if plan.text is ChatGLMConfig:  # VisualGLM's own config.json also describes its eye
+    if plan.text is ChatGLMConfig:  # VisualGLM's own config.json also describes its vision encoder
         about = {k: v for k, v in about.items() if k not in ("eva_config", "qformer_config", "auto_map")}
     # The parts are of different types, so the result claims none.
     try:
@@ -226,17 +227,17 @@ def _config(plan: Kind, tensors: Mapping[str, Tensor], text: PretrainedConfig) -
     """
     found = {name: _size(tensors, *rule) for name, rule in plan.sizes.items()}
     layers = {name: _indices(tensors, pattern) for name, pattern in plan.layers.items()}
-    eye, qformer, patch = found["eye"] or 1408, found["qformer"] or 768, found["patch"] or 14
-    for part, width, head in (("eye", eye, EYE_HEAD), ("Q-Former", qformer, QFORMER_HEAD)):
+    encoder, qformer, patch = found["vision_encoder"] or 1408, found["qformer"] or 768, found["patch"] or 14
+    for part, width, head in (("vision_encoder", encoder, ENCODER_HEAD), ("Q-Former", qformer, QFORMER_HEAD)):
         if width % head:
             raise ModelError(f"The {part} is {width} wide, which is not a whole number of heads of {head}.")
     n_layers = max(layers["qformer"], default=11) + 1
     return plan.config(
         vision_config={
-            "hidden_size": eye,
-            "intermediate_size": found["eye_mlp"] or 6144,
-            "num_hidden_layers": max(layers["eye"], default=38) + 1,
-            "num_attention_heads": eye // EYE_HEAD,
+            "hidden_size": encoder,
+            "intermediate_size": found["vision_encoder_mlp"] or 6144,
+            "num_hidden_layers": max(layers["vision_encoder"], default=38) + 1,
+            "num_attention_heads": encoder // ENCODER_HEAD,
             "patch_size": patch,
             "image_size": math.isqrt((found["positions"] or 257) - 1) * patch,
         },

@@ -9,7 +9,6 @@ from typing import Any
 from transformers import Blip2Config, Blip2ForConditionalGeneration, InstructBlipConfig, LlamaConfig
 
 from .families._bliva_model import BlivaForConditionalGeneration
-from .families._chatglm import ChatGLMConfig
 from .families._visualglm_model import (
     SAT_LAYERS,
     SAT_SIZES,
@@ -17,6 +16,7 @@ from .families._visualglm_model import (
     VisualGLMConfig,
     VisualGLMForConditionalGeneration,
 )
+from .families.chatglm import ChatGLMConfig
 
 Rules = Sequence[tuple[str, str]]
 
@@ -52,7 +52,7 @@ _LAVIS: Rules = (
     (r"vision_model\.embeddings\.patch_embedding\.", r"visual_encoder.patch_embed.proj."),
     (r"vision_model\.post_layernorm\.", r"ln_vision."),
     (r"vision_model\.encoder\.layers\.(\d+)\.layer_norm(\d)\.", r"visual_encoder.blocks.\1.norm\2."),
-    # The eye's keys have no bias: "torch.cat((self.q_bias, zeros_like(self.v_bias), self.v_bias))".
+    # The vision encoder's keys have no bias: "torch.cat((self.q_bias, zeros_like(self.v_bias), self.v_bias))".
     (
         r"vision_model\.encoder\.layers\.(\d+)\.self_attn\.qkv\.bias",
         r"visual_encoder.blocks.\1.attn.q_bias+0+visual_encoder.blocks.\1.attn.v_bias",
@@ -82,8 +82,8 @@ _LAVIS_TEXT = (
 )
 # Which axis of which tensors tells a size, and which names tell a number of layers.
 _LAVIS_SIZES = {
-    "eye": (r"visual_encoder\.blocks\.\d+\.norm\d\.weight", 0),
-    "eye_mlp": (r"visual_encoder\.blocks\.\d+\.mlp\.fc1\.weight", 0),
+    "vision_encoder": (r"visual_encoder\.blocks\.\d+\.norm\d\.weight", 0),
+    "vision_encoder_mlp": (r"visual_encoder\.blocks\.\d+\.mlp\.fc1\.weight", 0),
     "patch": (r"visual_encoder\.patch_embed\.proj\.weight", -1),
     "positions": (r"visual_encoder\.pos_embed", -2),
     "qformer": (r"Qformer\.bert\.encoder\.layer\.\d+\.\w+\.output\.LayerNorm\.weight", 0),
@@ -93,7 +93,7 @@ _LAVIS_SIZES = {
     "word_positions": (r"Qformer\.bert\.embeddings\.position_embeddings\.weight", 0),
 }
 _LAVIS_LAYERS = {
-    "eye": r"visual_encoder\.blocks\.(\d+)\.",
+    "vision_encoder": r"visual_encoder\.blocks\.(\d+)\.",
     "qformer": r"Qformer\.bert\.encoder\.layer\.(\d+)\.",
     "cross": r"Qformer\.bert\.encoder\.layer\.(\d+)\.crossattention\.",
 }

@@ -88,7 +88,7 @@ def load_batch(
 
 class CleanFeatures:
     """What a model sees of pictures with a black frame, each computed once: the image embeddings, or, where
-    they depend on the question, what the eye gives before it.
+    they depend on the question, what the vision encoder gives before it.
 
     They are computed in fixed groups of neighbouring indices, so that a picture's features have the
     same bits whichever batch asks for it first, and a resumed run equals an uninterrupted one. Where

@@ -76,7 +76,7 @@ def train(
     resume: go on from the folder's checkpoint, or else start anew; a checkpoint of another
         configuration, of other weights or of other data is an error.
     quiet: no progress bar (default: none where the output is not a terminal).
-    compile: run the models' eyes and the guide's through `torch.compile`, which pays off on long runs.
+    compile: run the models' vision encoders and the guide's through `torch.compile`, which pays off on long runs.
     offload: keep source models on the CPU but for the one whose turn it is, where memory is short.
     skip_bad: leave bad rows out, with a warning that lists them, instead of refusing the data.
     download: let torchvision fetch the task's data set, where it can.

@@ -12,10 +12,20 @@ import torch
 from tvp.sdk.errors import ModelError, RequestError, TvpError, near
 
 from ._checkpoint import Checkpoint
-from ._family import Family, WordFamily
-from ._pixels import PixelFormat
+from .family import Family, GenerativeFamily
+from .pixels import PixelFormat
 
-__all__ = ["FAMILIES", "Family", "PixelFormat", "WordFamily", "digest", "load", "locate", "moved", "refuse_unknown"]
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "GenerativeFamily",
+    "PixelFormat",
+    "digest",
+    "load",
+    "locate",
+    "moved",
+    "refuse_unknown",
+]
 
 # model_type -> the file of its family; its `make(checkpoint)` loads the model.
 FAMILIES = {

@@ -14,7 +14,7 @@ from transformers import InstructBlipConfig, InstructBlipForConditionalGeneratio
 
 
 class BlivaForConditionalGeneration(InstructBlipForConditionalGeneration):  # type: ignore[misc]
-    """InstructBLIP with `vision_project`, a linear layer from the eye's patches to the language model.
+    """InstructBLIP with `vision_project`, a linear layer from the vision encoder's patches to the language model.
 
     Its configuration is InstructBLIP's; the language model reads `num_query_tokens` embeddings and
     one for every patch (32 + 256 in the release).
@@ -25,15 +25,15 @@ class BlivaForConditionalGeneration(InstructBlipForConditionalGeneration):  # ty
         self.vision_project = nn.Linear(config.vision_config.hidden_size, config.text_config.hidden_size)
         self.post_init()
 
-    def eye_states(
+    def encoder_states(
         self, pixels: Float[Tensor, "n 3 size size"]
-    ) -> tuple[Float[Tensor, "n n_patches n_eye"], Float[Tensor, "n n_patches n_eye"]]:
+    ) -> tuple[Float[Tensor, "n n_patches n_encoder"], Float[Tensor, "n n_patches n_encoder"]]:
         """What the Q-Former reads, and what the patches' projection reads; class token first in both."""
-        eye = self.vision_model
-        before = states = eye.embeddings(pixels)
-        for layer in eye.encoder.layers:
+        encoder = self.vision_model
+        before = states = encoder.embeddings(pixels)
+        for layer in encoder.encoder.layers:
             before, states = states, layer(states, attention_mask=None)
-        return eye.post_layernorm(states), before
+        return encoder.post_layernorm(states), before
 
     def image_embeds(
         self,
@@ -49,7 +49,7 @@ class BlivaForConditionalGeneration(InstructBlipForConditionalGeneration):  # ty
         The patches are "get_intermediate_layers(image)[-2]" without the class token: what leaves the
         second-to-last layer, not normalised. The order is "[inputs_llm, add_feature_llm, …]".
         """
-        seen, before = self.eye_states(pixels)
+        seen, before = self.encoder_states(pixels)
         queries = self.query_tokens.expand(len(pixels), -1, -1)
         if qformer_attention_mask is None:
             qformer_attention_mask = torch.ones_like(qformer_input_ids)

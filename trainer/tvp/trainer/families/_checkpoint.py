@@ -17,7 +17,7 @@ from transformers import (
 
 from tvp.sdk.errors import ModelError
 
-from ._pixels import PILLOW, PixelFormat
+from .pixels import PILLOW, PixelFormat
 
 T = TypeVar("T")
 

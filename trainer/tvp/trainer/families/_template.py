@@ -10,13 +10,13 @@ from tvp.sdk._layout import Layout
 from tvp.sdk.errors import ModelError
 
 if TYPE_CHECKING:
-    from ._family import WordFamily
+    from .family import GenerativeFamily
 
 QUESTION = "{question}"
 
 
 def layout_of(
-    family: WordFamily, image_token: str, default: str, image: str = "{image}", apart: bool = False
+    family: GenerativeFamily, image_token: str, default: str, image: str = "{image}", apart: bool = False
 ) -> Layout:
     """The layout of a family's prompts.
 
@@ -39,7 +39,7 @@ def layout_of(
     return Layout(prompt, answer, image_token, family.end_tokens, apart)
 
 
-def _render(family: WordFamily, template: str, image_token: str) -> str:
+def _render(family: GenerativeFamily, template: str, image_token: str) -> str:
     """One question about one picture in a chat template; begin tokens that the tokenizer adds are left out."""
     parts = [{"type": "image"}, {"type": "text", "text": QUESTION}]
     tokenizer = family.tokenizer

@@ -1,6 +1,6 @@
 """VisualGLM-6B's weights: EVA-CLIP-g, a Q-Former, a linear layer, the first ChatGLM-6B.
 
-Eye and Q-Former are BLIP-2's of transformers. The release runs them through SwissArmyTransformer,
+Vision encoder and Q-Former are BLIP-2's of transformers. The release runs them through SwissArmyTransformer,
 whose "post" order of layer norms is the Q-Former's with every norm moved to the layer after it; the
 conversion (`tvp.trainer.convert`) gives them transformers' names.
 """
@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from ._chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
+from .chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
 
 
 class VisualGLMConfig(PretrainedConfig):  # type: ignore[misc]
@@ -59,7 +59,7 @@ class VisualGLMConfig(PretrainedConfig):  # type: ignore[misc]
 
 
 class VisualGLMForConditionalGeneration(PreTrainedModel):  # type: ignore[misc]
-    """Eye, Q-Former, `language_projection` ("glm_proj" of the release) and ChatGLM."""
+    """Vision encoder, Q-Former, `language_projection` ("glm_proj" of the release) and ChatGLM."""
 
     config_class = VisualGLMConfig
     main_input_name = "pixel_values"
@@ -142,8 +142,8 @@ SAT_SOURCES: tuple[tuple[str, str], ...] = (
     (r"language_projection\.", r"glm_proj."),
 )
 SAT_SIZES = {
-    "eye": (r"vit\.transformer\.layers\.\d+\.\w+_layernorm\.weight", 0),
-    "eye_mlp": (r"vit\.transformer\.layers\.\d+\.mlp\.dense_h_to_4h\.weight", 0),
+    "vision_encoder": (r"vit\.transformer\.layers\.\d+\.\w+_layernorm\.weight", 0),
+    "vision_encoder_mlp": (r"vit\.transformer\.layers\.\d+\.mlp\.dense_h_to_4h\.weight", 0),
     "patch": (r"vit\.mixins\.patch_embedding\.proj\.weight", -1),
     "positions": (r"vit\.transformer\.position_embeddings\.weight", -2),
     "qformer": (r"qformer\.transformer\.layers\.\d+\.\w+_layernorm\.weight", 0),
@@ -151,7 +151,7 @@ SAT_SIZES = {
     "queries": (r"qformer\.transformer\.word_embeddings\.weight", -2),
 }
 SAT_LAYERS = {
-    "eye": r"vit\.transformer\.layers\.(\d+)\.",
+    "vision_encoder": r"vit\.transformer\.layers\.(\d+)\.",
     "qformer": r"qformer\.transformer\.layers\.(\d+)\.",
     "cross": r"qformer\.transformer\.layers\.(\d+)\.cross_attention\.",
 }

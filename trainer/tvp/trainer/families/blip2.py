@@ -1,4 +1,4 @@
-"""BLIP-2: a ViT eye, a Q-Former whose queries read it, a linear layer, and OPT or Flan-T5.
+"""BLIP-2: a ViT vision encoder, a Q-Former whose queries read it, a linear layer, and OPT or Flan-T5.
 
 MiniGPT-4 and VPGTrans are wired alike with a Llama or Vicuna, and wrap the picture in <Img> … </Img>;
 `tvp convert` writes their published weights into this layout.
@@ -16,14 +16,14 @@ from transformers import Blip2ForConditionalGeneration
 
 from tvp.sdk._layout import Layout
 
-from ._causal import CausalFamily
 from ._checkpoint import Checkpoint
-from ._family import WordFamily
-from ._seq2seq import SeqToSeqFamily
 from ._template import layout_of
+from .causal import CausalFamily
+from .family import GenerativeFamily
+from .seq2seq import Seq2SeqFamily
 
 
-class Eye(WordFamily):
+class VisionEncoder(GenerativeFamily):
     """ViT and Q-Former; the question is not read."""
 
     model: Any
@@ -43,7 +43,7 @@ class Eye(WordFamily):
         return projection(features.to(projection.weight.dtype))  # type: ignore[no-any-return]
 
 
-class Blip2(Eye, CausalFamily):
+class Blip2(VisionEncoder, CausalFamily):
     """`Blip2ForConditionalGeneration` of transformers with a decoder-only language model."""
 
     name = "blip-2"
@@ -60,7 +60,7 @@ class Blip2(Eye, CausalFamily):
         return stack  # OPT has one more layer of wrapping than Llama
 
 
-class Blip2T5(Eye, SeqToSeqFamily):
+class Blip2T5(VisionEncoder, Seq2SeqFamily):
     """`Blip2ForConditionalGeneration` of transformers with a Flan-T5."""
 
     name = "blip-2-t5"
@@ -72,7 +72,7 @@ class Blip2T5(Eye, SeqToSeqFamily):
 
 
 class MiniGpt4(Blip2):
-    """MiniGPT-4: BLIP-2's eye before a Vicuna that is asked after `<Img> … </Img>`; ends at a line break."""
+    """MiniGPT-4: BLIP-2's vision encoder before a Vicuna that is asked after `<Img> … </Img>`; ends at a line break."""
 
     name = "minigpt4"
     ends_with = "\n"
@@ -96,9 +96,9 @@ class VpgTrans(MiniGpt4):
     ends_with = "###"
 
 
-def make(checkpoint: Checkpoint) -> WordFamily:
+def make(checkpoint: Checkpoint) -> GenerativeFamily:
     model = checkpoint.weights(Blip2ForConditionalGeneration)
-    family: type[WordFamily]
+    family: type[GenerativeFamily]
     if checkpoint.kind in ("minigpt4", "vpgtrans"):
         family = MiniGpt4 if checkpoint.kind == "minigpt4" else VpgTrans
     else:

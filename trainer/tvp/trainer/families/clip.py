@@ -20,11 +20,11 @@ from tvp.sdk._layout import Captions
 from tvp.sdk.errors import ModelError, RequestError
 
 from ._checkpoint import Checkpoint
-from ._family import Family
-from ._pixels import PixelFormat
+from .family import Family
+from .pixels import PixelFormat
 
 
-class Clip(Family):
+class ContrastiveFamily(Family):
     """A picture and a text encoder whose outputs are compared.
 
     Each answer is put into words with the question, as `captions` says.
@@ -138,7 +138,7 @@ class Clip(Family):
         raise RequestError(f"{self.name} answers closed questions only: rank labels instead of asking freely.")
 
 
-def make(checkpoint: Checkpoint) -> Clip:
+def make(checkpoint: Checkpoint) -> ContrastiveFamily:
     """CLIP or SigLIP of transformers."""
     is_siglip = checkpoint.kind == "siglip"
     # The scale's logarithm is stored, and what half precision rounds of it is 1 or 2 % of the scale.
@@ -154,7 +154,7 @@ def make(checkpoint: Checkpoint) -> Clip:
         ids: Tensor = tokenizer(texts, truncation=True, max_length=length, return_tensors="pt", **padding).input_ids
         return ids
 
-    return Clip(
+    return ContrastiveFamily(
         model,
         checkpoint.pixel_format(model.config.vision_config.image_size),
         lambda pixels: model.get_image_features(pixel_values=pixels),
@@ -169,7 +169,7 @@ def make(checkpoint: Checkpoint) -> Clip:
     )
 
 
-def make_open_clip(name: str) -> Clip:
+def make_open_clip(name: str) -> ContrastiveFamily:
     """A model of open_clip: `open_clip:NAME@TAG`, NAME@TAG, `hf-hub:…`, `local-dir:…` or its folder."""
     import open_clip
 
@@ -194,7 +194,7 @@ def make_open_clip(name: str) -> Clip:
     size = model.visual.image_size
     preprocess = getattr(model.visual, "preprocess_cfg", {})
     bias = getattr(model, "logit_bias", None)
-    return Clip(
+    return ContrastiveFamily(
         model,
         PixelFormat(
             size[0] if isinstance(size, tuple) else size,

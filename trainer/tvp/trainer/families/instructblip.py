@@ -1,6 +1,6 @@
 """InstructBLIP: BLIP-2 whose Q-Former also reads the question; Vicuna or Flan-T5.
 
-BLIVA adds the eye's patches, through a projection of their own, behind the queries.
+BLIVA adds the vision encoder's patches, through a projection of their own, behind the queries.
 Sources: InstructBLIP (arXiv 2305.06500), BLIVA (arXiv 2308.09936).
 """
 
@@ -19,16 +19,16 @@ from tvp.sdk._layout import Layout
 from tvp.sdk.errors import RequestError
 
 from ._bliva_model import BlivaForConditionalGeneration
-from ._causal import CausalFamily
 from ._checkpoint import Checkpoint
-from ._family import WordFamily
-from ._pixels import PixelFormat
-from ._seq2seq import SeqToSeqFamily
 from ._template import layout_of
 from .blip2 import Blip2
+from .causal import CausalFamily
+from .family import GenerativeFamily
+from .pixels import PixelFormat
+from .seq2seq import Seq2SeqFamily
 
 
-class ReadingEye(WordFamily):
+class QuestionAwareFamily(GenerativeFamily):
     """ViT, and a Q-Former that reads the prompt with its own tokenizer."""
 
     reads_question = True
@@ -44,14 +44,14 @@ class ReadingEye(WordFamily):
         self.qformer_tokenizer = qformer_tokenizer
 
     def encode(self, pixels: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n n_patches n_features"]:
-        """The eye's features, class token first."""
+        """The vision encoder's features, class token first."""
         return self.model.vision_model(pixels).last_hidden_state  # type: ignore[no-any-return]
 
     def connect(
         self, features: Float[Tensor, "n n_patches n_features"], questions: Sequence[str] | None = None
     ) -> Float[Tensor, "n n_image n_text"]:
         if questions is None:
-            raise RequestError("This model's eye reads the question; give one with every picture.")
+            raise RequestError("This model's vision encoder reads the question; give one with every picture.")
         ids, real = self._pad([self.qformer_ids(question) for question in questions], left=False)
         return self.connect_ids(features, ids, real)
 
@@ -92,7 +92,7 @@ class ReadingEye(WordFamily):
         return states[:, :n_queries]  # type: ignore[no-any-return]
 
 
-class InstructBlip(ReadingEye, CausalFamily):
+class InstructBlip(QuestionAwareFamily, CausalFamily):
     """`InstructBlipForConditionalGeneration` of transformers with a decoder-only language model."""
 
     name = "instructblip"
@@ -105,7 +105,7 @@ class InstructBlip(ReadingEye, CausalFamily):
     decoder = Blip2.decoder
 
 
-class InstructBlipT5(ReadingEye, SeqToSeqFamily):
+class InstructBlipT5(QuestionAwareFamily, Seq2SeqFamily):
     """`InstructBlipForConditionalGeneration` of transformers with a Flan-T5."""
 
     name = "instructblip-t5"
@@ -116,13 +116,13 @@ class InstructBlipT5(ReadingEye, SeqToSeqFamily):
 
 
 class Bliva(InstructBlip):
-    """BLIVA: the queries and, behind them, the eye's patches; the same in loss and in scoring."""
+    """BLIVA: the queries and, behind them, the vision encoder's patches; the same in loss and in scoring."""
 
     name = "bliva"
 
     def encode(self, pixels: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n n_patches n_both"]:
-        """The eye's last features, and beside them those that the patch projection reads."""
-        return torch.cat(self.model.eye_states(pixels), -1)
+        """The vision encoder's last features, and beside them those that the patch projection reads."""
+        return torch.cat(self.model.encoder_states(pixels), -1)
 
     def connect_ids(self, features: Tensor, ids: Int[Tensor, "n length"], real: Int[Tensor, "n length"]) -> Tensor:
         last, patches = features.chunk(2, -1)
@@ -130,8 +130,8 @@ class Bliva(InstructBlip):
         return torch.cat([queries, self.model.vision_project(patches[:, 1:]).to(queries.device)], 1)
 
 
-def make(checkpoint: Checkpoint) -> WordFamily:
-    family: type[ReadingEye]
+def make(checkpoint: Checkpoint) -> GenerativeFamily:
+    family: type[QuestionAwareFamily]
     if checkpoint.kind == "bliva":
         model, family = checkpoint.weights(BlivaForConditionalGeneration), Bliva
     else:

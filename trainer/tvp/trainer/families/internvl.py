@@ -1,4 +1,4 @@
-"""InternVL: an InternViT eye, pixel shuffle, an MLP, Qwen2 or Llama; a picture is one tile.
+"""InternVL: an InternViT vision encoder, pixel shuffle, an MLP, Qwen2 or Llama; a picture is one tile.
 
 Source: InternVL3 (arXiv 2504.10479), in the layout of transformers.
 """
@@ -14,9 +14,9 @@ from transformers import InternVLForConditionalGeneration
 
 from tvp.sdk._layout import Layout
 
-from ._causal import CausalFamily
 from ._checkpoint import Checkpoint
 from ._template import layout_of
+from .causal import CausalFamily
 
 
 class InternVl(CausalFamily):

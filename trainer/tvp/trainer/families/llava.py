@@ -1,4 +1,4 @@
-"""LLaVA and its kin: a CLIP or SigLIP eye, a two-layer MLP, a Llama-like language model.
+"""LLaVA and its kin: a CLIP or SigLIP vision encoder, a two-layer MLP, a Llama-like language model.
 
 Source: LLaVA-1.5 (arXiv 2310.03744); LLaVA-NeXT shows a picture as one tile and LLaVA-OneVision as
 one picture, so both are LLaVA with a line-break embedding after the patches.
@@ -20,11 +20,11 @@ from transformers import (
 from tvp.sdk._layout import Layout
 from tvp.sdk.errors import ModelError
 
-from ._causal import CausalFamily
 from ._checkpoint import Checkpoint
 from ._template import layout_of
+from .causal import CausalFamily
 
-EYES = ("clip_vision_model", "siglip_vision_model")  # Pixtral's, for one, joins a batch into one picture
+ENCODERS = ("clip_vision_model", "siglip_vision_model")  # Pixtral's, for one, joins a batch into one picture
 CLASSES = {
     "llava": LlavaForConditionalGeneration,
     "llava_next": LlavaNextForConditionalGeneration,
@@ -69,9 +69,9 @@ class Llava(CausalFamily):
 
 
 def make(checkpoint: Checkpoint) -> Llava:
-    eye = checkpoint.config.get("vision_config", {}).get("model_type", "clip_vision_model")
-    if eye not in EYES:
-        raise ModelError(f"This LLaVA sees with {eye!r}; supported eyes are {', '.join(EYES)}.")
+    encoder = checkpoint.config.get("vision_config", {}).get("model_type", "clip_vision_model")
+    if encoder not in ENCODERS:
+        raise ModelError(f"This LLaVA sees with {encoder!r}; supported vision encoders are {', '.join(ENCODERS)}.")
     model = checkpoint.weights(CLASSES[checkpoint.kind])
     tokenizer = checkpoint.tokenizer()
     pixel_format = checkpoint.pixel_format(model.config.vision_config.image_size)

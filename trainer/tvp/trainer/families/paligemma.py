@@ -1,4 +1,4 @@
-"""PaliGemma: a SigLIP eye, a linear layer, a Gemma whose prompt sees all of itself.
+"""PaliGemma: a SigLIP vision encoder, a linear layer, a Gemma whose prompt sees all of itself.
 
 Source: PaliGemma (arXiv 2407.07726).
 """
@@ -14,9 +14,9 @@ from transformers import PaliGemmaForConditionalGeneration
 
 from tvp.sdk._layout import Layout
 
-from ._causal import CausalFamily
 from ._checkpoint import Checkpoint
 from ._template import layout_of
+from .causal import CausalFamily
 
 
 class PaliGemma(CausalFamily):

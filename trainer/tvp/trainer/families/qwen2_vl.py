@@ -1,4 +1,4 @@
-"""Qwen2-VL and Qwen2.5-VL: a rotary eye at native resolution, 2 x 2 patches a token, 3-D positions.
+"""Qwen2-VL and Qwen2.5-VL: a rotary vision encoder at native resolution, 2 x 2 patches a token, 3-D positions.
 
 Sources: Qwen2-VL (arXiv 2409.12191), Qwen2.5-VL (arXiv 2502.13923). Native resolution means that a
 canvas is shown at its own size, rounded to whole tokens, which is what their processor does as long
@@ -22,10 +22,10 @@ from transformers import (
 
 from tvp.sdk._layout import Layout
 
-from ._causal import CausalFamily
 from ._checkpoint import Checkpoint
-from ._pixels import PixelFormat
 from ._template import layout_of
+from .causal import CausalFamily
+from .pixels import PixelFormat
 
 CANVAS = 224  # px; where neither the checkpoint's config.json nor who loads it says another
 
@@ -36,7 +36,7 @@ class Qwen2Vl(CausalFamily):
     name = "qwen2-vl"
     exports = True
     position_axes = 3
-    eye_batches = False  # all pictures are one sequence to it, cut by lengths that tracing keeps as numbers
+    encoder_batches = False  # all pictures are one sequence to it, cut by lengths that tracing keeps as numbers
 
     def __init__(
         self, model: Any, tokenizer: PreTrainedTokenizerBase, pixel_format: PixelFormat, template: str | None = None
@@ -57,7 +57,7 @@ class Qwen2Vl(CausalFamily):
         return layout_of(self, self.image_token(self.model.config.image_token_id), usual)
 
     def encode(self, pixels: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n n_image n_text"]:
-        """Merged tokens; the merger is part of the eye in transformers."""
+        """Merged tokens; the merger is part of the vision encoder in transformers."""
         n, n_side = pixels.shape[0], pixels.shape[-1] // self._patch
         patch, merge = self._patch, self._merge
         # The processor's order: 2 x 2 neighbours together, each patch as (channel, frame, y, x).

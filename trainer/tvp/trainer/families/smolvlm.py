@@ -1,4 +1,4 @@
-"""SmolVLM and Idefics3: a SigLIP eye, pixel shuffle, a Llama; a picture is one tile.
+"""SmolVLM and Idefics3: a SigLIP vision encoder, pixel shuffle, a Llama; a picture is one tile.
 
 Sources: Idefics3 (arXiv 2408.12637), SmolVLM (arXiv 2504.05299). Their processors can cut a picture
 into tiles; a prompted canvas is shown whole, as `do_image_splitting=False` does, and resized once: a
@@ -18,10 +18,10 @@ from transformers import Idefics3ForConditionalGeneration, PreTrainedTokenizerBa
 
 from tvp.sdk._layout import Layout
 
-from ._causal import CausalFamily
 from ._checkpoint import Checkpoint
-from ._pixels import PixelFormat
 from ._template import layout_of
+from .causal import CausalFamily
+from .pixels import PixelFormat
 
 AROUND, WHOLE, END = "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"
 
@@ -46,16 +46,18 @@ class SmolVlm(CausalFamily):
     def encode(self, pixels: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n n_patches n_features"]:
         """transformers works out the patches' positions for each picture alone, and masks nothing; here no picture
         is padded, so all have the same positions and need no mask."""
-        eye = self.model.model.vision_model
-        patches = eye.embeddings.patch_embedding(pixels).flatten(2).transpose(1, 2)  # (n, c, y, x) -> (n, y * x, c)
-        hidden = eye.encoder(inputs_embeds=patches + eye.embeddings.position_embedding(self._places.to(pixels.device)))
-        return eye.post_layernorm(hidden.last_hidden_state)  # type: ignore[no-any-return]
+        encoder = self.model.model.vision_model
+        patches = encoder.embeddings.patch_embedding(pixels).flatten(2).transpose(1, 2)  # (n, c, y, x) -> (n, y * x, c)
+        hidden = encoder.encoder(
+            inputs_embeds=patches + encoder.embeddings.position_embedding(self._places.to(pixels.device))
+        )
+        return encoder.post_layernorm(hidden.last_hidden_state)  # type: ignore[no-any-return]
 
     def _place_patches(self) -> Int[Tensor, "1 n_patches"]:
         """Which position embedding each patch of a whole tile gets: transformers' own choice in fp32.
 
         In half precision it chooses others, by rounding (huggingface/transformers#41190), and a prompt would be
-        learned on another eye than is exported.
+        learned on another vision encoder than is exported.
         """
         embeddings, size = copy.deepcopy(self.model.model.vision_model.embeddings).float(), self.pixel_format.size
         found: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""VisualGLM-6B: BLIP-2's eye, a linear layer, ChatGLM-6B (the first version) with 2-D positions.
+"""VisualGLM-6B: BLIP-2's vision encoder, a linear layer, ChatGLM-6B (the first version) with 2-D positions.
 
 `tvp convert visualglm` writes the published weights into this layout.
 Sources: VisualGLM-6B's release; GLM (arXiv 2103.10360).
@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from tvp.sdk._layout import Layout
 
-from ._causal import CausalFamily
 from ._checkpoint import Checkpoint
 from ._template import layout_of
 from ._visualglm_model import VisualGLMForConditionalGeneration
-from .blip2 import Eye
+from .blip2 import VisionEncoder
+from .causal import CausalFamily
 
 
-class VisualGlm(Eye, CausalFamily):
+class VisualGlm(VisionEncoder, CausalFamily):
     """A prompt is `<img>…</img>问：{question}\\n答：[gMASK]<sop>`, and sees all of itself but for <sop>."""
 
     name = "visualglm"

@@ -13,10 +13,10 @@ from transformers import DynamicCache
 
 from tvp.sdk.errors import RequestError
 
-from ._family import Answers, WordFamily
+from .family import Answers, GenerativeFamily
 
 
-class CausalFamily(WordFamily):
+class CausalFamily(GenerativeFamily):
     """A subclass gives `decoder`; and where its decoder differs, `positions`, `decoder_positions` or `advance`.
 
     position_axes: how many positions a token has; with 2 they are as VisualGLM's, with 3 as Qwen2-VL's (see their

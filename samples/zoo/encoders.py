@@ -1,4 +1,4 @@
-"""The parts of the zoo's models: their eyes, frozen once taught, connectors and language models.
+"""The parts of the zoo's models: their vision encoders, frozen once taught, connectors and language models.
 
 What transformers runs one picture after the other, or with all its patches, is run here over batches
 and over some of the patches, as teaching wants it.
@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import CANVAS, EYE_OF, MERGE, N_QUERIES, N_SIDE, PATCH, WIDTH
+from models import CANVAS, ENCODER_OF, MERGE, N_QUERIES, N_SIDE, PATCH, WIDTH
 
 
 def vision_of(name: str, model: nn.Module) -> nn.Module:
-    """The frozen, shared part of a model's eye."""
+    """The frozen, shared part of a model's vision encoder."""
     if name == "llava":
         return model.model.vision_tower.vision_model  # type: ignore[no-any-return, union-attr]
     if name == "qwen2vl":
@@ -22,16 +22,16 @@ def vision_of(name: str, model: nn.Module) -> nn.Module:
     return model.model.vision_model if name == "smolvlm" else model.vision_model  # type: ignore[no-any-return]
 
 
-def eye_parameters(name: str, model: nn.Module) -> list[nn.Parameter]:
-    """What is trained as the eye and frozen after: with BLIP-2, its Q-Former too."""
+def encoder_parameters(name: str, model: nn.Module) -> list[nn.Parameter]:
+    """What is trained as the vision encoder and frozen after: with BLIP-2, its Q-Former too."""
     parameters = list(vision_of(name, model).parameters())
     if name in ("blip2", "blip2-t5"):
         parameters += [*model.qformer.parameters(), model.query_tokens]
     return parameters
 
 
-def take_eye(name: str, model: nn.Module, teacher_name: str, teacher: nn.Module) -> None:
-    """Copy the eye of the model that it was trained in, and BLIP-2's Q-Former.
+def take_encoder(name: str, model: nn.Module, teacher_name: str, teacher: nn.Module) -> None:
+    """Copy the vision encoder of the model that it was trained in, and BLIP-2's Q-Former.
 
     InstructBLIP's Q-Former only starts from there, as the published one did: it goes on to learn to
     read questions.
@@ -40,7 +40,7 @@ def take_eye(name: str, model: nn.Module, teacher_name: str, teacher: nn.Module)
     if name == "llava":
         with torch.no_grad():
             vision_of(name, model).embeddings.position_embedding.weight.copy_(_siglip_positions(teacher_name, teacher))
-    if EYE_OF[name] == "blip":
+    if ENCODER_OF[name] == "blip":
         with torch.no_grad():
             model.query_tokens.copy_(teacher.query_tokens)
         theirs = teacher.qformer.state_dict()
@@ -63,7 +63,7 @@ def take_eye(name: str, model: nn.Module, teacher_name: str, teacher: nn.Module)
 def see(
     name: str, model: nn.Module, pixels: Tensor, n_kept: int | None = None, questions: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The eye's patch features (n, patches, width), row by row, and the input of the connector's projection.
+    """The vision encoder's patch features (n, patches, width), row by row, and the input of the connector's projection.
 
     n_kept patches at random are looked at (default: all): halves the cost of a lesson, and what
     can be told from half a photo is learnt more firmly (as in FLIP, arXiv 2212.00794).
@@ -73,7 +73,7 @@ def see(
     if name == "qwen2vl":
         hidden = _see_qwen(model.model.visual, pixels, chosen)
         return hidden, hidden
-    if EYE_OF[name] == "siglip":
+    if ENCODER_OF[name] == "siglip":
         vision = vision_of(name, model)
         hidden = vision.embeddings.patch_embedding(pixels).flatten(2).transpose(1, 2)
         hidden = _keep(hidden + _siglip_positions(name, model), chosen)
@@ -88,7 +88,7 @@ def see(
 
 
 def ask_queries(name: str, model: nn.Module, hidden: Tensor, questions: Tensor | None = None) -> Tensor:
-    """The states of a Q-Former's queries that read an eye's features (n, 1 + patches, width)."""
+    """The states of a Q-Former's queries that read a vision encoder's features (n, 1 + patches, width)."""
     queries = model.query_tokens.expand(len(hidden), -1, -1)
     if name != "instructblip":
         return model.qformer(query_embeds=queries, encoder_hidden_states=hidden).last_hidden_state
@@ -178,5 +178,5 @@ def positions(name: str, n_before: int, n_image: int, columns: Tensor) -> Tensor
 
 
 def language_parameters(name: str, model: nn.Module) -> list[nn.Parameter]:
-    frozen = {id(p) for p in eye_parameters(name, model)}
+    frozen = {id(p) for p in encoder_parameters(name, model)}
     return [p for p in model.parameters() if id(p) not in frozen]

@@ -13,10 +13,10 @@ from transformers import EncoderDecoderCache
 
 from tvp.sdk.errors import RequestError
 
-from ._family import Answers, WordFamily
+from .family import Answers, GenerativeFamily
 
 
-class SeqToSeqFamily(WordFamily):
+class Seq2SeqFamily(GenerativeFamily):
     """A subclass gives `language_model`, a `T5ForConditionalGeneration`, and a layout that is `apart`."""
 
     @property

@@ -1,4 +1,4 @@
-"""What a model family is: one way of wiring an eye to a language model, behind a few functions.
+"""What a model family is: one way of wiring a vision encoder to a language model, behind a few functions.
 
 The trainer, the evaluator and the exporter all go through this interface, so the order of the
 tokens that a model sees is written down once: in `tvp.sdk._layout`.
@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from tvp.sdk._layout import UNKNOWN, Layout, Words
 from tvp.sdk.errors import ModelError, RequestError
 
-from ._pixels import PixelFormat, to_pixels
+from .pixels import PixelFormat, to_pixels
 
 N_TEXTS = 4096  # questions, and answers, whose tokens a family remembers
 
@@ -36,27 +36,28 @@ class Family:
     """A frozen model: what it sees, and what it would answer.
 
     A family gives `encode` and `connect`, and what depends on its language model, which three
-    classes share among all families: `CausalFamily`, `SeqToSeqFamily` and `ClosedFamily`.
+    classes share among all families: `CausalFamily`, `Seq2SeqFamily` and `ContrastiveFamily`.
 
     reads_question: whether the image embeddings depend on the question, as InstructBLIP's do.
     generates: whether it answers in free text; if not, it only chooses among given answers.
-    exports: whether the exporter can write it; eye_batches: its eye for any number of pictures, or for one.
+    exports: whether the exporter can write it; encoder_batches: its vision encoder for any number of pictures, or for
+    one.
     """
 
     name = ""
     reads_question = False
     generates = True
     exports = False
-    eye_batches = True
+    encoder_batches = True
 
     def __init__(self, model: Any, pixel_format: PixelFormat) -> None:
         self.model: Any = model.eval().requires_grad_(False)
         self.pixel_format = pixel_format
 
-    # What an eye gives.
+    # What a vision encoder gives.
 
     def encode(self, pixels: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n ... n_features"]:
-        """Return what the eye sees, before any question."""
+        """Return what the vision encoder sees, before any question."""
         raise NotImplementedError
 
     def compile(self) -> None:
@@ -77,7 +78,7 @@ class Family:
     ) -> Float[Tensor, "n n_image n_text"]:
         """Return the image embeddings for each question, of which rows[i] says the picture.
 
-        The eye ran once a picture; so does the connector where it does not read the question.
+        The vision encoder ran once a picture; so does the connector where it does not read the question.
         """
         # index_select, since the backward of features[rows] adds up in any order, and so other bits each time.
         # A part of a model that is spread over devices may be on another than the rows.
@@ -145,7 +146,7 @@ class Family:
         return self.connect(self.encode(pixels), questions)
 
 
-class WordFamily(Family):
+class GenerativeFamily(Family):
     """A family that reads and writes tokens. A subclass gives `make_layout`.
 
     template: the checkpoint's chat template, where it has one.
