@@ -10,7 +10,7 @@ import mmap
 from collections.abc import Container, Iterator
 from pathlib import Path
 
-from .errors import BundleError
+from ..errors import BundleError
 
 # The messages of onnx.proto that lead to weights, and the numbers of their fields that do.
 LEADS = {

@@ -15,19 +15,17 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from ._external import is_plain, locations
-from ._manifest import (
+from ..errors import BundleError
+from .external_data import is_plain, locations
+from .integrity import FileEntry, verify
+from .manifest import (
     MAX_MANIFEST,
     BaseManifest,
-    ContrastiveManifest,
-    FileEntry,
     TaskManifest,
+    bases_in,
     read_base_manifest,
     read_task_manifest,
-    readable_bases,
-    verify,
 )
-from .errors import BundleError
 
 MANIFESTS = ("manifest.json", "base/manifest.json")
 MAX_FILES = 1024  # a real bundle has some twenty
@@ -106,7 +104,7 @@ def unpack(file: Path, folder: Path, expected: str = "") -> None:
             listed = _listed(task, base)
             _refuse_unlisted(archive, listed, file)
             _refuse_graphs(stream, archive, listed, file)
-            twin = next((f for f, other in readable_bases(folder.parent) if other.digest == base.digest), None)
+            twin = next((f for f, other in bases_in(folder.parent) if other.digest == base.digest), None)
             for name, entry in listed.items():
                 if not (twin and name.startswith("base/") and _linked(twin, name, entry, work)):
                     _extract(archive, name, entry, work / name, file)
@@ -132,10 +130,10 @@ def digest(file: Path) -> str:
         raise BundleError(f"{file} cannot be read: {error.strerror or error}") from error
 
 
-def _manifests(folder: Path) -> tuple[TaskManifest, BaseManifest | ContrastiveManifest]:
+def _manifests(folder: Path) -> tuple[TaskManifest, BaseManifest]:
     task = read_task_manifest(folder / "manifest.json")
     base = read_base_manifest(folder / "base" / "manifest.json")
-    if base.digest != task.base_digest:
+    if base.digest != task.base:
         raise BundleError(f"The task in {folder} was exported with another base than the one beside it.")
     return task, base
 
@@ -157,7 +155,7 @@ def _linked(twin: Path, name: str, entry: FileEntry, work: Path) -> bool:
     return True
 
 
-def _listed(task: TaskManifest, base: BaseManifest | ContrastiveManifest) -> dict[str, FileEntry]:
+def _listed(task: TaskManifest, base: BaseManifest) -> dict[str, FileEntry]:
     return {**task.files, **{f"base/{name}": entry for name, entry in base.files.items()}}
 
 

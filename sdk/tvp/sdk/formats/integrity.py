@@ -1,0 +1,83 @@
+"""Are a bundle's files those that its manifest lists? Sizes and sha256 digests, written and verified."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import BundleError
+
+SETTLED = 2 * 10**9  # ns; the coarsest clock of a file system in use is FAT's
+Identity = tuple[int, int, int, int, int, str]  # device, inode, size, times of content and inode in ns, sha256
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Size in bytes and sha256 of one file."""
+
+    size: int
+    sha256: str
+
+
+def list_files(folder: Path, skip: str = "") -> dict[str, FileEntry]:
+    """Return an entry for every file in a folder except its manifest.json.
+
+    Args:
+        folder: the folder of a bundle or of a base.
+        skip: name of a folder directly inside it that is left out.
+    """
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name != "manifest.json" and name.split("/")[0] != skip:
+            found[name] = FileEntry(path.stat().st_size, sha256_of(path))
+    return found
+
+
+def sha256_of(file: Path) -> str:
+    """Return the sha256 of a file's content, in hexadecimal digits."""
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def verify(folder: Path, files: Mapping[str, FileEntry], known: set[Identity] | None = None) -> None:
+    """Check size and sha256 of every file.
+
+    Args:
+        folder: where the files are.
+        files: the entry of each file, by its name below the folder.
+        known: files that were verified before. They are not hashed again; those verified now are added.
+
+    Raises:
+        BundleError: a file is missing, unreadable or damaged; the message names the first one.
+    """
+    known = set() if known is None else known
+    for name, entry in files.items():
+        path = folder / name
+        try:
+            if path.is_symlink() or not path.is_file():
+                raise BundleError(f"The bundle's file {path} is missing. Export or copy the bundle again.")
+            now, status = time.time_ns(), path.stat()
+            size = status.st_size
+            if size != entry.size:
+                raise BundleError(
+                    f"The bundle's file {path} is damaged: it has {size} bytes, and its manifest says {entry.size}. "
+                    "Export or copy the bundle again."
+                )
+            identity = (status.st_dev, status.st_ino, size, status.st_mtime_ns, status.st_ctime_ns, entry.sha256)
+            if identity in known:
+                continue
+            found = sha256_of(path)
+        except OSError as error:
+            raise BundleError(f"The bundle's file {path} cannot be read: {error.strerror or error}.") from error
+        if found != entry.sha256:
+            raise BundleError(
+                f"The bundle's file {path} is damaged: its sha256 is {found[:16]}…, and its manifest says "
+                f"{entry.sha256[:16]}…. Export or copy the bundle again."
+            )
+        # A file that is written again within one tick of the clock keeps its times. So a new file is not trusted yet.
+        if now - max(status.st_mtime_ns, status.st_ctime_ns) > SETTLED:
+            known.add(identity)

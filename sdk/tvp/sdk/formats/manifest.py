@@ -1,0 +1,488 @@
+"""The two manifests: what a task and its base say about themselves.
+
+A manifest is a JSON object, read strictly into a dataclass and written from one. Its `sha256` is the digest of the
+file's own bytes, with the 64 digits of the digest itself replaced by zeros: one changed byte is noticed, and a client
+in any language can compute it. A base's digest stands in the manifest of every task that was exported with it.
+
+Format 2 is what is written. A later version may add fields, which this one ignores; what a reader must know to answer
+rightly is listed under `requires`. Format 1 is read too: see `_from_format_1`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path, PurePosixPath
+from typing import Any, ClassVar, TypeVar
+
+from ..errors import BundleError
+from .integrity import FileEntry
+from .layout import CaptionTemplates, PromptLayout
+
+FORMAT = 2
+MAX_PLACES = 8  # of a question in a prompt; a template may repeat it
+MAX_MANIFEST = 2**21  # bytes; a real one has some thousands
+ZEROS = "0" * 64  # stands for the digest while it is computed
+T = TypeVar("T")
+Read = Callable[[Any, str], T]  # a JSON value and where it stands -> the value of a dataclass's field
+
+
+# What a field may hold. Each function returns a reader, which raises BundleError.
+
+
+def _text(value: Any, where: str) -> str:
+    return _of_type(value, where, str)
+
+
+def _texts(value: Any, where: str) -> tuple[str, ...]:
+    values = _of_type(value, where, list)
+    if not all(isinstance(text, str) for text in values):
+        raise BundleError(f"{where} must be a list of texts.")
+    return tuple(values)
+
+
+def _facts(value: Any, where: str) -> dict[str, Any]:
+    return _of_type(value, where, dict)
+
+
+def _digest(value: Any, where: str) -> str:
+    text = _of_type(value, where, str)
+    if len(text) != 64 or set(text) - set("0123456789abcdef"):
+        raise BundleError(f"{where} is {text[:80]!r}; it must be a sha256 of 64 hexadecimal digits.")
+    return text
+
+
+def _whole(least: int, below: int = 2**31) -> Read[int]:
+    def read(value: Any, where: str) -> int:
+        number = _of_type(value, where, int)
+        if not least <= number < below:
+            raise BundleError(
+                f"{where} is {str(number)[:40]}; it must be a whole number from {least} to below "
+                f"2^{below.bit_length() - 1}."
+            )
+        return number
+
+    return read
+
+
+def _number(least: float = -math.inf, most: float = math.inf) -> Read[float]:
+    def read(value: Any, where: str) -> float:
+        if type(value) not in (int, float) or not math.isfinite(value):
+            raise BundleError(f"{where} is {str(value)[:40]}; it must be a finite number.")
+        if not least <= value <= most:
+            raise BundleError(f"{where} is {value}; it must be from {least:g} to {most:g}.")
+        return float(value)
+
+    return read
+
+
+def _one_of(*allowed: T) -> Read[T]:
+    def read(value: Any, where: str) -> T:
+        if type(value) is not type(allowed[0]) or value not in allowed:
+            raise BundleError(f"{where} is {value!r}; it must be one of {', '.join(map(repr, allowed))}.")
+        return value  # type: ignore[no-any-return]
+
+    return read
+
+
+def _files(value: Any, where: str) -> dict[str, FileEntry]:
+    entries = {}
+    for name, entry in _of_type(value, where, dict).items():
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or not path.parts:
+            raise BundleError(f"{where} names the file {name!r}, which would lie outside of the bundle.")
+        if not isinstance(entry, dict):
+            raise BundleError(f"{where}: the entry of {name!r} must hold size and sha256.")
+        size = _whole(0, 2**63)(entry.get("size"), f"{where}.{name}.size")
+        entries[name] = FileEntry(size, _text(entry.get("sha256"), f"{where}.{name}.sha256"))
+    return entries
+
+
+def _layout(value: Any, where: str) -> PromptLayout:
+    content = _of_type(value, where, dict)
+    end = _of_type(content.get("end"), f"{where}.end", list)
+    if not end or not all(type(token) is int and 0 <= token < 2**31 for token in end):
+        raise BundleError(f"{where}.end must list at least one token id.")
+    prompt = _text(content.get("prompt"), f"{where}.prompt")
+    # What stands before the question is kept from one question to the next, so no question may stand in it.
+    before, _, after = prompt.partition("{question}")
+    if not 1 <= prompt.count("{question}") <= MAX_PLACES or before.count("{image}") > 1 or "{image}" in after:
+        raise BundleError(f"{where}.prompt must hold {{question}} and at most one {{image}}, before it.")
+    return PromptLayout(
+        prompt,
+        _text(content.get("answer"), f"{where}.answer"),
+        _text(content.get("image_token"), f"{where}.image_token"),
+        tuple(end),
+        _one_of(False, True)(content.get("apart"), f"{where}.apart"),
+    )
+
+
+def _captions(value: Any, where: str) -> CaptionTemplates:
+    content = _of_type(value, where, dict)
+    begun, asked = (_text(content.get(name), f"{where}.{name}") for name in ("begun", "asked"))
+    return CaptionTemplates(begun, asked)
+
+
+def _of_type(value: Any, where: str, kind: type[T]) -> T:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise BundleError(f"{where} must be of type {kind.__name__}, not {type(value).__name__}.")
+    return value
+
+
+def _as(read: Read[Any], default: Any = MISSING) -> Any:
+    """A dataclass field that is read by `read`; without a default the manifest must have it."""
+    return field(default=default, metadata={"read": read})
+
+
+def _facts_field() -> Any:
+    return field(default_factory=dict, metadata={"read": _facts})
+
+
+def _optional(read: Read[T]) -> Read[T | None]:
+    return lambda value, where: None if value is None else read(value, where)
+
+
+# The manifests.
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseManifest:
+    """One exported frozen model. The subclasses say what depends on the model kind.
+
+    Attributes:
+        family: name of the model family.
+        precision: `fp32`, `fp16`, `int8` or `int4`.
+        device: the device that the graphs were made for: `cpu`, `cuda` or `tensorrt`; '' where a bundle of format 1
+            does not say.
+        made_from: digest of the model and the versions that it was made from, by which an export finds it again.
+        files: size and digest of every file, by name.
+        requires: names of features that a reader must know; this version knows none.
+        digest: sha256 of the manifest's own bytes; '' before it is written.
+    """
+
+    kind: ClassVar[str]
+
+    family: str = _as(_text)
+    precision: str = _as(_text)
+    device: str = _as(_text, "")
+    made_from: str = _as(_text)
+    files: Mapping[str, FileEntry] = _as(_files)
+    requires: tuple[str, ...] = _as(_texts, ())
+    digest: str = ""
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The files that a base of this kind consists of, at least."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerativeManifest(BaseManifest):
+    """A model that writes its answer token by token.
+
+    Attributes:
+        layout: the order of what the language model reads.
+        n_image_tokens: image embeddings of one picture.
+        n_text: width of image and token embeddings.
+        n_layers, n_kv_heads, head_size: shape of the decoder's cache.
+        n_vocab: number of tokens.
+        n_positions: the most tokens, image included, that the language model reads; 0 for no bound.
+        n_connector_positions: the most tokens that a connector with its own tokenizer reads of a question; 0 where
+            there is no such connector.
+    """
+
+    layout: PromptLayout = _as(_layout)
+    n_image_tokens: int = _as(_whole(1))
+    n_text: int = _as(_whole(1))
+    n_layers: int = _as(_whole(1))
+    n_kv_heads: int = _as(_whole(1))
+    head_size: int = _as(_whole(1))
+    n_vocab: int = _as(_whole(1))
+    n_positions: int = _as(_whole(0))
+    n_connector_positions: int = _as(_whole(0), 0)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        names = ["vision_encoder.onnx", "decoder_model_merged.onnx", "embed_tokens.npy", "tokenizer.json"]
+        names += ["connector.onnx", "connector_tokenizer.json"] if self.n_connector_positions else []
+        return tuple(names)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CausalManifest(GenerativeManifest):
+    """A model with a decoder alone.
+
+    Attributes:
+        position_axes: positions of one token: 1; 2 (place, and place behind the prompt: VisualGLM); or 3 (time, row,
+            column: Qwen2-VL).
+        n_causal: -1 where every token sees only the tokens before it. Otherwise the number of tokens at a prompt's
+            end (0 or 1) that do; all others of the prompt see each other.
+    """
+
+    kind: ClassVar[str] = "causal"
+
+    position_axes: int = _as(_one_of(1, 2, 3), 1)
+    n_causal: int = _as(_one_of(-1, 0, 1), -1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seq2SeqManifest(GenerativeManifest):
+    """A model with an encoder for picture and question, and a decoder for the answer (T5).
+
+    Attributes:
+        start_token: id of the token that the decoder starts from.
+    """
+
+    kind: ClassVar[str] = "seq2seq"
+
+    start_token: int = _as(_whole(0))
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return (*super().needs, "encoder_model.onnx")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContrastiveManifest(BaseManifest):
+    """A model that compares a picture with the text of each answer (CLIP, SigLIP).
+
+    Attributes:
+        captions: how a question and an answer become the text that is compared.
+        n_features: width of the unit features of pictures and of texts.
+        scale, bias: the cosine of two features is multiplied by the scale, and the bias is added.
+        scoring: `softmax`, for log-probabilities among the answers, or `sigmoid`, for each answer by itself.
+        n_positions: the most tokens of a text. A longer text is cut before its end token.
+        pad_token: id of the token that fills a text up to `n_positions`; -1 where texts are not filled.
+    """
+
+    kind: ClassVar[str] = "contrastive"
+
+    captions: CaptionTemplates = _as(_captions)
+    n_features: int = _as(_whole(1))
+    scale: float = _as(_number())
+    bias: float = _as(_number())
+    scoring: str = _as(_one_of("softmax", "sigmoid"))
+    n_positions: int = _as(_whole(1))
+    pad_token: int = _as(_whole(-1))
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("vision_encoder.onnx", "text_encoder.onnx", "tokenizer.json")
+
+
+KINDS: dict[str, type[BaseManifest]] = {
+    manifest.kind: manifest for manifest in (CausalManifest, Seq2SeqManifest, ContrastiveManifest)
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParityFacts:
+    """What the parity gate measured at the export.
+
+    Attributes:
+        n_cases: questions that were compared.
+        tokens_equal: cases whose answer tokens (contrastive: order of labels) are PyTorch's, from the same pixels.
+        end_to_end_equal: the same with each side's own resizing.
+        logits: largest difference of a logit (contrastive: of a score).
+        pixels: largest difference of a pixel value, in levels of 1/255.
+        pixels_within_a_level: share of the pixel values that differ by at most one level, from 0 to 1.
+        distinct_answers: number of different answers among PyTorch's; 0 where it was not counted.
+        max_loss: share of the golden answers that may differ, from 0 to 1; 0 in fp32.
+    """
+
+    n_cases: int = _as(_whole(0), 0)
+    tokens_equal: int = _as(_whole(0), 0)
+    end_to_end_equal: int = _as(_whole(0), 0)
+    logits: float = _as(_number(), 0.0)
+    pixels: float = _as(_number(), 0.0)
+    pixels_within_a_level: float = _as(_number(0, 1), 0.0)
+    distinct_answers: int = _as(_whole(0), 0)
+    max_loss: float | None = _as(_optional(_number(0, 1)), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """Where a bundle comes from. None of it changes an answer.
+
+    Attributes:
+        model: name of the model's folder, or its hub id.
+        family: name of the model family.
+        weights: sha256 of the model's weights; '' for a model that is no local folder.
+        prompt: the facts that the prompt file holds; empty without a prompt.
+        versions: version of each package that made the bundle.
+    """
+
+    model: str = _as(_text, "")
+    family: str = _as(_text, "")
+    weights: str = _as(_text, "")
+    prompt: Mapping[str, Any] = _facts_field()
+    versions: Mapping[str, Any] = _facts_field()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskManifest:
+    """A task ready to run, apart from its base.
+
+    Attributes:
+        name: of the task.
+        question: what is asked where the caller gives no question; '' for none.
+        labels: the answers that are ranked where the caller gives none; empty for none.
+        max_new_tokens: longest answer, in tokens, where the caller gives no limit.
+        base: digest of the base's manifest.
+        files: size and digest of every file outside of the base, by name.
+        parity, provenance: see there.
+        requires: names of features that a reader must know; this version knows none.
+        digest: sha256 of the manifest's own bytes; '' before it is written.
+    """
+
+    kind: ClassVar[str] = "task"
+
+    name: str = _as(_text)
+    question: str = _as(_text)
+    labels: tuple[str, ...] = _as(_texts)
+    max_new_tokens: int = _as(_whole(1))
+    base: str = _as(_text)
+    files: Mapping[str, FileEntry] = _as(_files)
+    parity: ParityFacts = _as(lambda value, where: _parse(ParityFacts, value, where))
+    provenance: Provenance = _as(lambda value, where: _parse(Provenance, value, where))
+    requires: tuple[str, ...] = _as(_texts, ())
+    digest: str = ""
+
+
+# Reading and writing.
+
+
+def read_task_manifest(file: Path) -> TaskManifest:
+    """Read a task's manifest.json; raises BundleError for one that is damaged, edited or of a newer format."""
+    content = _read(file)
+    if content.get("kind") != TaskManifest.kind:
+        raise BundleError(f"{file} is no task's manifest: its kind is {content.get('kind')!r}.")
+    return _parse(TaskManifest, content, str(file))
+
+
+def read_base_manifest(file: Path) -> BaseManifest:
+    """Read a base's manifest.json into the class of its kind; raises BundleError as `read_task_manifest` does."""
+    content = _read(file)
+    kind = _one_of(*KINDS)(content.get("kind"), f"{file}: kind")
+    return _parse(KINDS[kind], content, str(file))
+
+
+def write_manifest(manifest: TaskManifest | BaseManifest, file: Path) -> str:
+    """Write a manifest, whatever its `digest` says, and return the digest of what was written."""
+    content = asdict(manifest) | {"kind": manifest.kind}
+    del content["digest"]
+    data = seal(content)
+    file.write_bytes(data)
+    digest: str = json.loads(data)["sha256"]
+    return digest
+
+
+def seal(content: Mapping[str, Any]) -> bytes:
+    """Return the bytes of a manifest with this content, its format and its digest included."""
+    whole = {**content, "format": FORMAT, "sha256": ZEROS}
+    text = json.dumps(whole, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+    if text.count(ZEROS) != 1:
+        raise BundleError("No text in a manifest may hold 64 zeros in a row; they stand for its digest.")
+    return text.replace(ZEROS, hashlib.sha256(text.encode()).hexdigest()).encode()
+
+
+def bases_in(place: Path) -> Iterator[tuple[Path, BaseManifest]]:
+    """Yield the bundles in a folder with their bases' manifests.
+
+    A manifest that cannot be read is passed over, and so is a bundle that is being written, whose name begins with a
+    dot.
+    """
+    for file in sorted(place.glob("[!.]*/base/manifest.json")):
+        try:
+            manifest = read_base_manifest(file)
+        except BundleError:  # of another version, or damaged
+            continue
+        yield file.parents[1], manifest
+
+
+def _parse(cls: type[T], content: Any, where: str) -> T:
+    """Read a dataclass of the fields above from a JSON object."""
+    given = _of_type(content, where, dict)
+    values: dict[str, Any] = {}
+    for item in fields(cls):  # type: ignore[arg-type]
+        if "read" not in item.metadata:
+            continue
+        if item.name in given:
+            values[item.name] = item.metadata["read"](given[item.name], f"{where}: {item.name}")
+        elif item.default is MISSING and item.default_factory is MISSING:
+            raise BundleError(f"{where} lacks {item.name!r}.")
+    if "sha256" in given and "digest" in {item.name for item in fields(cls)}:  # type: ignore[arg-type]
+        values["digest"] = given["sha256"]
+    return cls(**values)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """The content of an intact manifest, as format 2 has it."""
+    try:
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+            raise BundleError(f"{file} is not a file; it is not a manifest.")
+        if status.st_size > MAX_MANIFEST:
+            raise BundleError(f"{file} is larger than {MAX_MANIFEST >> 20} MiB; it is not a manifest.")
+        data = file.read_bytes()
+    except OSError as error:
+        raise BundleError(f"The manifest {file} cannot be read: {error.strerror or error}.") from error
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"The manifest {file} is damaged: it is not JSON ({error}).") from error
+    if not isinstance(content, dict):
+        raise BundleError(f"The manifest {file} is damaged: it is not a JSON object.")
+    version = content.get("format")
+    if isinstance(version, int) and version > FORMAT:
+        raise BundleError(f"{file} is of format {version}, and this TVP reads up to {FORMAT}. Update TVP.")
+    digest_of = {1: _digest_1, 2: _digest_2}.get(version) if type(version) is int else None
+    if digest_of is None or digest_of(content, data) != content.get("sha256"):
+        raise BundleError(
+            f"The manifest {file} is damaged or was edited: its content does not match its own sha256. "
+            "Export or copy the bundle again."
+        )
+    if version == 1:
+        content = _from_format_1(content)
+    if unknown := _texts(content.get("requires", []), f"{file}: requires"):
+        raise BundleError(f"The bundle of {file} needs {', '.join(unknown)}, which this TVP does not know. Update TVP.")
+    return content
+
+
+def _digest_2(content: Mapping[str, Any], data: bytes) -> str:
+    own = _digest(content.get("sha256"), "sha256").encode() if isinstance(content.get("sha256"), str) else b""
+    if len(own) != 64 or data.count(own) != 1:
+        return ""
+    return hashlib.sha256(data.replace(own, ZEROS.encode())).hexdigest()
+
+
+# Format 1.
+
+
+def _digest_1(content: Mapping[str, Any], data: bytes) -> str:
+    """Its digest was over canonical JSON without the digest, and the file had to be canonical too."""
+
+    def canonical(value: Mapping[str, Any]) -> bytes:
+        return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+    try:
+        if canonical(content) != data:
+            return ""
+    except ValueError:  # a lone surrogate
+        return ""
+    return hashlib.sha256(canonical({k: v for k, v in content.items() if k != "sha256"})).hexdigest()
+
+
+def _from_format_1(content: dict[str, Any]) -> dict[str, Any]:
+    """Turn what format 1 said into what format 2 says; what is missing or wrong is found when it is read."""
+    if isinstance(task := content.get("task"), dict):
+        base = content.get("base")
+        return content | task | {"kind": "task", "base": base.get("digest") if isinstance(base, dict) else base}
+    if "kind" in content:
+        return content | {"kind": "contrastive" if content["kind"] == "closed" else content["kind"]}
+    start = content.get("start_token")
+    return content | {"kind": "seq2seq" if type(start) is int and start >= 0 else "causal"}
