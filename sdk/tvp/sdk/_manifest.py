@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from ._layout import Captions, Layout
 from .errors import BundleError
+from .formats.layout import CaptionTemplates, PromptLayout
 
 FORMAT = 1
 MAX_PLACES = 8  # of a question in a prompt; a template may repeat it
@@ -53,7 +53,7 @@ class BaseManifest:
 
     family: str
     precision: str
-    layout: Layout
+    layout: PromptLayout
     n_image_tokens: int
     n_text: int
     n_layers: int
@@ -93,7 +93,7 @@ class ContrastiveManifest:
 
     family: str
     precision: str
-    captions: Captions
+    captions: CaptionTemplates
     n_features: int
     scale: float
     bias: float
@@ -167,7 +167,7 @@ def read_base_manifest(file: Path) -> BaseManifest | ContrastiveManifest:
     return BaseManifest(
         family=_take(content, "family", str, file),
         precision=_take(content, "precision", str, file),
-        layout=Layout(
+        layout=PromptLayout(
             prompt,
             _take(layout, "answer", str, file),
             _take(layout, "image_token", str, file),
@@ -202,7 +202,7 @@ def _closed(content: Mapping[str, Any], file: Path) -> ContrastiveManifest:
     return ContrastiveManifest(
         family=_take(content, "family", str, file),
         precision=_take(content, "precision", str, file),
-        captions=Captions(_take(captions, "begun", str, file), _take(captions, "asked", str, file)),
+        captions=CaptionTemplates(_take(captions, "begun", str, file), _take(captions, "asked", str, file)),
         n_features=_positive(content, "n_features", file),
         scale=_finite(content, "scale", file),
         bias=_finite(content, "bias", file),

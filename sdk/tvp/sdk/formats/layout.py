@@ -7,13 +7,13 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from .errors import RequestError
+from ..errors import RequestError
 
 UNKNOWN = "<unk>"  # what SentencePiece reads in place of a character it does not know, which a question may hold
 
 
 @dataclass(frozen=True)
-class Layout:
+class PromptLayout:
     """A prompt as one text that is tokenised as a whole, then split at the image token.
 
     Tokenising its parts apart would give other tokens where a tokenizer treats the start of a text
@@ -35,14 +35,14 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Words:
+class PromptTokenizer:
     """A layout with the tokenizer that reads it.
 
     encode: text, and whether to add begin and end tokens -> ids.
     special_ids: ids that a question may not contain.
     """
 
-    layout: Layout
+    layout: PromptLayout
     encode: Callable[[str, bool], list[int]]
     special_ids: frozenset[int]
 
@@ -85,7 +85,7 @@ def refuse_half_characters(kind: str, text: str) -> None:
 
 
 @dataclass(frozen=True)
-class Captions:
+class CaptionTemplates:
     """How a question and an answer become the text that a picture is compared with (CLIP, SigLIP).
 
     begun: for a question that is the start of a sentence ("This is a photo of a"), with the places of `{question}`
