@@ -146,8 +146,8 @@ def write_card(scores: dict[str, Any]) -> None:
         "",
         "## How they were trained",
         "",
-        "`python samples/zoo/build.py --photos train.parquet` trains every model that has no checkpoint in `_work`, and "
-        "replaces what is shipped. Every stage continues from its checkpoint; it runs on a GPU where there is one. "
+        "`python samples/zoo/build.py --photos train.parquet` trains every model that has no checkpoint in `_work`, "
+        "and replaces what is shipped. Every stage continues from its checkpoint; it runs on a GPU where there is one. "
         "On a CPU one process for each encoder or "
         "model and `--threads 1` use the cores best. Without photos the models learn scenes only. Steps by stage:",
         "",

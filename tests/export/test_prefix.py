@@ -20,9 +20,9 @@ from tvp.export.plan import plan
 from tvp.export.precision import lower
 from tvp.export.tokenizer import write_tokenizer
 from tvp.sdk._decoder import KeyValues, positions_of
-from tvp.sdk._layout import Words
 from tvp.sdk._manifest import read_base_manifest, seal
 from tvp.sdk.errors import BundleError, ModelError, ProviderError
+from tvp.sdk.formats.layout import PromptTokenizer
 from tvp.trainer import families, tasks
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
@@ -151,7 +151,7 @@ def test_the_exported_tokenizer_writes_the_marks(name, tmp_path):
             backend.post_processor = None
         write_tokenizer(family.tokenizer, tmp_path / "tokenizer.json", family)
         written = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
-        words = Words(
+        words = PromptTokenizer(
             family.layout,
             lambda text, special, written=written: written.encode(text, add_special_tokens=special).ids,
             frozenset(),

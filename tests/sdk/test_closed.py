@@ -17,9 +17,9 @@ from tvp.sdk import Ranked, _closed
 from tvp.sdk._bench import bench
 from tvp.sdk._cli import cli
 from tvp.sdk._closed import compare_choice, in_order
-from tvp.sdk._layout import Captions
 from tvp.sdk._manifest import ContrastiveManifest, FileEntry, read_base_manifest, seal
 from tvp.sdk.errors import BundleError, CheckError, RequestError
+from tvp.sdk.formats.layout import CaptionTemplates
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
 
@@ -41,13 +41,13 @@ def without_labels(folder):
 
 
 def test_a_question_and_a_label_become_a_text():
-    captions = Captions()
+    captions = CaptionTemplates()
     for question in ("Is it?", "  Is it?  ", "", "  "):
         assert captions.texts(question, ["dog", "cat"]) == ["a photo of a dog", "a photo of a cat"]
     assert captions.texts(" This is a photo of the digit ", ["7"]) == ["This is a photo of the digit 7"]
     # what they hold is not read again
     assert captions.texts("a {answer}", ["{question}", "x"]) == ["a {answer} {question}", "a {answer} x"]
-    assert Captions("{answer}: {question}", "it is {answer}").texts("so", ["x"]) == ["x: so"]
+    assert CaptionTemplates("{answer}: {question}", "it is {answer}").texts("so", ["x"]) == ["x: so"]
 
 
 def test_what_cannot_be_asked_is_refused(closed):

@@ -17,7 +17,6 @@ from tokenizers import Tokenizer
 from ._decoder import log_softmax
 from ._generation import Generation, Options
 from ._image import ImageLike
-from ._layout import refuse_half_characters
 from ._manifest import ContrastiveManifest, Identity, TaskManifest
 from ._providers import Plan
 from ._sessions import Trims, encode, open_parts, read_tokenizer, run
@@ -25,6 +24,7 @@ from ._shapes import check_contrastive
 from ._task import MAX_QUESTION, Task
 from ._view import Answer, Ranked, View, _see_together
 from .errors import BundleError, RequestError
+from .formats.layout import refuse_half_characters
 
 N_TEXTS = 4096  # texts whose features a base remembers
 TIE = 1e-4  # labels whose scores are closer may come in either order: that is what rounding turns around

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from ._external import refuse_elsewhere
-from ._layout import UNKNOWN, Words
 from ._manifest import BaseManifest, ContrastiveManifest, Identity, verify
 from ._providers import CPU, CUDA, ON_CPU, TENSORRT, Chosen, Plan, onnxruntime, runs_on
 from ._shapes import check_decoder, check_encoder, check_vision_encoder
 from .errors import BundleError, ProviderError, RequestError
+from .formats.layout import UNKNOWN, PromptTokenizer
 
 if TYPE_CHECKING:
     from ._closed import ContrastiveBase
@@ -159,7 +159,7 @@ class Base:
     decoder: Any
     embeddings: NDArray[np.floating[Any]]
     tokenizer: Tokenizer
-    words: Words
+    words: PromptTokenizer
     n_before: int
     connector: Connector | None = None
     encoder: Any = None
@@ -269,7 +269,7 @@ def _open_base(folder: Path, manifest: BaseManifest, plan: Plan, verified: set[I
             "Export the bundle again."
         )
     added = tokenizer.get_added_tokens_decoder()
-    words = Words(
+    words = PromptTokenizer(
         manifest.layout,
         lambda text, special: encode(tokenizer, text, special),
         frozenset(token_id for token_id, token in added.items() if token.special and token.content != UNKNOWN),

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError
 
-from tvp.sdk._layout import Layout
 from tvp.sdk.errors import ModelError
+from tvp.sdk.formats.layout import PromptLayout
 
 if TYPE_CHECKING:
     from .family import GenerativeFamily
@@ -17,7 +17,7 @@ QUESTION = "{question}"
 
 def layout_of(
     family: GenerativeFamily, image_token: str, default: str, image: str = "{image}", apart: bool = False
-) -> Layout:
+) -> PromptLayout:
     """The layout of a family's prompts.
 
     In this order: `tvp_prompt` of the checkpoint's config.json, its chat template, and `default`.
@@ -36,7 +36,7 @@ def layout_of(
             "Set tvp_prompt in its config.json."
         )
     answer = "{answer}" if apart or prompt[-1].isspace() else " {answer}"
-    return Layout(prompt, answer, image_token, family.end_tokens, apart)
+    return PromptLayout(prompt, answer, image_token, family.end_tokens, apart)
 
 
 def _render(family: GenerativeFamily, template: str, image_token: str) -> str:

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import Blip2ForConditionalGeneration
 
-from tvp.sdk._layout import Layout
+from tvp.sdk.formats.layout import PromptLayout
 
 from ._checkpoint import Checkpoint
 from ._template import layout_of
@@ -49,7 +49,7 @@ class Blip2(VisionEncoder, CausalFamily):
     name = "blip-2"
     exports = True
 
-    def make_layout(self) -> Layout:
+    def make_layout(self) -> PromptLayout:
         # No {image}: Blip2Processor puts the image tokens first, before the begin token.
         return layout_of(self, self.image_token(self.model.config.image_token_index), "Question: {question} Answer:")
 
@@ -66,7 +66,7 @@ class Blip2T5(VisionEncoder, Seq2SeqFamily):
     name = "blip-2-t5"
     exports = True
 
-    def make_layout(self) -> Layout:
+    def make_layout(self) -> PromptLayout:
         token = self.image_token(self.model.config.image_token_index)
         return layout_of(self, token, "Question: {question} Answer:", apart=True)
 
@@ -84,7 +84,7 @@ class MiniGpt4(Blip2):
         word, answered, alone = (self.tokenizer(text, add_special_tokens=False).input_ids for text in texts)
         return tuple(dict.fromkeys([*answered[len(word) :][:1], *alone[-1:], *super().end_tokens]))
 
-    def make_layout(self) -> Layout:
+    def make_layout(self) -> PromptLayout:
         token = self.image_token(self.model.config.image_token_index)
         return layout_of(self, token, "<Img>{image}</Img> {question}")
 

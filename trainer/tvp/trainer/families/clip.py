@@ -16,8 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import CLIPModel, SiglipModel
 
-from tvp.sdk._layout import Captions
 from tvp.sdk.errors import ModelError, RequestError
+from tvp.sdk.formats.layout import CaptionTemplates
 
 from ._checkpoint import Checkpoint
 from .family import Family
@@ -41,7 +41,7 @@ class ContrastiveFamily(Family):
     name = "clip"
     generates = False
     exports = True
-    captions = Captions()
+    captions = CaptionTemplates()
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """What a model family is: one way of wiring a vision encoder to a language model, behind a few functions.
 
 The trainer, the evaluator and the exporter all go through this interface, so the order of the
-tokens that a model sees is written down once: in `tvp.sdk._layout`.
+tokens that a model sees is written down once: in `tvp.sdk.formats.layout`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from tvp.sdk._layout import UNKNOWN, Layout, Words
 from tvp.sdk.errors import ModelError, RequestError
+from tvp.sdk.formats.layout import UNKNOWN, PromptLayout, PromptTokenizer
 
 from .pixels import PixelFormat, to_pixels
 
@@ -159,7 +159,7 @@ class GenerativeFamily(Family):
         self.tokenizer = tokenizer
         self.template = template
         self.layout = self.make_layout()
-        self._words = Words(
+        self._words = PromptTokenizer(
             self.layout,
             lambda text, special: tokenizer(text, add_special_tokens=special).input_ids,
             frozenset(
@@ -170,7 +170,7 @@ class GenerativeFamily(Family):
         self._prompt_ids = lru_cache(N_TEXTS)(self._words.prompt_ids)
         self._answer_ids = lru_cache(N_TEXTS)(self._words.answer_ids)
 
-    def make_layout(self) -> Layout:
+    def make_layout(self) -> PromptLayout:
         raise NotImplementedError
 
     @property

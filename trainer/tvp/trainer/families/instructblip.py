@@ -15,8 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import InstructBlipForConditionalGeneration, PreTrainedTokenizerBase
 
-from tvp.sdk._layout import Layout
 from tvp.sdk.errors import RequestError
+from tvp.sdk.formats.layout import PromptLayout
 
 from ._bliva_model import BlivaForConditionalGeneration
 from ._checkpoint import Checkpoint
@@ -98,7 +98,7 @@ class InstructBlip(QuestionAwareFamily, CausalFamily):
     name = "instructblip"
     exports = True
 
-    def make_layout(self) -> Layout:
+    def make_layout(self) -> PromptLayout:
         # No {image}: InstructBlipProcessor puts the image tokens first, before the begin token.
         return layout_of(self, self.image_token(self.model.config.image_token_index), "{question}")
 
@@ -111,7 +111,7 @@ class InstructBlipT5(QuestionAwareFamily, Seq2SeqFamily):
     name = "instructblip-t5"
     exports = True
 
-    def make_layout(self) -> Layout:
+    def make_layout(self) -> PromptLayout:
         return layout_of(self, self.image_token(self.model.config.image_token_index), "{question}", apart=True)
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import InternVLForConditionalGeneration
 
-from tvp.sdk._layout import Layout
+from tvp.sdk.formats.layout import PromptLayout
 
 from ._checkpoint import Checkpoint
 from ._template import layout_of
@@ -25,7 +25,7 @@ class InternVl(CausalFamily):
     name = "internvl"
     exports = True
 
-    def make_layout(self) -> Layout:
+    def make_layout(self) -> PromptLayout:
         image = "<img>{image}</img>"
         usual = f"<|im_start|>user\n{image}\n{{question}}<|im_end|>\n<|im_start|>assistant\n"
         return layout_of(self, self.image_token(self.model.config.image_token_id), usual, image)

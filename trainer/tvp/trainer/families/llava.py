@@ -17,8 +17,8 @@ from transformers import (
     LlavaOnevisionForConditionalGeneration,
 )
 
-from tvp.sdk._layout import Layout
 from tvp.sdk.errors import ModelError
+from tvp.sdk.formats.layout import PromptLayout
 
 from ._checkpoint import Checkpoint
 from ._template import layout_of
@@ -38,7 +38,7 @@ class Llava(CausalFamily):
     name = "llava"
     exports = True
 
-    def make_layout(self) -> Layout:
+    def make_layout(self) -> PromptLayout:
         token = self.image_token(self.model.config.image_token_index)
         return layout_of(self, token, "USER: {image}\n{question} ASSISTANT:")
 

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PaliGemmaForConditionalGeneration
 
-from tvp.sdk._layout import Layout
+from tvp.sdk.formats.layout import PromptLayout
 
 from ._checkpoint import Checkpoint
 from ._template import layout_of
@@ -26,7 +26,7 @@ class PaliGemma(CausalFamily):
     exports = True
     n_causal = 0
 
-    def make_layout(self) -> Layout:
+    def make_layout(self) -> PromptLayout:
         # No {image}: PaliGemmaProcessor puts the image tokens first, before the begin token.
         return layout_of(self, self.image_token(self.model.config.image_token_id), "{question}\n")
 

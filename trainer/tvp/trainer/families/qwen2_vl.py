@@ -20,7 +20,7 @@ from transformers import (
     Qwen2VLForConditionalGeneration,
 )
 
-from tvp.sdk._layout import Layout
+from tvp.sdk.formats.layout import PromptLayout
 
 from ._checkpoint import Checkpoint
 from ._template import layout_of
@@ -49,7 +49,7 @@ class Qwen2Vl(CausalFamily):
         )
         super().__init__(model, tokenizer, pixel_format, template)
 
-    def make_layout(self) -> Layout:
+    def make_layout(self) -> PromptLayout:
         usual = (
             "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
             "<|vision_start|>{image}<|vision_end|>{question}<|im_end|>\n<|im_start|>assistant\n"

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import Idefics3ForConditionalGeneration, PreTrainedTokenizerBase, SmolVLMForConditionalGeneration
 
-from tvp.sdk._layout import Layout
+from tvp.sdk.formats.layout import PromptLayout
 
 from ._checkpoint import Checkpoint
 from ._template import layout_of
@@ -38,7 +38,7 @@ class SmolVlm(CausalFamily):
         super().__init__(model, tokenizer, pixel_format, template)
         self._places = self._place_patches()
 
-    def make_layout(self) -> Layout:
+    def make_layout(self) -> PromptLayout:
         image = f"{AROUND}{WHOLE}{{image}}{AROUND}"
         usual = f"<|im_start|>User:{image}{{question}}{END}\nAssistant:"
         return layout_of(self, self.image_token(self.model.config.image_token_id), usual, image)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tvp.sdk._layout import Layout
+from tvp.sdk.formats.layout import PromptLayout
 
 from ._checkpoint import Checkpoint
 from ._template import layout_of
@@ -26,7 +26,7 @@ class VisualGlm(VisionEncoder, CausalFamily):
     position_axes = 2
     n_causal = 1  # <sop>
 
-    def make_layout(self) -> Layout:
+    def make_layout(self) -> PromptLayout:
         return layout_of(
             self, self.image_token(self.model.config.image_token_id), "<img>{image}</img>问：{question}\n答："
         )
