@@ -15,7 +15,7 @@ import torch
 from tests.tiny import save_tiny
 from tvp import sdk
 from tvp.export.bundle import export
-from tvp.sdk._manifest import seal
+from tvp.sdk.formats.manifest import seal
 from tvp.sdk.errors import BundleError
 from tvp.trainer import tasks
 from tvp.trainer.prompt import Geometry, Prompt

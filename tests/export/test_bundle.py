@@ -121,7 +121,7 @@ def test_where_the_bundle_differs_nothing_is_written(tmp_path, monkeypatch):
 
 
 def test_an_export_that_a_service_manager_ends_leaves_nothing_behind(tmp_path):
-    command = [sys.executable, "-m", "tvp.sdk._cli", "export", "-m", "zoo:smolvlm", "-t", "scenes"]
+    command = [sys.executable, "-m", "tvp.sdk.cli", "export", "-m", "zoo:smolvlm", "-t", "scenes"]
     process = subprocess.Popen([*command, "-o", tmp_path / "out"], stderr=subprocess.PIPE, text=True)
     end = time.monotonic() + 120
     while not list(tmp_path.glob(".out.*/base/vision_encoder.onnx")):

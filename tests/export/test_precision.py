@@ -120,7 +120,7 @@ def test_over_max_loss_nothing_is_written(tmp_path, monkeypatch):
 def test_a_damaged_int8_bundle_fails_its_check(exported, monkeypatch):
     """The share that may differ is the manifest's, and not everything."""
     with sdk.load(exported["int8"][0]) as task:
-        embeddings = task.base.embeddings
+        embeddings = task.model.embeddings
         monkeypatch.setattr(task.base, "embeddings", np.roll(embeddings, 7, 0))
         with pytest.raises(CheckError, match="does not answer here as it did"):
             task.check()
@@ -248,7 +248,7 @@ def test_a_text_ends_where_a_window_would_begin_to_slide(tmp_path):
     family.text_config.sliding_window = 90
     export(tmp_path / "model", tasks.get("count"), tmp_path / "out", family=family, n_cases=1)
     with sdk.load(tmp_path / "out") as task:
-        assert task.base.manifest.n_positions == 90
+        assert task.model.manifest.n_positions == 90
         with pytest.raises(RequestError, match="at most 90"):
             task.ask(np.zeros((64, 64, 3), np.uint8), "What? " * 30)
 
@@ -279,7 +279,7 @@ def test_fewer_bits_for_a_gpu_are_what_a_gpu_has(smolvlm, tmp_path, device, fuse
             real = (tmp_path / "out" / name).stat().st_size
             assert abs(real - size) < 0.1 * real + 60_000, (name, real, size)
     with sdk.load(tmp_path / "out") as task:
-        assert task.base.manifest.device == device
+        assert task.model.manifest.device == device
         assert task.check()["cases"] == 4
 
 

@@ -19,8 +19,8 @@ from tvp.export.bundle import export
 from tvp.export.plan import plan
 from tvp.export.precision import lower
 from tvp.export.tokenizer import write_tokenizer
-from tvp.sdk._decoder import KeyValues, positions_of
-from tvp.sdk._manifest import read_base_manifest, seal
+from tvp.sdk._models.kv_cache import KeyValues, positions_of
+from tvp.sdk.formats.manifest import read_base_manifest, seal
 from tvp.sdk.errors import BundleError, ModelError, ProviderError
 from tvp.sdk.formats.layout import PromptTokenizer
 from tvp.trainer import families, tasks
@@ -77,10 +77,10 @@ def test_the_picture_sees_the_end_of_the_question(exported):
 def test_only_another_question_reads_the_picture_again(exported, runs):
     name, folder = exported
     with sdk.load(folder) as task:
-        n_picture = task.base.n_before + task.base.manifest.n_image_tokens
+        n_picture = task.model.n_before + task.model.manifest.n_image_tokens
         view = task.see(PICTURE)
         for question, again in [(0, False), (0, True), (1, False), (1, True), (0, False)]:
-            n_all = n_picture + len(task.base.words.prompt_ids(QUESTIONS[question])[1])
+            n_all = n_picture + len(task.model.words.prompt_ids(QUESTIONS[question])[1])
             runs.clear()
             answer = view.ask(QUESTIONS[question], max_new_tokens=3)
             whole = [n_all - 1, 1] if name == "visualglm" else [n_all]

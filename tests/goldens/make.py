@@ -22,7 +22,7 @@ from PIL import Image
 from tests.tiny import save_tiny
 from tvp.export.bundle import export
 from tvp.export.parity import pixel_values
-from tvp.sdk._pack import pack
+from tvp.sdk.formats.archive import pack
 from tvp.trainer import families, tasks
 from tvp.trainer.data import Scenes
 from tvp.trainer.families import Family

@@ -11,7 +11,7 @@ import pytest
 
 from tests.bundles import flip_bytes, listed_anew, reads_weights_from
 from tvp import sdk
-from tvp.sdk._manifest import FORMAT, seal
+from tvp.sdk.formats.manifest import FORMAT, seal
 from tvp.sdk._task import tasks
 from tvp.sdk.errors import BundleError, CheckError, ImageError, ProviderError, RequestError, TvpError
 

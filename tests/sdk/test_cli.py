@@ -13,7 +13,7 @@ from PIL import Image
 
 def tvp(*arguments):
     return subprocess.run(
-        [sys.executable, "-m", "tvp.sdk._cli", *map(str, arguments)], capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", "tvp.sdk.cli", *map(str, arguments)], capture_output=True, text=True, timeout=120
     )
 
 

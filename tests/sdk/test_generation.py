@@ -15,7 +15,7 @@ from PIL import Image
 
 from tvp import sdk
 from tvp.sdk._generation import Answering, Generation, Speech
-from tvp.sdk._pack import unpack
+from tvp.sdk.formats.archive import unpack
 from tvp.sdk._view import View
 from tvp.sdk.errors import ImageError, ProviderError, RequestError
 
@@ -159,7 +159,7 @@ def test_many_questions_get_the_answers_that_one_gets(task, batch):
 def test_an_answer_ends_where_the_context_does(task, monkeypatch):
     """Rows that have ended wait in place, and the answer so far is not lost."""
     monkeypatch.setattr("tvp.sdk._generation.Generation.choose", lambda *_: 5)  # no end token
-    room = task.base.manifest.n_positions
+    room = task.model.manifest.n_positions
     requests = [(PICTURES[0], question) for question in QUESTIONS]
     alone = [task.ask(*request, max_new_tokens=room) for request in requests]
     assert {answer.finish for answer in alone} == {"length"}
@@ -248,7 +248,7 @@ def test_a_cache_that_could_not_grow_leaves_the_view_as_it_was(task, monkeypatch
     view = task.see(PICTURES[0])
     short = view.ask(QUESTIONS[0], max_new_tokens=2).tokens
     with monkeypatch.context() as patch:
-        patch.setattr("tvp.sdk._decoder.onnxruntime", Full)
+        patch.setattr("tvp.sdk._models.kv_cache.onnxruntime", Full)
         with pytest.raises(ProviderError, match="no memory left on the device"):
             view.ask(QUESTIONS[0], max_new_tokens=100)
     assert view.ask(QUESTIONS[0], max_new_tokens=2).tokens == short == expected[:2]

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from tests.bundles import make_bundle
 from tvp import sdk
-from tvp.sdk._cli import cli
-from tvp.sdk._manifest import BaseManifest, ContrastiveManifest, seal
-from tvp.sdk._pack import unpack
+from tvp.sdk.cli import cli
+from tvp.sdk.formats.manifest import BaseManifest, ContrastiveManifest, seal
+from tvp.sdk.formats.archive import unpack
 from tvp.sdk.errors import BundleError, RequestError, TvpError
 
 BUNDLES = Path(__file__).parents[1] / "goldens" / "format-1"
@@ -74,7 +74,7 @@ def ask(task):
     """All that a task can be asked, with the longest answer that it may give: tokens and the order of labels."""
     view = task.see(PICTURE)
     ranked = [row.label for row in view.rank(QUESTION, labels=LABELS)]
-    if isinstance(task.base.manifest, ContrastiveManifest):
+    if isinstance(task.model.manifest, ContrastiveManifest):
         return view.ask(QUESTION).text, ranked
     answer = view.ask(QUESTION, max_new_tokens=6)
     "".join(task.stream(PICTURE, QUESTION, time_limit=0.01))  # the bundle's own limit of tokens
@@ -133,8 +133,8 @@ def survive(folder, expected, touched):
     try:
         with sdk.load(folder) as task:
             found = ask(task)
-            if isinstance(task.base.manifest, BaseManifest):
-                assert all(0 <= token < task.base.manifest.n_vocab for token in found[0])
+            if isinstance(task.model.manifest, BaseManifest):
+                assert all(0 <= token < task.model.manifest.n_vocab for token in found[0])
     except TvpError:
         return False
     if not touched & MEANING:

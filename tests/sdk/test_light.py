@@ -117,7 +117,7 @@ class Absent(importlib.abc.MetaPathFinder):
             raise ModuleNotFoundError(name, name=name)
 sys.meta_path.insert(0, Absent())
 from click.testing import CliRunner
-from tvp.sdk._cli import cli
+from tvp.sdk.cli import cli
 result = CliRunner().invoke(cli, ['train', '--help'])
 print(result.exit_code, result.output)
 print(CliRunner().invoke(cli, ['ask', '--help']).exit_code)

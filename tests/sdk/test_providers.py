@@ -14,7 +14,7 @@ from tests.sdk.fake_onnxruntime import CPU, CUDA, TENSORRT, OrtValue, install
 from tvp import sdk
 from tvp.export.bundle import export
 from tvp.sdk import _sessions
-from tvp.sdk._providers import PARTS, choose_providers, make_plan
+from tvp.sdk._runtime.providers import PARTS, choose_providers, make_plan
 from tvp.sdk.errors import ProviderError
 from tvp.trainer import tasks
 
@@ -143,7 +143,7 @@ def test_what_cannot_be_is_an_error_before_anything_is_opened(gpu, one_bundle, w
 
 def test_a_bundle_is_opened_on_what_was_chosen(gpu, one_bundle, own_home):
     with sdk.load(one_bundle, providers="tensorrt") as task:
-        digest = task.manifest.base_digest
+        digest = task.manifest.base
         cache = own_home / "cache" / "tensorrt" / digest
         rest = [(CUDA, CUDA_OPTIONS), (CPU, {})]
         assert gpu.opened == [
@@ -234,7 +234,7 @@ def test_a_provider_that_fails_in_a_run_is_an_error_and_not_a_fallback(one_bundl
     """onnxruntime's own session goes on with the CPU, and prints it, unless it is told not to."""
     with sdk.load(one_bundle) as task:
         assert not any(
-            session._enable_fallback for session in (task._preprocess, task.base.vision_encoder, task.base.decoder)
+            session._enable_fallback for session in (task._preprocess, task.model.vision_encoder, task.model.decoder)
         )
 
 
@@ -263,7 +263,7 @@ def test_the_real_onnxruntime_says_what_it_runs_on(one_bundle):
     assert {"GroupQueryAttention", "MatMul"} <= {operator for _, operator in nodes}
     with sdk.load(one_bundle) as task:
         assert task.providers == dict.fromkeys(("preprocess", "vision_encoder", "decoder"), CPU)
-        assert task.base.vision_encoder.get_inputs()[0].shape[0] == "batch_size"
+        assert task.model.vision_encoder.get_inputs()[0].shape[0] == "batch_size"
 
 
 @pytest.fixture(scope="module")
@@ -311,7 +311,7 @@ def test_a_real_device_answers_as_pytorch_did(one_bundle, provider):
         assert task.providers["vision_encoder"] == name
         assert task.check()["cases"] == 4
         if provider == "tensorrt":
-            folder = sdk._task.home() / "cache" / "tensorrt" / task.manifest.base_digest
+            folder = sdk._task.home() / "cache" / "tensorrt" / task.manifest.base
             assert any(files for _, _, files in os.walk(folder))
 
 

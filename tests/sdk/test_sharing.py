@@ -20,7 +20,7 @@ import pytest
 
 from tvp import sdk
 from tvp.sdk import _manifest, _sessions
-from tvp.sdk._manifest import seal
+from tvp.sdk.formats.manifest import seal
 from tvp.sdk.errors import BundleError, RequestError
 
 PICTURE = np.zeros((10, 10, 3), np.uint8)
@@ -199,7 +199,7 @@ def test_a_base_that_goes_is_not_found_and_its_sessions_go_first(copy, monkeypat
     """What another thread would see at the moment when memory is given back."""
     seen = []
     task = sdk.load(copy)
-    digest, decoder = task.manifest.base_digest, weakref.ref(task.base.decoder)
+    digest, decoder = task.manifest.base, weakref.ref(task.model.decoder)
     monkeypatch.setattr(
         _sessions, "_trim", lambda pad: seen.append((digest in [key for key, _ in _sessions._loaded], decoder()))
     )

@@ -277,4 +277,4 @@ def test_a_question_may_hold_a_character_that_is_unknown(one_bundle):
         special = set(family.tokenizer.all_special_ids)
         assert special - family._words.special_ids == {family.tokenizer.unk_token_id}
     with sdk.load(one_bundle) as task:
-        assert task.base.words.special_ids == family._words.special_ids
+        assert task.model.words.special_ids == family._words.special_ids

@@ -19,7 +19,7 @@ from tests.bundles import random_prompt
 from tests.tiny import save_tiny
 from tvp.export.evaluate import accuracy as accuracy_of_bundle
 from tvp.sdk import load
-from tvp.sdk._cli import cli
+from tvp.sdk.cli import cli
 from tvp.sdk.errors import CheckError, ModelError
 from tvp.trainer import families, matrix, tasks
 from tvp.trainer.corruptions import CORRUPTIONS, Corrupted

@@ -156,7 +156,7 @@ def test_a_killed_process_goes_on_from_its_checkpoint(config, zoo, tmp_path):
     command = [
         sys.executable,
         "-m",
-        "tvp.sdk._cli",
+        "tvp.sdk.cli",
         "train",
         "-m",
         str(zoo[0]),

@@ -18,24 +18,17 @@ from optimum.utils import NormalizedConfig
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from tvp.sdk.errors import ModelError
-from tvp.trainer.families.causal import CausalFamily
 from tvp.trainer.families.family import Family, GenerativeFamily
 from tvp.trainer.families.instructblip import QuestionAwareFamily
 
 from .attention import (
-    NewKeyValues,
-    angles_of,
-    current_cache,
-    fused_attention,
     fused_vision_encoder,
     plain_vision_encoder,
 )
-from .fuse import fuse_attention, fuse_gelu, fuse_norms, rewrite
+from .fuse import fuse_gelu, rewrite
 
 OPSET = 18
 N_DUMMY = 5  # tokens in the sequence that is traced; the axis is dynamic
-CAPACITY_DUMMY = 16
 
 
 class VisionEncoder(nn.Module):
@@ -63,53 +56,6 @@ class Connector(nn.Module):
 
     def forward(self, image_features: Tensor, question_ids: Tensor, question_mask: Tensor) -> Tensor:
         return self._family.connect_ids(image_features, question_ids, question_mask)
-
-
-class Decoder(nn.Module):
-    """inputs_embeds and past keys and values -> logits of the last positions, present keys and values."""
-
-    def __init__(self, family: CausalFamily) -> None:
-        super().__init__()
-        self.decoder, self.head = family.decoder, family.head
-        self.config = family.model.config
-        self.prefix, self._positions = family.n_causal is not None, family.decoder_positions
-        angles = None
-        if family.position_axes == 1 and not self.prefix:
-            angles = angles_of(family.decoder, family.n_positions)
-        self.turned = angles is not None
-        cos, sin = angles or (None, None)
-        self.register_buffer("cos_cache", cos)
-        self.register_buffer("sin_cache", sin)
-
-    def forward(
-        self,
-        inputs_embeds: Tensor,
-        position_ids: Tensor,
-        seqlens_k: Tensor,
-        total_sequence_length: Tensor,
-        num_logits_to_keep: Tensor,
-        past_key_values: list[tuple[Tensor, Tensor]],
-    ) -> tuple[Tensor, ...]:
-        angles: Any = (self.cos_cache, self.sin_cache) if self.turned else None
-        cache = NewKeyValues(past_key_values, seqlens_k, total_sequence_length, angles, self.prefix)
-        with current_cache(cache):
-            hidden = self.decoder(
-                inputs_embeds=inputs_embeds,
-                position_ids=self._positions(position_ids),
-                past_key_values=cache,
-                use_cache=True,
-            ).last_hidden_state
-        n_new = inputs_embeds.shape[1]
-        first: Any = n_new - num_logits_to_keep  # a tensor, so that tracing keeps it as an input
-        kept = torch.arange(first, n_new)  # the head is costly: only where it is needed
-        logits = self.head(hidden.index_select(1, kept))
-        present = [pair for pair in cache.present if pair is not None]
-        if len(present) < len(cache.present):
-            raise ModelError(
-                f"The attention of {type(self.decoder).__name__} does not go through transformers' attention "
-                "interface, so it cannot be exported; it can be trained on and evaluated."
-            )
-        return (logits, *(tensor for pair in present for tensor in pair))
 
 
 class Traced(ModelPatcher):  # type: ignore[misc]
@@ -167,56 +113,6 @@ class ConnectorConfig(OnnxConfig):  # type: ignore[misc]
         return {"image_features": self._features, "question_ids": ones, "question_mask": ones.clone()}
 
 
-class DecoderConfig(OnnxConfig):  # type: ignore[misc]
-    """A decoder on embeddings, with keys and values in buffers that are longer than what they hold."""
-
-    NORMALIZED_CONFIG_CLASS = NormalizedConfig
-    _MODEL_PATCHER = Traced
-
-    def __init__(
-        self, config: Any, n_layers: int, n_kv_heads: int, head_size: int, n_text: int, position_axes: int
-    ) -> None:
-        super().__init__(config)
-        self._n_layers, self._past_shape, self._n_text = n_layers, (n_kv_heads, CAPACITY_DUMMY, head_size), n_text
-        self._position_axes = position_axes
-
-    @property
-    def inputs(self) -> dict[str, dict[int, str]]:
-        tokens = {0: "batch_size", 1: "sequence_length"}
-        named: dict[str, dict[int, str]] = {
-            "inputs_embeds": tokens,
-            "position_ids": tokens if self._position_axes == 1 else {1: "batch_size", 2: "sequence_length"},
-            "seqlens_k": {0: "batch_size"},
-            "total_sequence_length": {},
-            "num_logits_to_keep": {},
-        }
-        for name in self._names("past_key_values"):
-            named[name] = {0: "batch_size", 2: "capacity"}
-        return named
-
-    @property
-    def outputs(self) -> dict[str, dict[int, str]]:
-        named = {"logits": {0: "batch_size", 1: "num_logits_to_keep"}}
-        return named | {name: {0: "batch_size", 2: "capacity"} for name in self._names("present")}
-
-    def generate_dummy_inputs(self, framework: str = "pt", **_: Any) -> dict[str, Any]:
-        past = torch.zeros(2, *self._past_shape)
-        positions = torch.arange(N_DUMMY).expand(2, -1)
-        if self._position_axes > 1:
-            positions = positions.expand(self._position_axes, -1, -1)
-        return {
-            "inputs_embeds": torch.randn(2, N_DUMMY, self._n_text),
-            "position_ids": positions.contiguous(),
-            "seqlens_k": torch.full((2,), N_DUMMY - 1, dtype=torch.int32),
-            "total_sequence_length": torch.tensor(N_DUMMY, dtype=torch.int32),
-            "num_logits_to_keep": torch.tensor(2),
-            "past_key_values": [(past.clone(), past.clone()) for _ in range(self._n_layers)],
-        }
-
-    def _names(self, prefix: str) -> list[str]:
-        return [f"{prefix}.{i}.{kind}" for i in range(self._n_layers) for kind in ("key", "value")]
-
-
 def export_vision_encoder(family: Family, file: Path, fused: bool = True) -> None:
     """Write the vision encoder as a graph, with the connector where it does not read the question.
 
@@ -225,7 +121,7 @@ def export_vision_encoder(family: Family, file: Path, fused: bool = True) -> Non
     output = "image_features" if family.reads_question else "image_embeds"
     config = VisionEncoderConfig(config_of(family), family.pixel_format.size, family.encoder_batches, output)
     with fused_vision_encoder(family.model) if fused else plain_vision_encoder():
-        write(VisionEncoder(family), config, file)
+        write_graph(VisionEncoder(family), config, file)
     if fused:
         rewrite(file, fuse_gelu)
 
@@ -235,25 +131,7 @@ def export_connector(family: QuestionAwareFamily, file: Path) -> None:
     size = family.pixel_format.size
     with torch.no_grad():
         features = family.encode(torch.zeros(2, 3, size, size))
-    write(Connector(family), ConnectorConfig(family.model.config, features), file)
-
-
-def export_decoder(family: CausalFamily, file: Path) -> None:
-    """Write the language model as one graph for prompts and for single tokens."""
-    config = family.text_config
-    n_kv_heads, head_size = cache_shape(family)
-    onnx_config = DecoderConfig(
-        family.model.config,
-        config.num_hidden_layers,
-        n_kv_heads,
-        head_size,
-        family.embed_tokens.embedding_dim,  # type: ignore[arg-type]
-        family.position_axes,
-    )
-    decoder = Decoder(family)
-    with fused_attention(family.decoder, decoder.turned):
-        write(decoder, onnx_config, file)
-    rewrite(file, fuse_attention, fuse_norms)
+    write_graph(Connector(family), ConnectorConfig(family.model.config, features), file)
 
 
 def export_embeddings(family: GenerativeFamily, file: Path) -> None:
@@ -277,7 +155,7 @@ def cache_shape(family: GenerativeFamily) -> tuple[int, int]:
     return n_kv_heads, getattr(config, "head_dim", None) or config.hidden_size // n_heads
 
 
-def write(module: nn.Module, config: OnnxConfig, file: Path) -> None:
+def write_graph(module: nn.Module, config: OnnxConfig, file: Path) -> None:
     """Let Optimum trace a module and write its graph."""
     with _untouched(module), warnings.catch_warnings():
         # Tracing warns of every Python number it meets; the parity gate is what tells right from wrong.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,11 +12,21 @@ from numpy.typing import NDArray
 
 from tvp.sdk import Task
 from tvp.sdk.errors import CheckError
+from tvp.sdk.formats.golden import AnswerCase, GoldenCase
+from tvp.sdk.formats.manifest import ParityFacts
 from tvp.trainer.families.family import Family, GenerativeFamily
 from tvp.trainer.prompt import Geometry, Prompt
 
 LOGITS_TOLERANCE = 1e-3
 PIXELS_SHARE = 0.999  # of the pixel values must lie within one level of Pillow's and torch's, give or take rounding
+
+
+class Case(NamedTuple):
+    """What both sides are asked: a picture, uint8 (height, width, 3), a question, and labels to rank, if any."""
+
+    picture: NDArray[np.uint8]
+    question: str
+    labels: tuple[str, ...] = ()
 
 
 @dataclass
@@ -39,7 +49,7 @@ class Parity:
     answers: set[tuple[int, ...]] = field(default_factory=set)
     differences: list[str] = field(default_factory=list)
     n_golden_different: int = 0
-    golden: list[tuple[NDArray[np.uint8], dict[str, Any]]] = field(default_factory=list)
+    golden: list[tuple[NDArray[np.uint8], GoldenCase]] = field(default_factory=list)
 
     @property
     def pixels_within_a_level(self) -> float:
@@ -50,10 +60,18 @@ class Parity:
         """Share of the cases whose answer is not PyTorch's: the most accuracy that can be lost on them."""
         return (self.n_cases - self.tokens_equal) / max(1, self.n_cases)
 
-    def facts(self) -> dict[str, Any]:
-        kept = ("n_cases", "tokens_equal", "end_to_end_equal", "logits", "pixels", "pixels_within_a_level")
-        facts = {name: getattr(self, name) for name in kept}
-        return facts | ({"distinct_answers": len(self.answers)} if self.answers else {})
+    def facts(self, max_loss: float | None = None) -> ParityFacts:
+        """Return what a manifest keeps; max_loss: share of the golden answers that may differ, None in fp32."""
+        return ParityFacts(
+            n_cases=self.n_cases,
+            tokens_equal=self.tokens_equal,
+            end_to_end_equal=self.end_to_end_equal,
+            logits=self.logits,
+            pixels=self.pixels,
+            pixels_within_a_level=self.pixels_within_a_level,
+            distinct_answers=len(self.answers),
+            max_loss=max_loss,
+        )
 
     @property
     def pixel_differences(self) -> list[str]:
@@ -96,7 +114,7 @@ def measure(
     family: GenerativeFamily,
     geometry: Geometry,
     prompt: Prompt | None,
-    cases: Iterable[tuple[NDArray[np.uint8], str]],
+    cases: Iterable[tuple[NDArray[np.uint8], str] | Case],
     max_new_tokens: int = 8,
     n_golden: int = 0,
     end_to_end: bool = True,
@@ -109,7 +127,7 @@ def measure(
     """
     report = Parity()
     seen = None
-    for picture, question in cases:
+    for picture, question, *_ in cases:
         where = f"case {report.n_cases} ({picture.shape[1]} x {picture.shape[0]}, {question!r})"
         report.n_cases += 1
         if picture is not seen:
@@ -122,19 +140,19 @@ def measure(
         decoded = list(view.decode(question, max_new_tokens))
         questions = [question] * len(features)
         tokens, logits = family.generate_tokens(family.connect(features, questions), questions, max_new_tokens)
-        if view._cache.room() < 1:  # a bundle's answer ends where its context does
-            tokens = [row[: len(decoded)] for row in tokens]
+        if len(decoded) < max_new_tokens and decoded[-1][0] not in family.end_tokens:
+            tokens = [row[: len(decoded)] for row in tokens]  # a bundle's answer ends where its context does
         report.answers.add(tuple(tokens[0]))
         kept = len(report.golden) < n_golden
         if kept:
             chosen = logits[0].log_softmax(-1)[range(len(tokens[0])), tokens[0]]
-            case = {
-                "picture": f"{len(report.golden)}.png",
-                "question": question,
-                "tokens": tokens[0],
-                "text": family.text(tokens[0]),
-                "log_probabilities": [float(f"{value:.7g}") for value in chosen.tolist()],
-            }
+            case = AnswerCase(
+                f"{len(report.golden)}.png",
+                question,
+                tuple(tokens[0]),
+                family.text(tokens[0]),
+                tuple(float(f"{value:.7g}") for value in chosen.tolist()),
+            )
             report.golden.append((picture, case))
         mine = [token for token, _ in decoded]
         report.end_to_end_equal += mine == tokens[-1]

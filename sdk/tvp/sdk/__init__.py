@@ -18,8 +18,11 @@ if TYPE_CHECKING:
     from ._doctor import doctor
     from ._generation import Options
     from ._image import ImageLike, read_image
-    from ._task import Task, load, tasks
-    from ._view import Answer, Ranked, View
+    from ._load import load
+    from ._results import Answer, Ranked
+    from ._store import home, tasks
+    from ._task import Task
+    from ._view import View
 
 __all__ = [
     "Answer",
@@ -30,6 +33,7 @@ __all__ = [
     "View",
     "doctor",
     "errors",
+    "home",
     "load",
     "read_image",
     "tasks",
@@ -39,8 +43,11 @@ _HOMES = {
     "_doctor": ("doctor",),
     "_image": ("ImageLike", "read_image"),
     "_generation": ("Options",),
-    "_task": ("Task", "load", "tasks"),
-    "_view": ("Answer", "Ranked", "View"),
+    "_load": ("load",),
+    "_results": ("Answer", "Ranked"),
+    "_store": ("home", "tasks"),
+    "_task": ("Task",),
+    "_view": ("View",),
 }
 
 

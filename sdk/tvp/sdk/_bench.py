@@ -9,11 +9,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ._check import golden_cases
-from ._providers import Providers
-from ._task import load
-from ._view import Answer, View
+from ._load import load
+from ._results import Answer
+from ._runtime.providers import Providers
+from ._view import View
 from .errors import RequestError
+from .formats.golden import GoldenCase, RankingCase, read_cases
 
 N_RUNS, N_NEW_TOKENS = 5, 16
 
@@ -41,24 +42,23 @@ def bench(
         loading = time.perf_counter() - began
         places = dict(loaded.providers)
         golden = loaded.folder / "golden"
-        case = golden_cases(loaded.folder)[0]
-        picture = golden / case["picture"]
+        case = read_cases(loaded.folder)[0]
+        picture = golden / case.picture
         n_new = 0
         for run in range(n_runs + 1):
             began = time.perf_counter()
             view = loaded.see(picture)
             seen = time.perf_counter()
-            first = _answer(view, case, max_new_tokens)
+            first_token, n_new = _answer(view, case, case.question, max_new_tokens)
             done = time.perf_counter()
-            again = _answer(view, case | {"question": case["question"] + "?"}, 1)  # another one: none is read twice
-            n_new = len(first.tokens)
+            again, _ = _answer(view, case, case.question + "?", 1)  # another question: none is read twice
             if run:
                 seconds["see"].append(seen - began)
-                seconds["first_token"].append(first.timing["first_token"])
-                seconds["again"].append(again.timing["first_token"])
+                seconds["first_token"].append(first_token)
+                seconds["again"].append(again)
                 seconds["ask"].append(done - began)
                 if n_new > 1:
-                    seconds["token"].append((done - seen - first.timing["first_token"]) / (n_new - 1))
+                    seconds["token"].append((done - seen - first_token) / (n_new - 1))
     medians = {name: statistics.median(values) if values else None for name, values in seconds.items()}
     token = medians["token"]
     return {
@@ -72,12 +72,14 @@ def bench(
     }
 
 
-def _answer(view: View, case: dict[str, Any], max_new_tokens: int) -> Answer:
-    from ._closed import ContrastiveView
-
-    if isinstance(view, ContrastiveView):  # whose task may have no labels of its own
-        return view.choose(case["question"], case["labels"])
-    return view.ask(case["question"], max_new_tokens=max_new_tokens)
+def _answer(view: View, case: GoldenCase, question: str, max_new_tokens: int) -> tuple[float, int]:
+    """Answer a golden case with another question; returns the seconds to the first token, and the number of tokens."""
+    if isinstance(case, RankingCase):  # its task may have no labels of its own
+        began = time.perf_counter()
+        view.rank(question, labels=case.labels)
+        return time.perf_counter() - began, 0
+    answer: Answer = view.ask(question, max_new_tokens=max_new_tokens)
+    return answer.timing["first_token"], len(answer.tokens)
 
 
 def _peak() -> float | None:

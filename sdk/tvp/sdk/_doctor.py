@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from ._providers import CPU, ON_CPU, PARTS, choose_providers, with_cuda
-from ._sessions import open_session
-from ._task import home, tasks
+from ._runtime.providers import CPU, ON_CPU, PARTS, choose_providers, with_cuda
+from ._runtime.sessions import open_session
+from ._store import home, tasks
 from .errors import ProviderError
 
 PROC, CGROUP = Path("/proc"), Path("/sys/fs/cgroup")

@@ -1,4 +1,4 @@
-"""How an answer's tokens are chosen, when they end, and how they become text."""
+"""How an answer's tokens are chosen, when the answer ends, and how tokens become text."""
 
 from __future__ import annotations
 
@@ -13,25 +13,28 @@ from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
-from ._decoder import log_probability
-from ._sessions import Base, told
 from .errors import RequestError, near
+from .formats.tokenizer import decode
 
 BYTE = re.compile("<0x[0-9A-F]{2}>")
 UNFINISHED = "\ufffd"  # what tokenizers write for a character whose bytes have not all come
 
 
 class Options(TypedDict, total=False):
-    """What `ask`, `ask_many` and `stream` take besides picture and question; all of it may be left out.
+    """The options of `ask`, `ask_many` and `stream`. Each may be left out.
 
-    max_new_tokens: longest answer, in tokens (default: the bundle's).
-    temperature: 0 (default) is greedy; otherwise logits are divided by it and a token is drawn.
-    top_k: draw among the k likeliest (0: all). top_p: among the likeliest that make up this share (1: all).
-    seed: the same seed draws the same answer (default: another every time).
-    stop: a text, or several, at which the answer ends; it is not part of it. Special tokens are not part of any text.
-    time_limit: seconds after which an answer ends where it is; it has at least one token.
-    cancel: an event that another thread sets to end the answer where it is.
+    Args:
+        max_new_tokens: longest answer, in tokens, at least 1. Default: the bundle's.
+        temperature: 0 (default) takes the likeliest token. Otherwise logits are divided by it and a token is drawn.
+        top_k: draws among the k likeliest tokens. Default 0: among all.
+        top_p: draws among the likeliest tokens that make up this share, above 0 and at most 1. Default 1: all.
+        seed: the same seed draws the same answer. Default: another answer every time.
+        stop: a text, or several, that ends the answer and is not part of it. It is looked for in the answer's text,
+            which has no special tokens.
+        time_limit: seconds after which the answer ends; it has at least one token.
+        cancel: an event that another thread sets to end the answer.
     """
 
     max_new_tokens: int | None
@@ -59,7 +62,15 @@ class Generation:
 
     @staticmethod
     def of(options: Any, max_new_tokens: int) -> Generation:
-        """Check what a caller gave; max_new_tokens: the bundle's. Raises RequestError."""
+        """Check the options that a caller gave.
+
+        Args:
+            options: a mapping as `Options`.
+            max_new_tokens: the bundle's own limit.
+
+        Raises:
+            RequestError: an option is unknown or out of its range.
+        """
         known = Options.__annotations__
         if unknown := [name for name in options if name not in known]:
             raise RequestError(
@@ -78,7 +89,7 @@ class Generation:
         return Generation(**given)
 
     def choose(self, logits: NDArray[np.float32], rng: np.random.Generator) -> int:
-        """The next token, of logits (n_vocab,)."""
+        """Return the next token of logits (n_vocab,)."""
         if self.temperature == 0:
             return int(logits.argmax())
         with np.errstate(over="ignore"):  # a temperature of next to nothing leaves the largest only
@@ -118,41 +129,46 @@ CHECKS: dict[str, tuple[type, Any, str]] = {
 }
 
 
-class Speech:
-    """An answer's text while its tokens come: what has been said is never taken back."""
+class AnswerText:
+    """The text of an answer while its tokens come. Text that was given out is never taken back.
 
-    def __init__(self, base: Base, stop: tuple[str, ...]) -> None:
-        self._base, self._stop = base, stop
-        self._said = ""
+    Args:
+        tokenizer: the bundle's.
+        end: ids of the tokens that end an answer.
+        stop: texts that end it.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, end: Sequence[int], stop: tuple[str, ...]) -> None:
+        self._tokenizer, self._end, self._stop = tokenizer, end, stop
+        self._given = ""
 
     def _is_byte(self, token: int) -> bool:
-        return BYTE.fullmatch(self._base.tokenizer.id_to_token(token) or "") is not None
+        return BYTE.fullmatch(self._tokenizer.id_to_token(token) or "") is not None
 
     def text(self, tokens: Sequence[int]) -> tuple[str, bool]:
-        """The text of an answer's tokens, and whether a stop text ended it."""
+        """Return the text of an answer's tokens, and whether a stop text ended it."""
         # An end token need not be a special one: BLIP-2 ends at a line break, VPGTrans at "##".
-        spoken = tokens[:-1] if tokens and tokens[-1] in self._base.manifest.layout.end else tokens
-        with told("The bundle's tokenizer fails"):
-            text = self._base.tokenizer.decode(list(spoken), skip_special_tokens=True).lstrip()
-        # Before the end is stripped, since a stop text may be a line break.
+        spoken = tokens[:-1] if tokens and tokens[-1] in self._end else tokens
+        text = decode(self._tokenizer, spoken).lstrip()
+        # Looked for before the end is stripped, since a stop text may be a line break.
         ends = [place for place in (text.find(stop) for stop in self._stop) if place >= 0]
         return text[: min(ends, default=None)].rstrip(), bool(ends)
 
     def more(self, tokens: Sequence[int], last: bool) -> str:
-        """What can be said now that could not be said before; last: whether no token follows."""
+        """Return the text that can be given out now and could not before; last: whether no token follows."""
         if not last:
-            # SentencePiece spells rare characters as bytes, and a run of bytes is read as a whole when it is over.
+            # SentencePiece writes rare characters as bytes, and a run of bytes is read as a whole when it is over.
             n = next((n for n in range(len(tokens), 0, -1) if not self._is_byte(tokens[n - 1])), 0)
             tokens = tokens[:n]
         text, stopped = self.text(tokens)
         if not last and not stopped:
             text = text.rstrip(UNFINISHED)
-            # What may turn out to be the beginning of a stop text waits.
+            # Text that may turn out to begin a stop text waits.
             starts = (n for s in self._stop for n in range(len(s) - 1, 0, -1) if text.endswith(s[:n]))
             text = text[: len(text) - max(starts, default=0)].rstrip()
-        if not text.startswith(self._said):
-            return ""  # a tokenizer that changes what came before; what has been said stays
-        new, self._said = text[len(self._said) :], text
+        if not text.startswith(self._given):
+            return ""  # the tokenizer changed earlier text; text that was given out stays
+        new, self._given = text[len(self._given) :], text
         return new
 
 
@@ -160,10 +176,20 @@ class Speech:
 class Answering:
     """One answer while it is made.
 
-    began: `time.perf_counter()` of the question; limited_from: where the time limit counts from, at first the same.
+    Args:
+        tokenizer, end: of the model, see `AnswerText`.
+        generation: how tokens are chosen.
+        began: `time.perf_counter()` when the question came.
+
+    Attributes:
+        tokens, scores: ids and log-probabilities so far.
+        first_token: seconds from `began` to the first token.
+        finish: why the answer ended; '' while it goes on.
+        limited_from: the moment that the time limit counts from, at first `began`.
     """
 
-    base: Base
+    tokenizer: Tokenizer
+    end: Sequence[int]
     generation: Generation
     began: float
     tokens: list[int] = field(default_factory=list)
@@ -172,14 +198,19 @@ class Answering:
     finish: str = ""
 
     def __post_init__(self) -> None:
-        self.speech = Speech(self.base, self.generation.stop)
+        self.text = AnswerText(self.tokenizer, self.end, self.generation.stop)
         self._rng = np.random.default_rng(self.generation.seed)
         self.limited_from = self.began
 
     def take(self, logits: NDArray[np.float32], room: int) -> int | None:
-        """Choose a token of logits (n_vocab,); returns it where it must be fed back, None where the answer ends.
+        """Choose a token.
 
-        room: how many more tokens the model can read.
+        Args:
+            logits: (n_vocab,).
+            room: number of tokens that the model can still read.
+
+        Returns:
+            The token, where the model must read it for the next one; None where the answer ends.
         """
         generation = self.generation
         token = generation.choose(logits, self._rng)
@@ -187,9 +218,9 @@ class Answering:
         self.scores.append(log_probability(logits, token))
         now = time.perf_counter()
         self.first_token = self.first_token or now - self.began
-        if token in self.base.manifest.layout.end:
+        if token in self.end:
             self.finish = "end"
-        elif generation.stop and self.speech.text(self.tokens)[1]:
+        elif generation.stop and self.text.text(self.tokens)[1]:
             self.finish = "stop"
         elif len(self.tokens) == generation.max_new_tokens or room < 1:
             self.finish = "length"
@@ -198,3 +229,17 @@ class Answering:
         elif generation.cancel is not None and generation.cancel.is_set():
             self.finish = "cancelled"
         return None if self.finish else token
+
+
+def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return log-probabilities along the last axis, in float32."""
+    shifted = logits - logits.max(-1, keepdims=True)
+    result: NDArray[np.float32] = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return result
+
+
+def log_probability(logits: NDArray[np.float32], token: int) -> float:
+    """Return the log-probability of one token of logits (n_vocab,), with half the work of `log_softmax`."""
+    largest = logits.max()
+    odds = np.exp(logits - largest)
+    return float(logits[token] - largest - np.log(odds.sum()))

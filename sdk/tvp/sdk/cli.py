@@ -8,6 +8,7 @@ import json
 import signal
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,13 @@ COMMANDS: dict[str, tuple[str, str, str, str]] = {
         "train",
     ),
     "export": ("tvp.export.cli", "export", "Turn a model and a prompt into a task bundle.", "export,cpu"),
-    "ask": ("tvp.sdk._cli", "ask", "Ask a task about a picture.", ""),
-    "check": ("tvp.sdk._cli", "check", "Replay a bundle's golden cases on this machine.", ""),
-    "inspect": ("tvp.sdk._cli", "inspect", "Show what a bundle is.", ""),
-    "pack": ("tvp.sdk._cli", "pack", "Make one file of a bundle.", ""),
-    "unpack": ("tvp.sdk._cli", "unpack", "Make a bundle's folder of its file.", ""),
-    "bench": ("tvp.sdk._cli", "bench", "Time a task on this machine.", ""),
-    "doctor": ("tvp.sdk._cli", "doctor", "Show what this installation can run.", ""),
+    "ask": ("tvp.sdk.cli", "ask", "Ask a task about a picture.", ""),
+    "check": ("tvp.sdk.cli", "check", "Replay a bundle's golden cases on this machine.", ""),
+    "inspect": ("tvp.sdk.cli", "inspect", "Show what a bundle is.", ""),
+    "pack": ("tvp.sdk.cli", "pack", "Make one file of a bundle.", ""),
+    "unpack": ("tvp.sdk.cli", "unpack", "Make a bundle's folder of its file.", ""),
+    "bench": ("tvp.sdk.cli", "bench", "Time a task on this machine.", ""),
+    "doctor": ("tvp.sdk.cli", "doctor", "Show what this installation can run.", ""),
 }
 
 
@@ -137,7 +138,7 @@ def ask(
     as_json: bool,
 ) -> None:
     """Ask TASK (a folder, a name or a .tvp file) about IMAGE."""
-    from ._task import load
+    from ._load import load
 
     if stream and (as_json or rank or labels):
         raise click.UsageError("--stream prints an answer's text as it comes; leave out --json, --rank and --label.")
@@ -176,7 +177,7 @@ def ask(
 @PROVIDERS
 def check(task: str, providers: str | dict[str, str]) -> None:
     """Replay the golden cases of TASK (a folder or a name) on this machine."""
-    from ._task import load
+    from ._load import load
 
     with load(task, providers=providers) as loaded:
         report = loaded.check()
@@ -192,8 +193,8 @@ def check(task: str, providers: str | dict[str, str]) -> None:
 @click.argument("task")
 def inspect(task: str) -> None:
     """Show what the bundle TASK (a folder or a name) is, without loading it."""
-    from ._manifest import ContrastiveManifest, read_base_manifest, read_task_manifest
-    from ._task import find
+    from ._store import find
+    from .formats.manifest import ContrastiveManifest, GenerativeManifest, read_base_manifest, read_task_manifest
 
     folder = find(task)
     manifest, base = read_task_manifest(folder / "manifest.json"), read_base_manifest(folder / "base" / "manifest.json")
@@ -202,21 +203,18 @@ def inspect(task: str) -> None:
         "task": manifest.name,
         "question": manifest.question or "(given with each picture)",
         "labels": ", ".join(manifest.labels) or "(open)",
-        "model": manifest.provenance.get("model", "?"),
+        "model": manifest.provenance.model or "?",
         "family": base.family,
         "precision": base.precision,
-        **(
-            {"answers": f"labels only, by {base.scoring}", "texts": f"{base.n_positions} tokens at most"}
-            if isinstance(base, ContrastiveManifest)
-            else {
-                "image tokens": base.n_image_tokens,
-                "context": f"{base.n_positions} tokens" if base.n_positions else "(no bound)",
-            }
-        ),
-        "base": manifest.base_digest,
+        "base": manifest.base,
         "size": f"{megabytes:.1f} MB",
-        "parity": json.dumps(manifest.parity),
+        "parity": json.dumps(asdict(manifest.parity)),
     }
+    if isinstance(base, ContrastiveManifest):
+        rows |= {"answers": f"labels only, by {base.scoring}", "texts": f"{base.n_positions} tokens at most"}
+    elif isinstance(base, GenerativeManifest):
+        context = f"{base.n_positions} tokens" if base.n_positions else "(no bound)"
+        rows |= {"image tokens": str(base.n_image_tokens), "context": context}
     for name, value in rows.items():
         # Of a bundle that may be a stranger's: no line of its own, and nothing that steers the terminal.
         click.echo(f"{name:<13} {''.join(c if c.isprintable() else repr(c)[1:-1] for c in str(value))}")
@@ -227,8 +225,8 @@ def inspect(task: str) -> None:
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 def pack(task: str, file: Path) -> None:
     """Make FILE (usually NAME.tvp) of the bundle TASK (a folder or a name), which `tvp ask` and sdk.load take too."""
-    from ._pack import pack as write
-    from ._task import find
+    from ._store import find
+    from .formats.archive import pack as write
 
     write(find(task), file)
     click.echo(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
@@ -239,7 +237,7 @@ def pack(task: str, file: Path) -> None:
 @click.argument("folder", type=click.Path(path_type=Path))
 def unpack(file: Path, folder: Path) -> None:
     """Make the bundle in FILE a FOLDER again."""
-    from ._pack import unpack as write
+    from .formats.archive import unpack as write
 
     write(file, folder)
     click.echo(str(folder))

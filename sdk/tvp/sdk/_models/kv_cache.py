@@ -1,8 +1,7 @@
-"""The decode loop: one key/value buffer, written in place and rewound instead of copied."""
+"""Keys and values of a decoder without an encoder: one buffer, written in place and rewound instead of copied."""
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,12 +10,55 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ._providers import onnxruntime
-from ._sessions import Base, run_all
-from .errors import ProviderError
+from .._runtime.providers import CPU, CUDA, onnxruntime
+from ..errors import ProviderError, RequestError
+from ..formats.manifest import CausalManifest
+from .positions import positions_of
 
 BLOCK = 64  # positions by which a buffer grows
 KINDS = ("key", "value")  # of which each layer has one
+
+
+class Decoder:
+    """The session of a decoder, and what its cache must know of it.
+
+    Args:
+        session: onnxruntime's.
+        manifest: of the base.
+        n_before: number of tokens before the image embeddings; no question changes them.
+        device_id: of the GPU that the session runs on.
+
+    Attributes:
+        feeds_positions: whether the graph is told positions; some graphs count places by themselves.
+        cache_type: dtype of keys and values.
+        copies_inputs: whether onnxruntime copies inputs from the CPU to a device.
+        cache_place: device and its number, where keys and values lie.
+    """
+
+    def __init__(self, session: Any, manifest: CausalManifest, n_before: int, device_id: int) -> None:
+        self.session, self.manifest, self.n_before = session, manifest, n_before
+        inputs = {value.name: value.type for value in session.get_inputs()}
+        self.feeds_positions = "position_ids" in inputs
+        half = any(kind == "tensor(float16)" for name, kind in inputs.items() if name.startswith("past_key_values"))
+        self.cache_type: type[np.floating[Any]] = np.float16 if half else np.float32
+        provider = session.get_providers()[0]
+        self.copies_inputs = provider != CPU
+        # CUDA has this attention in half precision only; in fp32 it runs on the CPU, and its cache lies there.
+        self.cache_place = ("cuda", device_id) if provider == CUDA and half else ("cpu", 0)
+
+    def refuse_length(self, n_tokens: int) -> None:
+        """Raise RequestError for more tokens than the model reads."""
+        n_positions = self.manifest.n_positions
+        if n_positions and n_tokens > n_positions:
+            raise RequestError(
+                f"The picture, the question and the answer so far take {n_tokens} tokens, and this model reads "
+                f"at most {n_positions}. Ask a shorter question or a shorter answer."
+            )
+
+    def positions(self, order: NDArray[np.int64], firsts: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the positions of tokens by their places; see `positions_of`."""
+        manifest = self.manifest
+        return positions_of(manifest.position_axes, self.n_before, manifest.n_image_tokens, order, firsts)
 
 
 class KeyValues:
@@ -28,8 +70,8 @@ class KeyValues:
     is bound (`IOBinding::BindInput`), and not when it runs, so there it is bound again for each run.
     """
 
-    def __init__(self, base: Base, n_rows: int = 1) -> None:
-        self._base = base
+    def __init__(self, decoder: Decoder, n_rows: int = 1) -> None:
+        self._decoder = decoder
         self._tensors: list[Any] = []
         self._binding: Any = None  # the tensors, bound once for all runs until they grow
         self._fed: dict[str, Any] = {}  # what a run takes and gives besides, bound for all runs of one shape
@@ -45,7 +87,7 @@ class KeyValues:
 
     def room(self, row: int = 0) -> int:
         """How many more tokens a row can take."""
-        n_positions = self._base.manifest.n_positions
+        n_positions = self._decoder.manifest.n_positions
         return n_positions - int(self.lengths[row]) if n_positions else sys.maxsize
 
     def rewind(self, length: int = 0) -> None:
@@ -66,26 +108,26 @@ class KeyValues:
             "total_sequence_length": totals.max(),
             "num_logits_to_keep": np.int64(n_logits),
         }
-        if self._base.feeds_positions:
-            inputs["position_ids"] = positions_of(self._base, self.lengths[:, None] + np.arange(n_new), self._firsts)
+        if self._decoder.feeds_positions:
+            inputs["position_ids"] = self._decoder.positions(self.lengths[:, None] + np.arange(n_new), self._firsts)
         self._reserve(int(totals.max()))
-        with _told():
+        with _provider_errors():
             if self._shape != (n_new, n_logits):
                 self._bind(inputs, n_new, n_logits)
             for name, value in inputs.items():
                 self._fed[name].numpy()[...] = value
-            if self._base.copies_inputs:
+            if self._decoder.copies_inputs:
                 self._bind_fed()
-                if self._base.cache_place[0] == "cpu":
+                if self._decoder.cache_place[0] == "cpu":
                     self._bind_cache()
-            self._base.decoder.run_with_iobinding(self._binding)
+            self._decoder.session.run_with_iobinding(self._binding)
         self.lengths = totals
         logits: NDArray[np.float32] = self._fed["logits"].numpy().copy()  # the next run writes over them
         return logits
 
     def _bind(self, inputs: dict[str, Any], n_new: int, n_logits: int) -> None:
         """Make what runs of this shape take and give; the next run of the same shape uses it again."""
-        ort, manifest = onnxruntime(), self._base.manifest
+        ort, manifest = onnxruntime(), self._decoder.manifest
         kinds = {"inputs_embeds": np.float32, "seqlens_k": np.int32, "total_sequence_length": np.int32}
         arrays = {name: np.zeros(np.shape(value), kinds.get(name, np.int64)) for name, value in inputs.items()}
         arrays["logits"] = np.zeros((len(self.lengths), n_logits, manifest.n_vocab), np.float32)
@@ -115,8 +157,8 @@ class KeyValues:
 
         onnxruntime continues several sequences by one token a run only.
         """
-        both = KeyValues(rows[0]._base, len(rows))
-        longest, n_positions = max(row.length for row in rows), rows[0]._base.manifest.n_positions
+        both = KeyValues(rows[0]._decoder, len(rows))
+        longest, n_positions = max(row.length for row in rows), rows[0]._decoder.manifest.n_positions
         # A limit is not a length: what is asked for may be far more than what comes, or than there is memory for.
         most = longest + min(n_new, BLOCK)
 
@@ -133,112 +175,36 @@ class KeyValues:
 
     def _reserve(self, length: int, fill: Callable[[int, NDArray[Any]], None] | None = None) -> None:
         """Make room for a length; fill: writes to the array of the i-th new tensor (default: what there was)."""
-        manifest = self._base.manifest
-        self._base.refuse_length(length)
+        manifest = self._decoder.manifest
+        self._decoder.refuse_length(length)
         if length <= self._capacity:
             return
         capacity = -(-length // BLOCK) * BLOCK
-        if self._base.cache_place[0] != "cpu":  # to grow, all of it goes to the CPU and back
+        if self._decoder.cache_place[0] != "cpu":  # to grow, all of it goes to the CPU and back
             capacity = max(capacity, 2 * self._capacity)
         capacity = min(manifest.n_positions or capacity, capacity)
         shape = (len(self.lengths), manifest.n_kv_heads, capacity, manifest.head_size)
         ort = onnxruntime()
         # Taken over only when all is there: what fails on the way, a full device or Ctrl-C, leaves things as they were.
         tensors: list[Any] = []
-        binding = self._base.decoder.io_binding()
-        with _told():
+        binding = self._decoder.session.io_binding()
+        with _provider_errors():
             for i in range(2 * manifest.n_layers):
-                array = np.zeros(shape, self._base.cache_type)
+                array = np.zeros(shape, self._decoder.cache_type)
                 if fill:
                     fill(i, array)
                 elif self._tensors:
                     array[:, :, : self.length] = self._tensors[i].numpy()[:, :, : self.length]
-                tensors.append(ort.OrtValue.ortvalue_from_numpy(array, *self._base.cache_place))
+                tensors.append(ort.OrtValue.ortvalue_from_numpy(array, *self._decoder.cache_place))
                 binding.bind_ortvalue_output(f"present.{i // 2}.{KINDS[i % 2]}", tensors[i])
         self._shape = (0, 0)
         self._tensors, self._binding, self._capacity = tensors, binding, capacity
 
 
-class GrowingKeyValues:
-    """Keys and values of a decoder behind an encoder: the encoder's, and its own, which grow by copying."""
-
-    def __init__(self, base: Base) -> None:
-        self._base = base
-        self._cross: dict[str, NDArray[Any]] = {}
-        self._past: dict[str, NDArray[Any]] = {}
-
-    def read(self, embeddings: NDArray[np.float32]) -> None:
-        """Run the encoder over embeddings (1, n_read, n_text), and begin a new answer."""
-        session = self._base.encoder
-        names = [output.name for output in session.get_outputs()]
-        self._cross = dict(zip(names, run_all(session, {"inputs_embeds": embeddings}), strict=True))
-        self.rewind()
-
-    def room(self, row: int = 0) -> int:
-        """How many more tokens a row can take: T5's positions are relative."""
-        return sys.maxsize
-
-    def rewind(self, length: int = 0) -> None:
-        """Forget the answer, and keep what was read."""
-        manifest = self._base.manifest
-        empty = np.zeros((1, manifest.n_kv_heads, 0, manifest.head_size), self._base.cache_type)
-        self._past = {name.replace("cross", "past"): empty for name in self._cross}
-
-    def run(self, embeddings: NDArray[np.float32], n_logits: int) -> NDArray[np.float32]:
-        """Append embeddings (n_rows, n_new, n_text); returns logits (n_rows, n_logits, n_vocab) of the last."""
-        logits, *present = run_all(self._base.decoder, {"inputs_embeds": embeddings, **self._past, **self._cross})
-        self._past = dict(zip(self._past, present, strict=True))
-        return logits[:, -n_logits:]
-
-    def copies(self, n_rows: int, n_new: int) -> GrowingKeyValues:
-        """Copies of a single sequence, to be continued in different ways in one batch."""
-        other = GrowingKeyValues(self._base)
-        other._cross, other._past = (
-            {name: value.repeat(n_rows, 0) for name, value in tensors.items()} for tensors in (self._cross, self._past)
-        )
-        return other
-
-
 @contextmanager
-def _told() -> Iterator[None]:
-    """What onnxruntime raises on the way, of a full device for instance, as a ProviderError."""
+def _provider_errors() -> Iterator[None]:
+    """Turn what onnxruntime raises while decoding, of a full device for instance, into a ProviderError."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         raise ProviderError(f"onnxruntime failed while decoding: {str(error) or 'there is no more memory'}") from error
-
-
-def positions_of(base: Base, order: NDArray[np.int64], firsts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Positions of tokens by their places in sequences (n_rows, n): the same, or (axes, n_rows, n), several a token.
-
-    Two positions are those of ChatGLM: a token's place, and 0; behind the `firsts` (n_rows,) tokens that see each
-    other, the place of the last of those, and 1, 2, 3 …
-    Three positions are those of Qwen2-VL (get_rope_index of transformers) for one square picture: time, row
-    and column, of which a picture's tokens have their own, and text goes on behind the largest of them.
-    """
-    if base.manifest.position_axes == 1:
-        return order
-    if base.manifest.position_axes == 2:
-        last = firsts[:, None] - 1
-        return np.stack([np.minimum(order, last), (order - last).clip(0)])
-    n_before, n_image = base.n_before, base.manifest.n_image_tokens
-    side = math.isqrt(n_image)
-    place = (order - n_before).clip(0, n_image - 1)
-    in_image = (order >= n_before) & (order < n_before + n_image)
-    text = np.where(order < n_before, order, order - n_image + side)
-    parts = (np.zeros_like(place), place // side, place % side)
-    return np.stack([np.where(in_image, n_before + part, text) for part in parts])
-
-
-def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Log-probabilities along the last axis, in float32."""
-    shifted = logits - logits.max(-1, keepdims=True)
-    result: NDArray[np.float32] = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
-    return result
-
-
-def log_probability(logits: NDArray[np.float32], token: int) -> float:
-    """Of one token of logits (n_vocab,): as log_softmax, with half of its work, for it is asked at every token."""
-    largest = logits.max()
-    odds = np.exp(logits - largest)
-    return float(logits[token] - largest - np.log(odds.sum()))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import ProviderError, near
+from ..errors import ProviderError, near
 
 log = logging.getLogger("tvp.sdk")
 

@@ -8,129 +8,40 @@ Format 2 is what is written. A later version may add fields, which this one igno
 rightly is listed under `requires`. Format 1 is read too: see `_from_format_1`.
 """
 
+# ruff: noqa: RUF009 (`_as` makes a field; it holds no state)
+
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from ..errors import BundleError
+from ._fields import (
+    Read,
+    number,
+    of_type,
+    one_of,
+    optional,
+    read_captions,
+    read_facts,
+    read_files,
+    read_layout,
+    read_text,
+    read_texts,
+    whole,
+)
 from .integrity import FileEntry
 from .layout import CaptionTemplates, PromptLayout
 
 FORMAT = 2
-MAX_PLACES = 8  # of a question in a prompt; a template may repeat it
 MAX_MANIFEST = 2**21  # bytes; a real one has some thousands
 ZEROS = "0" * 64  # stands for the digest while it is computed
 T = TypeVar("T")
-Read = Callable[[Any, str], T]  # a JSON value and where it stands -> the value of a dataclass's field
-
-
-# What a field may hold. Each function returns a reader, which raises BundleError.
-
-
-def _text(value: Any, where: str) -> str:
-    return _of_type(value, where, str)
-
-
-def _texts(value: Any, where: str) -> tuple[str, ...]:
-    values = _of_type(value, where, list)
-    if not all(isinstance(text, str) for text in values):
-        raise BundleError(f"{where} must be a list of texts.")
-    return tuple(values)
-
-
-def _facts(value: Any, where: str) -> dict[str, Any]:
-    return _of_type(value, where, dict)
-
-
-def _digest(value: Any, where: str) -> str:
-    text = _of_type(value, where, str)
-    if len(text) != 64 or set(text) - set("0123456789abcdef"):
-        raise BundleError(f"{where} is {text[:80]!r}; it must be a sha256 of 64 hexadecimal digits.")
-    return text
-
-
-def _whole(least: int, below: int = 2**31) -> Read[int]:
-    def read(value: Any, where: str) -> int:
-        number = _of_type(value, where, int)
-        if not least <= number < below:
-            raise BundleError(
-                f"{where} is {str(number)[:40]}; it must be a whole number from {least} to below "
-                f"2^{below.bit_length() - 1}."
-            )
-        return number
-
-    return read
-
-
-def _number(least: float = -math.inf, most: float = math.inf) -> Read[float]:
-    def read(value: Any, where: str) -> float:
-        if type(value) not in (int, float) or not math.isfinite(value):
-            raise BundleError(f"{where} is {str(value)[:40]}; it must be a finite number.")
-        if not least <= value <= most:
-            raise BundleError(f"{where} is {value}; it must be from {least:g} to {most:g}.")
-        return float(value)
-
-    return read
-
-
-def _one_of(*allowed: T) -> Read[T]:
-    def read(value: Any, where: str) -> T:
-        if type(value) is not type(allowed[0]) or value not in allowed:
-            raise BundleError(f"{where} is {value!r}; it must be one of {', '.join(map(repr, allowed))}.")
-        return value  # type: ignore[no-any-return]
-
-    return read
-
-
-def _files(value: Any, where: str) -> dict[str, FileEntry]:
-    entries = {}
-    for name, entry in _of_type(value, where, dict).items():
-        path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or not path.parts:
-            raise BundleError(f"{where} names the file {name!r}, which would lie outside of the bundle.")
-        if not isinstance(entry, dict):
-            raise BundleError(f"{where}: the entry of {name!r} must hold size and sha256.")
-        size = _whole(0, 2**63)(entry.get("size"), f"{where}.{name}.size")
-        entries[name] = FileEntry(size, _text(entry.get("sha256"), f"{where}.{name}.sha256"))
-    return entries
-
-
-def _layout(value: Any, where: str) -> PromptLayout:
-    content = _of_type(value, where, dict)
-    end = _of_type(content.get("end"), f"{where}.end", list)
-    if not end or not all(type(token) is int and 0 <= token < 2**31 for token in end):
-        raise BundleError(f"{where}.end must list at least one token id.")
-    prompt = _text(content.get("prompt"), f"{where}.prompt")
-    # What stands before the question is kept from one question to the next, so no question may stand in it.
-    before, _, after = prompt.partition("{question}")
-    if not 1 <= prompt.count("{question}") <= MAX_PLACES or before.count("{image}") > 1 or "{image}" in after:
-        raise BundleError(f"{where}.prompt must hold {{question}} and at most one {{image}}, before it.")
-    return PromptLayout(
-        prompt,
-        _text(content.get("answer"), f"{where}.answer"),
-        _text(content.get("image_token"), f"{where}.image_token"),
-        tuple(end),
-        _one_of(False, True)(content.get("apart"), f"{where}.apart"),
-    )
-
-
-def _captions(value: Any, where: str) -> CaptionTemplates:
-    content = _of_type(value, where, dict)
-    begun, asked = (_text(content.get(name), f"{where}.{name}") for name in ("begun", "asked"))
-    return CaptionTemplates(begun, asked)
-
-
-def _of_type(value: Any, where: str, kind: type[T]) -> T:
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise BundleError(f"{where} must be of type {kind.__name__}, not {type(value).__name__}.")
-    return value
 
 
 def _as(read: Read[Any], default: Any = MISSING) -> Any:
@@ -139,11 +50,7 @@ def _as(read: Read[Any], default: Any = MISSING) -> Any:
 
 
 def _facts_field() -> Any:
-    return field(default_factory=dict, metadata={"read": _facts})
-
-
-def _optional(read: Read[T]) -> Read[T | None]:
-    return lambda value, where: None if value is None else read(value, where)
+    return field(default_factory=dict, metadata={"read": read_facts})
 
 
 # The manifests.
@@ -166,12 +73,12 @@ class BaseManifest:
 
     kind: ClassVar[str]
 
-    family: str = _as(_text)
-    precision: str = _as(_text)
-    device: str = _as(_text, "")
-    made_from: str = _as(_text)
-    files: Mapping[str, FileEntry] = _as(_files)
-    requires: tuple[str, ...] = _as(_texts, ())
+    family: str = _as(read_text)
+    precision: str = _as(read_text)
+    device: str = _as(read_text, "")
+    made_from: str = _as(read_text)
+    files: Mapping[str, FileEntry] = _as(read_files)
+    requires: tuple[str, ...] = _as(read_texts, ())
     digest: str = ""
 
     @property
@@ -195,15 +102,15 @@ class GenerativeManifest(BaseManifest):
             there is no such connector.
     """
 
-    layout: PromptLayout = _as(_layout)
-    n_image_tokens: int = _as(_whole(1))
-    n_text: int = _as(_whole(1))
-    n_layers: int = _as(_whole(1))
-    n_kv_heads: int = _as(_whole(1))
-    head_size: int = _as(_whole(1))
-    n_vocab: int = _as(_whole(1))
-    n_positions: int = _as(_whole(0))
-    n_connector_positions: int = _as(_whole(0), 0)
+    layout: PromptLayout = _as(read_layout)
+    n_image_tokens: int = _as(whole(1))
+    n_text: int = _as(whole(1))
+    n_layers: int = _as(whole(1))
+    n_kv_heads: int = _as(whole(1))
+    head_size: int = _as(whole(1))
+    n_vocab: int = _as(whole(1))
+    n_positions: int = _as(whole(0))
+    n_connector_positions: int = _as(whole(0), 0)
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -225,8 +132,8 @@ class CausalManifest(GenerativeManifest):
 
     kind: ClassVar[str] = "causal"
 
-    position_axes: int = _as(_one_of(1, 2, 3), 1)
-    n_causal: int = _as(_one_of(-1, 0, 1), -1)
+    position_axes: int = _as(one_of(1, 2, 3), 1)
+    n_causal: int = _as(one_of(-1, 0, 1), -1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,7 +146,7 @@ class Seq2SeqManifest(GenerativeManifest):
 
     kind: ClassVar[str] = "seq2seq"
 
-    start_token: int = _as(_whole(0))
+    start_token: int = _as(whole(0))
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -261,13 +168,13 @@ class ContrastiveManifest(BaseManifest):
 
     kind: ClassVar[str] = "contrastive"
 
-    captions: CaptionTemplates = _as(_captions)
-    n_features: int = _as(_whole(1))
-    scale: float = _as(_number())
-    bias: float = _as(_number())
-    scoring: str = _as(_one_of("softmax", "sigmoid"))
-    n_positions: int = _as(_whole(1))
-    pad_token: int = _as(_whole(-1))
+    captions: CaptionTemplates = _as(read_captions)
+    n_features: int = _as(whole(1))
+    scale: float = _as(number())
+    bias: float = _as(number())
+    scoring: str = _as(one_of("softmax", "sigmoid"))
+    n_positions: int = _as(whole(1))
+    pad_token: int = _as(whole(-1))
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -294,14 +201,14 @@ class ParityFacts:
         max_loss: share of the golden answers that may differ, from 0 to 1; 0 in fp32.
     """
 
-    n_cases: int = _as(_whole(0), 0)
-    tokens_equal: int = _as(_whole(0), 0)
-    end_to_end_equal: int = _as(_whole(0), 0)
-    logits: float = _as(_number(), 0.0)
-    pixels: float = _as(_number(), 0.0)
-    pixels_within_a_level: float = _as(_number(0, 1), 0.0)
-    distinct_answers: int = _as(_whole(0), 0)
-    max_loss: float | None = _as(_optional(_number(0, 1)), None)
+    n_cases: int = _as(whole(0), 0)
+    tokens_equal: int = _as(whole(0), 0)
+    end_to_end_equal: int = _as(whole(0), 0)
+    logits: float = _as(number(), 0.0)
+    pixels: float = _as(number(), 0.0)
+    pixels_within_a_level: float = _as(number(0, 1), 0.0)
+    distinct_answers: int = _as(whole(0), 0)
+    max_loss: float | None = _as(optional(number(0, 1)), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -316,9 +223,9 @@ class Provenance:
         versions: version of each package that made the bundle.
     """
 
-    model: str = _as(_text, "")
-    family: str = _as(_text, "")
-    weights: str = _as(_text, "")
+    model: str = _as(read_text, "")
+    family: str = _as(read_text, "")
+    weights: str = _as(read_text, "")
     prompt: Mapping[str, Any] = _facts_field()
     versions: Mapping[str, Any] = _facts_field()
 
@@ -341,15 +248,15 @@ class TaskManifest:
 
     kind: ClassVar[str] = "task"
 
-    name: str = _as(_text)
-    question: str = _as(_text)
-    labels: tuple[str, ...] = _as(_texts)
-    max_new_tokens: int = _as(_whole(1))
-    base: str = _as(_text)
-    files: Mapping[str, FileEntry] = _as(_files)
+    name: str = _as(read_text)
+    question: str = _as(read_text)
+    labels: tuple[str, ...] = _as(read_texts)
+    max_new_tokens: int = _as(whole(1))
+    base: str = _as(read_text)
+    files: Mapping[str, FileEntry] = _as(read_files)
     parity: ParityFacts = _as(lambda value, where: _parse(ParityFacts, value, where))
     provenance: Provenance = _as(lambda value, where: _parse(Provenance, value, where))
-    requires: tuple[str, ...] = _as(_texts, ())
+    requires: tuple[str, ...] = _as(read_texts, ())
     digest: str = ""
 
 
@@ -367,7 +274,7 @@ def read_task_manifest(file: Path) -> TaskManifest:
 def read_base_manifest(file: Path) -> BaseManifest:
     """Read a base's manifest.json into the class of its kind; raises BundleError as `read_task_manifest` does."""
     content = _read(file)
-    kind = _one_of(*KINDS)(content.get("kind"), f"{file}: kind")
+    kind = one_of(*KINDS)(content.get("kind"), f"{file}: kind")
     return _parse(KINDS[kind], content, str(file))
 
 
@@ -406,7 +313,7 @@ def bases_in(place: Path) -> Iterator[tuple[Path, BaseManifest]]:
 
 def _parse(cls: type[T], content: Any, where: str) -> T:
     """Read a dataclass of the fields above from a JSON object."""
-    given = _of_type(content, where, dict)
+    given = of_type(content, where, dict)
     values: dict[str, Any] = {}
     for item in fields(cls):  # type: ignore[arg-type]
         if "read" not in item.metadata:
@@ -432,12 +339,12 @@ def _read(file: Path) -> dict[str, Any]:
     except OSError as error:
         raise BundleError(f"The manifest {file} cannot be read: {error.strerror or error}.") from error
     try:
-        content = json.loads(data)
+        content: Any = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise BundleError(f"The manifest {file} is damaged: it is not JSON ({error}).") from error
     if not isinstance(content, dict):
         raise BundleError(f"The manifest {file} is damaged: it is not a JSON object.")
-    version = content.get("format")
+    version: Any = content.get("format")
     if isinstance(version, int) and version > FORMAT:
         raise BundleError(f"{file} is of format {version}, and this TVP reads up to {FORMAT}. Update TVP.")
     digest_of = {1: _digest_1, 2: _digest_2}.get(version) if type(version) is int else None
@@ -448,16 +355,17 @@ def _read(file: Path) -> dict[str, Any]:
         )
     if version == 1:
         content = _from_format_1(content)
-    if unknown := _texts(content.get("requires", []), f"{file}: requires"):
+    assert isinstance(content, dict)
+    if unknown := read_texts(content.get("requires", []), f"{file}: requires"):
         raise BundleError(f"The bundle of {file} needs {', '.join(unknown)}, which this TVP does not know. Update TVP.")
     return content
 
 
 def _digest_2(content: Mapping[str, Any], data: bytes) -> str:
-    own = _digest(content.get("sha256"), "sha256").encode() if isinstance(content.get("sha256"), str) else b""
-    if len(own) != 64 or data.count(own) != 1:
+    own = content.get("sha256")
+    if not isinstance(own, str) or len(own) != 64 or not own.isascii() or data.count(own.encode()) != 1:
         return ""
-    return hashlib.sha256(data.replace(own, ZEROS.encode())).hexdigest()
+    return hashlib.sha256(data.replace(own.encode(), ZEROS.encode())).hexdigest()
 
 
 # Format 1.

@@ -45,6 +45,7 @@ class Family:
     """
 
     name = ""
+    kind = ""
     reads_question = False
     generates = True
     exports = False

@@ -15,9 +15,9 @@ from tests.bundles import flip_bytes, make_bundle
 from tvp import sdk
 from tvp.sdk import Ranked, _closed
 from tvp.sdk._bench import bench
-from tvp.sdk._cli import cli
-from tvp.sdk._closed import compare_choice, in_order
-from tvp.sdk._manifest import ContrastiveManifest, FileEntry, read_base_manifest, seal
+from tvp.sdk.cli import cli
+from tvp.sdk._models.contrastive import compare_choice, in_order
+from tvp.sdk.formats.manifest import ContrastiveManifest, FileEntry, read_base_manifest, seal
 from tvp.sdk.errors import BundleError, CheckError, RequestError
 from tvp.sdk.formats.layout import CaptionTemplates
 
@@ -168,14 +168,14 @@ def test_texts_are_read_once_for_all_tasks_on_a_base(closed, copy, monkeypatch):
 def test_what_is_remembered_is_bounded(closed, monkeypatch):
     monkeypatch.setattr(_closed, "N_TEXTS", 3)
     with sdk.load(closed) as task:
-        task.base._known.clear()
+        task.model._known.clear()
         labels = ["1", "2", "3", "4", "5"]
         ranked = task.rank(PICTURE, labels=labels)  # more at once than are remembered
-        assert list(task.base._known) == [f"a photo of a {label}" for label in ("3", "4", "5")]
+        assert list(task.model._known) == [f"a photo of a {label}" for label in ("3", "4", "5")]
         runs = counted(task.base, monkeypatch)
         task.rank(PICTURE, labels=["3", "6"])  # the last used stays
-        assert "a photo of a 3" in task.base._known
-        assert "a photo of a 4" not in task.base._known
+        assert "a photo of a 3" in task.model._known
+        assert "a photo of a 4" not in task.model._known
         assert len(runs) == 1
         assert task.rank(PICTURE, labels=labels) == ranked
 
@@ -201,7 +201,7 @@ def test_many_threads_get_the_same_answers(closed, monkeypatch):
         [thread.start() for thread in threads]
         [thread.join() for thread in threads]
         assert failures == []
-        assert len(task.base._known) <= 5
+        assert len(task.model._known) <= 5
 
 
 def test_a_closed_task_says_so(closed):

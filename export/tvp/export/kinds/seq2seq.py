@@ -1,8 +1,8 @@
-"""A T5 as ONNX graphs, through Optimum's export: an encoder that ends in what the decoder looks at, and the decoder.
+"""The base of a seq2seq model (T5): an encoder that ends in the keys and values for the decoder, and the decoder.
 
-Attention of T5 does not go through transformers' interface, so there is no fused operator and no buffer
-that is written in place: the decoder's own keys and values grow by a token a run, which is little for answers.
-What it looks at of the encoder is computed once, by the encoder's graph, and is the same at every token.
+T5's attention does not go through transformers' interface, so there is no fused operator and no buffer that is
+written in place: the decoder's own keys and values grow by one token a run, which is little for short answers. Its
+keys and values of the encoder's output are computed once, by the encoder's graph.
 """
 
 from __future__ import annotations
@@ -16,12 +16,33 @@ from optimum.utils import NormalizedConfig
 from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache
 
+from tvp.sdk.formats.manifest import Seq2SeqManifest
 from tvp.trainer.families.seq2seq import Seq2SeqFamily
 
-from .graphs import N_DUMMY, Traced, write
+from ..graphs import N_DUMMY, Traced, write_graph
+from .generative import about, cases, facts, measure, tokenizer_texts, weight_sizes, write_shared
+
+__all__ = ["about", "cases", "measure", "sizes", "tokenizer_texts", "write"]
 
 Pairs = list[tuple[Tensor, Tensor]]
 N_READ = 7  # tokens that the traced encoder reads; the axis is dynamic
+
+
+def write(family: Seq2SeqFamily, folder: Path, fused: bool) -> Seq2SeqManifest:
+    """See `Kind.write`."""
+    write_shared(family, folder, fused)
+    export_encoder(family, folder / "encoder_model.onnx")
+    export_decoder(family, folder / "decoder_model_merged.onnx")
+    config = family.text_config
+    return Seq2SeqManifest(
+        **facts(family), n_layers=config.num_decoder_layers, start_token=config.decoder_start_token_id
+    )
+
+
+def sizes(family: Seq2SeqFamily, precision: str, encoder_precision: str) -> dict[str, int]:
+    """See `Kind.sizes`."""
+    language_model = family.language_model
+    return weight_sizes(family, [language_model], language_model.lm_head, precision, encoder_precision)
 
 
 class Encoder(nn.Module):
@@ -124,12 +145,12 @@ class DecoderConfig(OnnxConfig):  # type: ignore[misc]
 
 def export_encoder(family: Seq2SeqFamily, file: Path) -> None:
     """Write the encoder and the projections that the decoder's attention to it needs."""
-    write(Encoder(family), EncoderConfig(family.language_model.config), file)
+    write_graph(Encoder(family), EncoderConfig(family.language_model.config), file)
 
 
 def export_decoder(family: Seq2SeqFamily, file: Path) -> None:
     """Write the decoder as one graph for the first and for later tokens."""
-    write(Decoder(family), DecoderConfig(family.language_model.config), file)
+    write_graph(Decoder(family), DecoderConfig(family.language_model.config), file)
 
 
 def _named(config: Any, prefix: str, length: str) -> dict[str, dict[int, str]]:

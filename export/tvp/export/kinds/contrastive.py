@@ -1,4 +1,4 @@
-"""The base of a model that only chooses among labels (CLIP, SigLIP): two encoders whose features are compared."""
+"""The base of a contrastive model (CLIP, SigLIP): two encoders whose features are compared."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from optimum.exporters.onnx import OnnxConfig
 from optimum.utils import NormalizedConfig
 from torch import Tensor, nn
 
-from tvp.sdk import Task as LoadedTask
-from tvp.sdk._closed import compare_choice, open_tokenizer
+from tvp import sdk
 from tvp.sdk.errors import ModelError, RequestError
+from tvp.sdk.formats.golden import RankingCase
+from tvp.sdk.formats.manifest import ContrastiveManifest
+from tvp.sdk.formats.tokenizer import read_text_tokenizer
 from tvp.trainer.data import Sample
 from tvp.trainer.families.clip import ContrastiveFamily
 from tvp.trainer.prompt import Geometry, Prompt
-from tvp.trainer.tasks import Task
+from tvp.trainer.tasks import Task as TaskDefinition
 
-from .attention import fused_vision_encoder, plain_vision_encoder
-from .graphs import Traced, config_of, export_vision_encoder, write
-from .parity import LOGITS_TOLERANCE, Parity, compare_pixels, pixel_values
-from .precision import size_in_encoder
-from .texts import tokenizer_of
-
-Case = tuple[NDArray[np.uint8], str, tuple[str, ...]]  # picture, question, labels
+from ..attention import fused_vision_encoder, plain_vision_encoder
+from ..contrastive_tokenizers import tokenizer_of
+from ..graphs import Traced, config_of, export_vision_encoder, write_graph
+from ..parity import LOGITS_TOLERANCE, Case, Parity, compare_pixels, pixel_values
+from ..precision import size_in_encoder
+from .kind import NOT_YET
 
 # What both sides must read alike before anything is exported: lengths, case, spaces, marks, scripts. None begins with
 # a space, as no caption does.
@@ -87,18 +87,14 @@ class TextConfig(OnnxConfig):  # type: ignore[misc]
 
 
 def export_text_encoder(family: ContrastiveFamily, file: Path, fused: bool = True) -> None:
-    """Write the text encoder as a graph; fused: see `graphs.export_vision_encoder`."""
+    """Write the text encoder as a graph; fused: see `Kind.write`."""
     ids = family.tokenize([TEXTS[0]]).repeat(2, 1)
     with fused_vision_encoder(family.model) if fused else plain_vision_encoder():
-        write(TextEncoder(family), TextConfig(config_of(family), ids, family.padded), file)
+        write_graph(TextEncoder(family), TextConfig(config_of(family), ids, family.padded), file)
 
 
-def write_contrastive(family: ContrastiveFamily, folder: Path, fused: bool) -> dict[str, Any]:
-    """Write graphs and tokenizer to a folder; returns what the manifest says of them.
-
-    fused: see `graphs.export_vision_encoder`.
-    Raises ModelError for a model whose tokenizer cannot be written.
-    """
+def write(family: ContrastiveFamily, folder: Path, fused: bool) -> ContrastiveManifest:
+    """See `Kind.write`."""
     tokenizer, pad_token = tokenizer_of(family)
     tokenizer.save(os.fspath(folder / "tokenizer.json"))
     refuse_other_tokens(family, folder / "tokenizer.json", pad_token, TEXTS)
@@ -106,22 +102,22 @@ def write_contrastive(family: ContrastiveFamily, folder: Path, fused: bool) -> d
     export_text_encoder(family, folder / "text_encoder.onnx", fused)
     with torch.no_grad():
         n_features = family.text_features([TEXTS[0]]).shape[1]
-    return {
-        "kind": "closed",
-        "family": family.name,
-        "captions": {"begun": family.captions.begun, "asked": family.captions.asked},
-        "n_features": n_features,
-        "scale": float(family.scale),
-        "bias": float(family.bias),
-        "scoring": "sigmoid" if family.sigmoid else "softmax",
-        "n_positions": family.n_positions,
-        "pad_token": pad_token,
-    }
+    return ContrastiveManifest(
+        **NOT_YET,
+        family=family.name,
+        captions=family.captions,
+        n_features=n_features,
+        scale=float(family.scale),
+        bias=float(family.bias),
+        scoring="sigmoid" if family.sigmoid else "softmax",
+        n_positions=family.n_positions,
+        pad_token=pad_token,
+    )
 
 
 def refuse_other_tokens(family: ContrastiveFamily, file: Path, pad_token: int, texts: Iterable[str]) -> None:
     """Raise ModelError where a written tokenizer gives other tokens than the model's own for one of the texts."""
-    written = open_tokenizer(file, family.n_positions, pad_token)
+    written = read_text_tokenizer(file, family.n_positions, pad_token)
     for text in texts:
         expected, found = family.tokenize([text])[0].tolist(), written.encode(text).ids
         if found != expected:
@@ -132,7 +128,7 @@ def refuse_other_tokens(family: ContrastiveFamily, file: Path, pad_token: int, t
 
 
 def about(family: ContrastiveFamily) -> list[str]:
-    """What a base of this kind is made from, besides weights and versions."""
+    """See `Kind.about`."""
     tokenizer, pad_token = tokenizer_of(family)
     config = config_of(family).to_json_string() if hasattr(family.model, "config") else repr(family.model)
     return [
@@ -143,27 +139,23 @@ def about(family: ContrastiveFamily) -> list[str]:
     ]
 
 
-def tokenizer_text(family: ContrastiveFamily) -> str:
-    tokenizer, _ = tokenizer_of(family)
-    text: str = tokenizer.to_str()
-    return text
+def tokenizer_texts(family: ContrastiveFamily) -> dict[str, str]:
+    """See `Kind.tokenizer_texts`."""
+    return {"tokenizer.json": tokenizer_of(family)[0].to_str()}
 
 
-def sizes(family: ContrastiveFamily, precision: str) -> dict[str, int]:
-    """Bytes of the weights of each graph."""
+def sizes(family: ContrastiveFamily, precision: str, encoder_precision: str) -> dict[str, int]:
+    """See `Kind.sizes`."""
     found = {"vision_encoder.onnx": 0, "text_encoder.onnx": 0}
     for name, weight in family.model.named_parameters():
         part = "vision_encoder.onnx" if name.startswith(("vision_model.", "visual")) else "text_encoder.onnx"
-        found[part] += size_in_encoder(name, weight, precision)
+        found[part] += size_in_encoder(name, weight, encoder_precision)
     return found
 
 
-def contrastive_cases(task: Task, samples: Sequence[Sample]) -> list[Case]:
-    """Pictures with what is asked about them and what it is chosen from: the task's labels, or the question's own.
-
-    Raises RequestError where there is nothing to choose from.
-    """
-    cases = []
+def cases(task: TaskDefinition, samples: Sequence[Sample]) -> list[Case]:
+    """See `Kind.cases`: the labels are the task's, or the question's own."""
+    found = []
     for i, sample in enumerate(samples):
         question = sample.questions[0]
         labels = task.labels or question.labels
@@ -172,13 +164,13 @@ def contrastive_cases(task: Task, samples: Sequence[Sample]) -> list[Case]:
                 f"The task {task.name!r} has no labels, and neither has its data (sample {i}: {question.text!r}). This "
                 "model only chooses among labels: take a task with labels, or data whose questions have some."
             )
-        cases.append((sample.picture, task.question or question.text, tuple(labels)))
-    return cases
+        found.append(Case(sample.picture, task.question or question.text, tuple(labels)))
+    return found
 
 
 @torch.no_grad()
-def measure_contrastive(
-    task: LoadedTask,
+def measure(
+    task: sdk.Task,
     family: ContrastiveFamily,
     geometry: Geometry,
     prompt: Prompt | None,
@@ -186,27 +178,27 @@ def measure_contrastive(
     n_golden: int = 0,
     exact: bool = True,
 ) -> Parity:
-    """Rank every case's labels on both sides and compare pixel values, order and scores; `tvp.export.parity.measure`
-    for models that only choose.
+    """See `Kind.measure`: pixel values, the order of labels and their scores are compared.
 
-    In the report `tokens_equal` counts cases with the same order (exact: False: with the same best label), and
-    `logits` is the largest difference of a score.
+    In the report `tokens_equal` counts cases with the same order (not exact: with the same best label), and `logits`
+    is the largest difference of a score.
     """
     report = Parity()
+    tolerance = LOGITS_TOLERANCE if exact else float("inf")
     for picture, question, labels in cases:
         where = f"case {report.n_cases} ({picture.shape[1]} x {picture.shape[0]}, {question!r})"
         report.n_cases += 1
         given = torch.from_numpy(task.pixel_values(picture))
         expected = pixel_values(family, geometry, prompt, picture)
         gap = compare_pixels(report, family, given.numpy(), expected.numpy())
-        view, tolerance = task.see(picture), LOGITS_TOLERANCE if exact else float("inf")
+        ranked = [(row.label, row.score) for row in task.rank(picture, question, labels=labels)]
         case = golden_case(family, given, f"{len(report.golden)}.png", question, labels)
-        difference, far = compare_choice(view, case, tolerance)
+        difference, far = case.difference(ranked, tolerance)
         report.logits = float(np.maximum(report.logits, far))
         report.tokens_equal += not difference
         report.differences += [f"{where}: {difference}"] if difference else []
         own = golden_case(family, expected, "", question, labels) if gap else case
-        report.end_to_end_equal += not compare_choice(view, own, tolerance)[0]
+        report.end_to_end_equal += not own.difference(ranked, tolerance)[0]
         if len(report.golden) < n_golden:
             report.golden.append((picture, case))
             report.n_golden_different += bool(difference)
@@ -215,13 +207,8 @@ def measure_contrastive(
 
 def golden_case(
     family: ContrastiveFamily, pixels: Tensor, picture: str, question: str, labels: Sequence[str]
-) -> dict[str, Any]:
-    """PyTorch's scores of labels for pixel values (1, 3, size, size), as `check` compares them."""
+) -> RankingCase:
+    """Return PyTorch's scores of labels for pixel values (1, 3, size, size)."""
     scores = family.answer_scores(family.see(pixels), [question], labels)[0]
-    return {
-        "picture": picture,
-        "question": question,
-        "labels": list(labels),
-        "scores": [float(f"{score:.7g}") for score in scores.tolist()],
-        "text": labels[int(scores.argmax())],
-    }
+    rounded = tuple(float(f"{score:.7g}") for score in scores.tolist())
+    return RankingCase(picture, question, tuple(labels), rounded, labels[int(scores.argmax())])

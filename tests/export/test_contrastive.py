@@ -26,7 +26,7 @@ from tvp.export.attention import fused_vision_encoder, plain_vision_encoder
 from tvp.export.bundle import IMAGE_ENCODER, export
 from tvp.export.evaluate import accuracy
 from tvp.export.plan import plan
-from tvp.export.texts import tokenizer_of
+from tvp.export.contrastive_tokenizers import tokenizer_of
 from tvp.sdk.errors import CheckError, ModelError, RequestError
 from tvp.trainer import evaluate, families, tasks
 from tvp.trainer.data import Question, Sample, Scenes
@@ -121,7 +121,7 @@ def test_each_graph_gives_unit_features_for_any_number_of_rows(exported):
     with sdk.load(exported.folder / "count") as task:
         seen = task.encode(pixels.numpy())
         np.testing.assert_allclose(seen, family.see(pixels).numpy(), atol=1e-5)
-        read = task.base.text_encoder.run(None, {"input_ids": ids.numpy()})[0]
+        read = task.model.text_encoder.run(None, {"input_ids": ids.numpy()})[0]
         with torch.no_grad():
             expected = torch.nn.functional.normalize(family.encode_ids(ids), dim=-1)
         np.testing.assert_allclose(read, expected.numpy(), atol=1e-5)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.bundles import reads_weights_from
-from tvp.sdk._external import locations
+from tvp.sdk.formats.external_data import locations
 from tvp.sdk.errors import BundleError
 
 

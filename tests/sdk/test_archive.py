@@ -17,7 +17,7 @@ import pytest
 from tests.bundles import listed_anew, reads_weights_from
 from tvp import sdk
 from tvp.sdk import _pack
-from tvp.sdk._manifest import seal
+from tvp.sdk.formats.manifest import seal
 from tvp.sdk.errors import BundleError
 
 PICTURE = np.full((20, 30, 3), 90, np.uint8)
@@ -239,7 +239,7 @@ def test_a_cut_off_file_is_refused(packed, tmp_path, share):
 
 def test_the_commands(one_bundle, tmp_path):
     def tvp(*arguments):
-        command = [sys.executable, "-m", "tvp.sdk._cli", *map(str, arguments)]
+        command = [sys.executable, "-m", "tvp.sdk.cli", *map(str, arguments)]
         return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
     assert "MB" in tvp("pack", one_bundle, tmp_path / "a.tvp").stdout

@@ -1,0 +1,156 @@
+"""The base of a causal model: a decoder whose keys and values are written in place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from optimum.exporters.onnx import OnnxConfig
+from optimum.utils import NormalizedConfig
+from torch import Tensor, nn
+
+from tvp.sdk.errors import ModelError
+from tvp.sdk.formats.manifest import CausalManifest
+from tvp.trainer.families.causal import CausalFamily
+
+from ..attention import NewKeyValues, angles_of, current_cache, fused_attention
+from ..fuse import fuse_attention, fuse_norms, rewrite
+from ..graphs import N_DUMMY, Traced, cache_shape, write_graph
+from .generative import about, cases, facts, measure, tokenizer_texts, weight_sizes, write_shared
+
+__all__ = ["about", "cases", "measure", "sizes", "tokenizer_texts", "write"]
+
+CAPACITY_DUMMY = 16
+
+
+def write(family: CausalFamily, folder: Path, fused: bool) -> CausalManifest:
+    """See `Kind.write`."""
+    write_shared(family, folder, fused)
+    export_decoder(family, folder / "decoder_model_merged.onnx")
+    return CausalManifest(
+        **facts(family),
+        n_layers=family.text_config.num_hidden_layers,
+        position_axes=family.position_axes,
+        n_causal=-1 if family.n_causal is None else family.n_causal,
+    )
+
+
+def sizes(family: CausalFamily, precision: str, encoder_precision: str) -> dict[str, int]:
+    """See `Kind.sizes`."""
+    return weight_sizes(family, [family.decoder, family.head], family.head, precision, encoder_precision)
+
+
+class Decoder(nn.Module):
+    """inputs_embeds and past keys and values -> logits of the last positions, present keys and values."""
+
+    def __init__(self, family: CausalFamily) -> None:
+        super().__init__()
+        self.decoder, self.head = family.decoder, family.head
+        self.config = family.model.config
+        self.prefix, self._positions = family.n_causal is not None, family.decoder_positions
+        angles = None
+        if family.position_axes == 1 and not self.prefix:
+            angles = angles_of(family.decoder, family.n_positions)
+        self.turned = angles is not None
+        cos, sin = angles or (None, None)
+        self.register_buffer("cos_cache", cos)
+        self.register_buffer("sin_cache", sin)
+
+    def forward(
+        self,
+        inputs_embeds: Tensor,
+        position_ids: Tensor,
+        seqlens_k: Tensor,
+        total_sequence_length: Tensor,
+        num_logits_to_keep: Tensor,
+        past_key_values: list[tuple[Tensor, Tensor]],
+    ) -> tuple[Tensor, ...]:
+        angles: Any = (self.cos_cache, self.sin_cache) if self.turned else None
+        cache = NewKeyValues(past_key_values, seqlens_k, total_sequence_length, angles, self.prefix)
+        with current_cache(cache):
+            hidden = self.decoder(
+                inputs_embeds=inputs_embeds,
+                position_ids=self._positions(position_ids),
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state
+        n_new = inputs_embeds.shape[1]
+        first: Any = n_new - num_logits_to_keep  # a tensor, so that tracing keeps it as an input
+        kept = torch.arange(first, n_new)  # the head is costly: only where it is needed
+        logits = self.head(hidden.index_select(1, kept))
+        present = [pair for pair in cache.present if pair is not None]
+        if len(present) < len(cache.present):
+            raise ModelError(
+                f"The attention of {type(self.decoder).__name__} does not go through transformers' attention "
+                "interface, so it cannot be exported; it can be trained on and evaluated."
+            )
+        return (logits, *(tensor for pair in present for tensor in pair))
+
+
+class DecoderConfig(OnnxConfig):  # type: ignore[misc]
+    """A decoder on embeddings, with keys and values in buffers that are longer than what they hold."""
+
+    NORMALIZED_CONFIG_CLASS = NormalizedConfig
+    _MODEL_PATCHER = Traced
+
+    def __init__(
+        self, config: Any, n_layers: int, n_kv_heads: int, head_size: int, n_text: int, position_axes: int
+    ) -> None:
+        super().__init__(config)
+        self._n_layers, self._past_shape, self._n_text = n_layers, (n_kv_heads, CAPACITY_DUMMY, head_size), n_text
+        self._position_axes = position_axes
+
+    @property
+    def inputs(self) -> dict[str, dict[int, str]]:
+        tokens = {0: "batch_size", 1: "sequence_length"}
+        named: dict[str, dict[int, str]] = {
+            "inputs_embeds": tokens,
+            "position_ids": tokens if self._position_axes == 1 else {1: "batch_size", 2: "sequence_length"},
+            "seqlens_k": {0: "batch_size"},
+            "total_sequence_length": {},
+            "num_logits_to_keep": {},
+        }
+        for name in self._names("past_key_values"):
+            named[name] = {0: "batch_size", 2: "capacity"}
+        return named
+
+    @property
+    def outputs(self) -> dict[str, dict[int, str]]:
+        named = {"logits": {0: "batch_size", 1: "num_logits_to_keep"}}
+        return named | {name: {0: "batch_size", 2: "capacity"} for name in self._names("present")}
+
+    def generate_dummy_inputs(self, framework: str = "pt", **_: Any) -> dict[str, Any]:
+        past = torch.zeros(2, *self._past_shape)
+        positions = torch.arange(N_DUMMY).expand(2, -1)
+        if self._position_axes > 1:
+            positions = positions.expand(self._position_axes, -1, -1)
+        return {
+            "inputs_embeds": torch.randn(2, N_DUMMY, self._n_text),
+            "position_ids": positions.contiguous(),
+            "seqlens_k": torch.full((2,), N_DUMMY - 1, dtype=torch.int32),
+            "total_sequence_length": torch.tensor(N_DUMMY, dtype=torch.int32),
+            "num_logits_to_keep": torch.tensor(2),
+            "past_key_values": [(past.clone(), past.clone()) for _ in range(self._n_layers)],
+        }
+
+    def _names(self, prefix: str) -> list[str]:
+        return [f"{prefix}.{i}.{kind}" for i in range(self._n_layers) for kind in ("key", "value")]
+
+
+def export_decoder(family: CausalFamily, file: Path) -> None:
+    """Write the language model as one graph for prompts and for single tokens."""
+    config = family.text_config
+    n_kv_heads, head_size = cache_shape(family)
+    onnx_config = DecoderConfig(
+        family.model.config,
+        config.num_hidden_layers,
+        n_kv_heads,
+        head_size,
+        family.embed_tokens.embedding_dim,  # type: ignore[arg-type]
+        family.position_axes,
+    )
+    decoder = Decoder(family)
+    with fused_attention(family.decoder, decoder.turned):
+        write_graph(decoder, onnx_config, file)
+    rewrite(file, fuse_attention, fuse_norms)

@@ -1,0 +1,126 @@
+"""What the bases of causal and seq2seq models share: vision encoder, connector, embeddings, tokenizers, comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from tvp import sdk
+from tvp.trainer.data import Sample
+from tvp.trainer.evaluate import MAX_NEW_TOKENS
+from tvp.trainer.families.family import GenerativeFamily
+from tvp.trainer.families.instructblip import QuestionAwareFamily
+from tvp.trainer.prompt import Geometry, Prompt
+from tvp.trainer.tasks import Task as TaskDefinition
+
+from .. import graphs, parity
+from ..parity import Case, Parity
+from ..precision import BYTES, size_in_encoder
+from ..tokenizer import fast, write_tokenizer
+from .kind import NOT_YET
+
+
+def write_shared(family: GenerativeFamily, folder: Path, fused: bool) -> None:
+    """Write every file of a base but its language model."""
+    # First, since a tokenizer that the sdk cannot use should not cost the minutes that graphs take.
+    write_tokenizer(family.tokenizer, folder / "tokenizer.json", family)
+    if family.reads_question:
+        reader = cast(QuestionAwareFamily, family)
+        write_tokenizer(reader.qformer_tokenizer, folder / "connector_tokenizer.json")
+        graphs.export_connector(reader, folder / "connector.onnx")
+    graphs.export_vision_encoder(family, folder / "vision_encoder.onnx", fused)
+    graphs.export_embeddings(family, folder / "embed_tokens.npy")
+
+
+def facts(family: GenerativeFamily) -> dict[str, Any]:
+    """Return what a manifest says of every generative model, by the names of `GenerativeManifest`."""
+    n_kv_heads, head_size = graphs.cache_shape(family)
+    with torch.no_grad():
+        size = family.pixel_format.size
+        n_image_tokens = family.see(torch.zeros(1, 3, size, size), ["a"]).shape[1]
+    return {
+        **NOT_YET,
+        "family": family.name,
+        "layout": family.layout,
+        "n_image_tokens": n_image_tokens,
+        "n_text": family.embed_tokens.embedding_dim,
+        "n_kv_heads": n_kv_heads,
+        "head_size": head_size,
+        "n_vocab": family.embed_tokens.num_embeddings,
+        "n_positions": _n_positions(family),
+        "n_connector_positions": getattr(family, "n_question_positions", 0),
+    }
+
+
+def _n_positions(family: GenerativeFamily) -> int:
+    """The most tokens that a bundle of the model may read; 0 where nothing bounds it.
+
+    Exported attention has no sliding window, so a text ends where the window would begin to slide.
+    """
+    bounds = (family.n_positions, getattr(family.text_config, "sliding_window", None))
+    return min((bound for bound in bounds if bound), default=0)
+
+
+def about(family: GenerativeFamily) -> list[str]:
+    """See `Kind.about`."""
+    return [family.model.config.to_json_string(), repr(family.layout), *tokenizer_texts(family).values()]
+
+
+def tokenizer_texts(family: GenerativeFamily) -> dict[str, str]:
+    """See `Kind.tokenizer_texts`."""
+    texts = {"tokenizer.json": fast(family.tokenizer).to_str()}
+    if family.reads_question:
+        texts["connector_tokenizer.json"] = fast(cast(QuestionAwareFamily, family).qformer_tokenizer).to_str()
+    return texts
+
+
+def weight_sizes(
+    family: GenerativeFamily, parts: Sequence[nn.Module], head: nn.Module, precision: str, encoder_precision: str
+) -> dict[str, int]:
+    """Return the bytes of each graph's weights, by file; see `Kind.sizes`.
+
+    The connector and T5's encoder are counted with the graph that they stand beside.
+
+    Args:
+        parts: the modules of the language model.
+        head: the one that makes logits.
+    """
+    words: Any = family.embed_tokens.weight
+    text = {id(weight): weight.numel() for part in parts for weight in part.parameters()} | {id(words): words.numel()}
+    encoder = sum(
+        size_in_encoder(name, weight, encoder_precision)
+        for name, weight in family.model.named_parameters()
+        if id(weight) not in text
+    )
+    named = (pair for part in parts for pair in part.named_parameters())
+    whole = sum(weight.numel() for name, weight in named if ".DenseReluDense.wo." in name)  # in fp16 too, see `lower`
+    if head.weight is not words:
+        del text[id(words)]  # which only the table of embeddings holds
+    halves = 4 if precision == "fp32" else 2
+    return {
+        "vision_encoder.onnx": encoder,
+        "decoder_model_merged.onnx": int(sum(text.values()) * BYTES[precision]) + 2 * whole * (precision == "fp16"),
+        "embed_tokens.npy": words.numel() * halves,
+    }
+
+
+def cases(task: TaskDefinition, samples: Sequence[Sample]) -> list[Case]:
+    """See `Kind.cases`."""
+    return [Case(sample.picture, task.question or sample.questions[0].text) for sample in samples]
+
+
+def measure(
+    task: sdk.Task,
+    family: GenerativeFamily,
+    geometry: Geometry,
+    prompt: Prompt | None,
+    cases: Sequence[Case],
+    n_golden: int,
+    exact: bool,
+) -> Parity:
+    """See `Kind.measure`."""
+    return parity.measure(task, family, geometry, prompt, cases, MAX_NEW_TOKENS, n_golden)

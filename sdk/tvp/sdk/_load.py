@@ -1,0 +1,86 @@
+"""Loading a task: find its bundle, verify it, open it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+from ._models import open_model
+from ._models.graph_shapes import check_preprocess
+from ._runtime.providers import ON_CPU, Providers, make_plan
+from ._runtime.sessions import FILES, open_session
+from ._store import find, home
+from ._task import Task
+from .errors import BundleError
+from .formats.golden import FILE as GOLDEN
+from .formats.integrity import verify
+from .formats.manifest import read_base_manifest, read_task_manifest
+
+log = logging.getLogger("tvp.sdk")
+
+
+def load(task: str | os.PathLike[str], *, providers: Providers = "auto", verify_files: bool = True) -> Task:
+    """Load a task.
+
+    Args:
+        task: a folder, a name under $TVP_HOME/tasks, or a `.tvp` file, which is unpacked once to $TVP_HOME/cache.
+        providers: onnxruntime's execution providers.
+            `auto` (default) takes CUDA where onnxruntime has it and the bundle can use it (it was made for CUDA, or is
+            fp32 or fp16), else the CPU.
+            A name (`cpu`, `cuda`, `tensorrt`, or onnxruntime's own), (name, options), or a list of these runs there
+            or is an error.
+            A mapping gives any of these to a part: `vision_encoder`, `connector`, `encoder`, `decoder`,
+            `text_encoder`. TensorRT runs the vision encoder only, is never chosen by `auto`, and keeps its engine
+            under $TVP_HOME/cache.
+            A provider that `auto` chose and that does not start is replaced by the CPU, with a warning.
+            `Task.providers` says what runs where.
+        verify_files: check the sha256 of every file first. Leave it on unless you trust the storage. A file of a
+            loaded base is not read again while its inode, size and times stay the same.
+
+    Raises:
+        BundleError: the bundle is missing, damaged, of a newer format, or without its base.
+        ProviderError: a provider is unknown or does not start.
+    """
+    folder = find(task)
+    try:
+        return _open(folder, providers, verify_files)
+    except BundleError as error:
+        if Path(task).suffix == ".tvp" and folder != Path(task).absolute():
+            raise BundleError(
+                f"{error} The folder is a copy that was unpacked from {os.fspath(task)}: if that file is intact, "
+                "delete the folder, and it is unpacked again."
+            ) from error
+        raise
+
+
+def _open(folder: Path, providers: Providers, verify_files: bool) -> Task:
+    manifest = read_task_manifest(folder / "manifest.json")
+    base = read_base_manifest(folder / "base" / "manifest.json")
+    if base.digest != manifest.base:
+        raise BundleError(
+            f"The bundle {folder} was exported with the base {manifest.base[:16]}…, and its folder 'base' "
+            f"holds {base.digest[:16]}…. Put the right base there or export again."
+        )
+    plan = make_plan(
+        providers,
+        [part for part, file in FILES.items() if file in base.needs],
+        home() / "cache" / "tensorrt" / base.digest,
+        base.precision,
+        base.device,
+    )
+    for needed, entries, place in (
+        (("preprocess.onnx", GOLDEN), manifest.files, folder),
+        (base.needs, base.files, folder / "base"),
+    ):
+        missing = [name for name in needed if name not in entries]
+        if missing:
+            raise BundleError(f"The manifest in {place} does not list {missing[0]}. Export the bundle again.")
+    if verify_files:
+        verify(folder, manifest.files)
+    model = open_model(folder / "base", base, plan, verify_files=verify_files)
+    for part, reason in model.parts.fallbacks.items():
+        log.warning("%s Running the %s on the CPU instead.", reason, part)
+    preprocess = open_session(folder / "preprocess.onnx", ON_CPU, manifest.files)
+    check_preprocess(preprocess, model.parts.sessions["vision_encoder"])
+    return Task(folder, manifest, model, preprocess)

@@ -1,0 +1,83 @@
+"""Models with a decoder alone: picture, question and answer are one sequence."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .._generation import Answering
+from .._runtime.sessions import Parts
+from ..formats.manifest import CausalManifest
+from .generative import GenerativeModel, Question, Seen, reply_of
+from .graph_shapes import check_decoder, check_vision_encoder
+from .kv_cache import Decoder, KeyValues
+from .model import Reply, Request
+
+
+class CausalModel(GenerativeModel[CausalManifest, KeyValues]):
+    """See `Model`. The picture and what stands before it stay in a view's cache from one question to the next."""
+
+    def __init__(self, folder: Path, manifest: CausalManifest, parts: Parts) -> None:
+        super().__init__(folder, manifest, parts)
+        check_vision_encoder(self.vision_encoder, self.connector, manifest)
+        check_decoder(parts.sessions["decoder"], manifest)
+        self.decoder = Decoder(parts.sessions["decoder"], manifest, self.n_before, parts.device_id)
+
+    def new_cache(self) -> KeyValues:
+        return KeyValues(self.decoder)
+
+    def refuse_too_long(self, question: Question, n_answer: int = 0) -> None:
+        n_prompt = len(question.before) + self.manifest.n_image_tokens + len(question.after)
+        self.decoder.refuse_length(n_prompt + n_answer)
+
+    def shared_tokens(self, candidates: Sequence[list[int]]) -> list[int]:
+        # Where all tokens of a prompt see each other, the question would see a label's tokens too.
+        return super().shared_tokens(candidates) if self.manifest.n_causal != 0 else []
+
+    def prefill(self, seen: Seen[KeyValues], question: Question, tokens: Sequence[int] = ()) -> NDArray[np.float32]:
+        cache, after, n_causal = seen.cache, question.after, self.manifest.n_causal
+        n_picture = len(question.before) + self.manifest.n_image_tokens
+        # Where the picture sees the question, only the same question leaves the cache as it is.
+        n_kept = n_picture if n_causal < 0 else n_picture + len(after) - max(n_causal, 1)
+        reads_question = self.connector is not None or n_causal >= 0
+        if cache.length >= n_kept and (seen.read == question.text or not reads_question):
+            cache.rewind(n_kept)
+            return cache.run(self.embed([*after[n_kept - n_picture :], *tokens])[None], len(tokens) + 1)
+        cache.rewind()
+        seen.read = ""
+        everything = self.join(seen, question, [*after, *tokens])
+        if n_causal > 0:
+            cache.run(everything[:, :n_kept], 1)
+            everything = everything[:, n_kept:]
+        logits = cache.run(everything, len(tokens) + 1)
+        seen.read = question.text
+        return logits
+
+    def answer_many(self, seen: Sequence[Seen[KeyValues]], requests: Sequence[Request], began: float) -> list[Reply]:
+        """Prompts are read one by one; answers are decoded together."""
+        answerings = [self._begin(request.generation, began) for request in requests]
+        rows, first = [], []
+        for state, request in zip(seen, requests, strict=True):
+            first.append(self.prefill(state, request.question))
+            rows.append(state.cache.copies(1, 0))  # the same picture may be asked again before its answer goes on
+        for answering in answerings:
+            answering.limited_from = time.perf_counter()
+        n_new = max(request.generation.max_new_tokens for request in requests)
+        self._decode_together(answerings, KeyValues.together(rows, n_new), np.concatenate(first))
+        return [reply_of(answering) for answering in answerings]
+
+    def _decode_together(self, answerings: Sequence[Answering], batch: KeyValues, logits: NDArray[np.float32]) -> None:
+        """`_steps` for all rows of a batch at once; logits: (n_rows, 1, n_vocab)."""
+        tokens: list[int | None] = [0] * len(answerings)
+        while True:
+            for row, token in enumerate(tokens):
+                if token is not None:
+                    tokens[row] = answerings[row].take(logits[row, -1], batch.room(row))
+                batch.lengths[row] -= tokens[row] is None  # an answer that has ended stays where it is
+            if all(token is None for token in tokens):
+                return
+            logits = batch.run(self.embed([token or 0 for token in tokens])[:, None], 1)

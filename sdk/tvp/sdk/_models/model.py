@@ -1,0 +1,104 @@
+"""What every kind of model does: `Model`. A task asks it and does not know its kind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .._generation import Generation
+from .._results import Ranked
+from .._runtime.sessions import Parts
+from ..errors import RequestError
+from ..formats.manifest import BaseManifest
+
+MAX_TEXT = 8192  # characters of a question or a label; more than any context in use, and bounded before tokenising
+
+
+@dataclass(frozen=True)
+class Request:
+    """A question with its options, checked and parsed once.
+
+    Attributes:
+        question: as the model parsed it.
+        generation: how the answer's tokens are chosen.
+        labels: the task's labels as the model parsed them; None where its answers are free.
+    """
+
+    question: Any
+    generation: Generation
+    labels: Any = None
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a model answers; see `Answer`, which adds the time of the picture.
+
+    first_token: seconds from the question to the first token.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    log_probabilities: tuple[float, ...]
+    first_token: float
+    finish: str
+
+
+class Model(Protocol):
+    """An opened base, shared by the tasks that have it. Nothing here is locked: a view takes turns.
+
+    Attributes:
+        manifest: of the base.
+        parts: its opened graphs.
+    """
+
+    manifest: BaseManifest
+    parts: Parts
+
+    def parse(self, question: str) -> Any:
+        """Return a question as the model reads it; raises RequestError for one that it cannot read."""
+
+    def parse_labels(self, question: Any, labels: tuple[str, ...]) -> Any:
+        """Return labels as answers to a parsed question; raises RequestError for one that cannot be scored."""
+
+    def request(self, question: Any, generation: Generation, labels: tuple[str, ...]) -> Request:
+        """Return what `answer` takes.
+
+        Args:
+            question: from `parse`.
+            generation: the checked options.
+            labels: the task's own.
+
+        Raises:
+            RequestError: the model cannot answer in this way.
+        """
+
+    def encode(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Run the vision encoder over pixel values (n, 3, size, size)."""
+
+    def see(self, pixels: NDArray[np.float32]) -> list[Any]:
+        """Encode pixel values (n, 3, size, size); returns a state for each picture, which all below take."""
+
+    def answer(self, seen: Any, request: Request, began: float) -> Reply:
+        """Answer about one picture; began: `time.perf_counter()` when the question came."""
+
+    def stream(self, seen: Any, request: Request, began: float) -> Iterator[str]:
+        """Answer in pieces of text. The state is free again when this returns, before the pieces come."""
+
+    def answer_many(self, seen: Sequence[Any], requests: Sequence[Request], began: float) -> list[Reply]:
+        """Answer one request about each state; the same state may come several times."""
+
+    def rank(self, seen: Any, question: Any, labels: Any) -> list[Ranked]:
+        """Score parsed labels as answers to a parsed question; best first."""
+
+    def decode(self, seen: Any, question: Any, limit: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Yield each token of a greedy answer with its logits (n_vocab,); at most `limit` of them."""
+
+
+def check_text(kind: str, text: str) -> None:
+    """Raise RequestError for a text that is too long to be read; kind: how the message names it."""
+    if len(text) > MAX_TEXT:
+        raise RequestError(f"The {kind} has {len(text):,} characters; at most {MAX_TEXT:,} are read.")

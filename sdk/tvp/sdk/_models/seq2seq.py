@@ -1,0 +1,92 @@
+"""Models with an encoder for picture and question, and a decoder for the answer (T5)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .._runtime.sessions import Parts, run_all
+from ..errors import BundleError
+from ..formats.manifest import Seq2SeqManifest
+from .generative import GenerativeModel, Question, Seen
+from .graph_shapes import check_encoder, check_seq2seq_decoder, check_vision_encoder
+
+
+class GrowingKeyValues:
+    """Keys and values of a decoder behind an encoder: the encoder's, and its own, which grow by copying.
+
+    Args:
+        encoder, decoder: onnxruntime's sessions.
+        manifest: of the base.
+    """
+
+    def __init__(self, encoder: Any, decoder: Any, manifest: Seq2SeqManifest) -> None:
+        self._encoder, self._decoder, self._manifest = encoder, decoder, manifest
+        kinds = {value.name: value.type for value in decoder.get_inputs()}
+        half = any(kind == "tensor(float16)" for name, kind in kinds.items() if name.startswith("past_key_values"))
+        self._type: type[np.floating[Any]] = np.float16 if half else np.float32
+        self._cross: dict[str, NDArray[Any]] = {}
+        self._past: dict[str, NDArray[Any]] = {}
+
+    def read(self, embeddings: NDArray[np.float32]) -> None:
+        """Run the encoder over embeddings (1, n_read, n_text), and begin a new answer."""
+        names = [output.name for output in self._encoder.get_outputs()]
+        self._cross = dict(zip(names, run_all(self._encoder, {"inputs_embeds": embeddings}), strict=True))
+        self.rewind()
+
+    def room(self, row: int = 0) -> int:
+        """Return how many more tokens a row can take. T5's positions are relative, so nothing bounds them."""
+        return sys.maxsize
+
+    def rewind(self) -> None:
+        """Forget the answer, and keep what the encoder read."""
+        empty = np.zeros((1, self._manifest.n_kv_heads, 0, self._manifest.head_size), self._type)
+        self._past = {name.replace("cross", "past"): empty for name in self._cross}
+
+    def run(self, embeddings: NDArray[np.float32], n_logits: int) -> NDArray[np.float32]:
+        """Append embeddings (n_rows, n_new, n_text); returns logits (n_rows, n_logits, n_vocab) of the last ones."""
+        logits, *present = run_all(self._decoder, {"inputs_embeds": embeddings, **self._past, **self._cross})
+        self._past = dict(zip(self._past, present, strict=True))
+        return logits[:, -n_logits:]
+
+    def copies(self, n_rows: int, n_new: int) -> GrowingKeyValues:
+        """Return copies of a single sequence, to be continued in different ways in one batch."""
+        other = GrowingKeyValues(self._encoder, self._decoder, self._manifest)
+        other._cross, other._past = (
+            {name: value.repeat(n_rows, 0) for name, value in tensors.items()} for tensors in (self._cross, self._past)
+        )
+        return other
+
+
+class Seq2SeqModel(GenerativeModel[Seq2SeqManifest, GrowingKeyValues]):
+    """See `Model`. What the encoder read stays in a view's cache until another question comes."""
+
+    def __init__(self, folder: Path, manifest: Seq2SeqManifest, parts: Parts) -> None:
+        super().__init__(folder, manifest, parts)
+        self.encoder, self.decoder = parts.sessions["encoder"], parts.sessions["decoder"]
+        if manifest.start_token >= manifest.n_vocab:
+            raise BundleError(
+                f"The manifest in {folder} names the token {manifest.start_token}, and its vocabulary has "
+                f"{manifest.n_vocab}. Export the bundle again."
+            )
+        check_vision_encoder(self.vision_encoder, self.connector, manifest)
+        check_seq2seq_decoder(self.decoder, manifest)
+        check_encoder(self.encoder, manifest)
+
+    def new_cache(self) -> GrowingKeyValues:
+        return GrowingKeyValues(self.encoder, self.decoder, self.manifest)
+
+    def prefill(
+        self, seen: Seen[GrowingKeyValues], question: Question, tokens: Sequence[int] = ()
+    ) -> NDArray[np.float32]:
+        if seen.read != question.text:
+            seen.read = ""
+            seen.cache.read(self.join(seen, question, question.after))
+            seen.read = question.text
+        seen.cache.rewind()
+        return seen.cache.run(self.embed([self.manifest.start_token, *tokens])[None], len(tokens) + 1)

@@ -1,0 +1,45 @@
+"""What a task gives back: `Answer` and `Ranked`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer; `str(answer)` is its text.
+
+    Attributes:
+        text: the answer, without special tokens.
+        tokens: ids of its tokens, the end token included where the model gave one.
+        log_probabilities: of each token, natural logarithm. Of a contrastive task: the score of the label.
+        timing: seconds. `see`: encoding the picture (0 where the view was there already); `first_token`: from the
+            question to the first token; `total`: everything.
+        finish: why the answer ends. `end`: the model ended it; `length`: the limit or the context was reached;
+            `stop`: a stop text came; `time`: the time limit passed; `cancelled`; `label`: the task is contrastive, so
+            it chose among its labels and there are no tokens.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    log_probabilities: tuple[float, ...]
+    timing: Mapping[str, float]
+    finish: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A label and its score.
+
+    Attributes:
+        label: the text.
+        score: mean log-probability of the label's tokens. Of a contrastive task: the label's log-probability, among
+            the other labels (CLIP) or by itself (SigLIP).
+    """
+
+    label: str
+    score: float

@@ -1,0 +1,1 @@
+"""onnxruntime and tokenizers: what opens and runs the graphs of a base."""

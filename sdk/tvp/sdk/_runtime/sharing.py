@@ -1,0 +1,73 @@
+"""Tasks that have the same base share one opened model."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from ..formats.integrity import verify
+from ..formats.manifest import BaseManifest
+from .providers import Plan
+from .sessions import Parts, open_parts
+
+
+class Opened(Protocol):
+    """A model that was opened from the graphs of a base."""
+
+    parts: Parts
+
+
+ModelT = TypeVar("ModelT", bound=Opened)
+
+
+class _Lock:
+    """A lock that a weak dictionary can hold."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+
+# By the digest of the base and the providers of its parts.
+_opened: weakref.WeakValueDictionary[tuple[str, str], Opened] = weakref.WeakValueDictionary()
+_locks: weakref.WeakValueDictionary[str, _Lock] = weakref.WeakValueDictionary()
+_locks_lock = threading.Lock()
+
+
+def share(
+    folder: Path,
+    manifest: BaseManifest,
+    plan: Plan,
+    make: Callable[[Path, Parts], ModelT],
+    *,
+    verify_files: bool = True,
+) -> ModelT:
+    """Verify a base and open it, or return the model that another task has open on the same providers.
+
+    Threads that load the same base open it once; other bases do not wait for it.
+
+    Args:
+        folder: of the base.
+        manifest: of the base.
+        plan: the providers of each part.
+        make: makes the model of the folder and its opened parts.
+        verify_files: whether to check the digest of every file first.
+    """
+    key = (manifest.digest, repr(sorted(plan.chosen.items())))
+    with _locks_lock:
+        turn = _locks.setdefault(manifest.digest, _Lock())
+    with turn.lock:
+        model = _opened.get(key)
+        verified = set() if model is None else model.parts.verified
+        if verify_files:
+            verify(folder, manifest.files, verified)
+        # A model that was opened without verification is not the one whose files were verified now.
+        unseen = model is not None and verify_files and not model.parts.checked
+        if model is None or unseen or not model.parts.fallbacks.keys() <= plan.automatic:
+            parts = open_parts(folder, plan, manifest.files)
+            parts.verified, parts.checked = verified, verify_files
+            model = make(folder, parts)
+            _opened[key] = model
+        return model  # type: ignore[return-value]
