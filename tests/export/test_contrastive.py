@@ -138,7 +138,7 @@ def test_a_second_task_on_a_model_shares_its_base(exported, monkeypatch):
     bases = [sorted((exported.folder / name / "base").iterdir()) for name in ("count", "scenes")]
     assert all(a.samefile(b) for a, b in zip(*bases, strict=True))
     with sdk.load(exported.folder / "count") as a, sdk.load(exported.folder / "scenes") as b:
-        assert a.base is b.base
+        assert a.model is b.model
         # the task has no labels, and its golden cases have those of its data
         assert b.check()["cases"] == 2
         with pytest.raises(RequestError, match=r"Give them to rank: task\.rank\(image, question, labels="):

@@ -121,7 +121,7 @@ def test_a_damaged_int8_bundle_fails_its_check(exported, monkeypatch):
     """The share that may differ is the manifest's, and not everything."""
     with sdk.load(exported["int8"][0]) as task:
         embeddings = task.model.embeddings
-        monkeypatch.setattr(task.base, "embeddings", np.roll(embeddings, 7, 0))
+        monkeypatch.setattr(task.model, "embeddings", np.roll(embeddings, 7, 0))
         with pytest.raises(CheckError, match="does not answer here as it did"):
             task.check()
 

@@ -53,7 +53,7 @@ def test_the_picture_sees_the_end_of_the_question(exported):
     """The last layer's keys of every token depend on the last that the others see, and none on <sop>."""
     name, folder = exported
     with sdk.load(folder) as task:
-        base, n_causal = task.base, N_CAUSAL[name]
+        base, n_causal = task.model, N_CAUSAL[name]
         assert base.manifest.n_causal == n_causal
         before, after = base.words.prompt_ids(QUESTIONS[0])
         prompt = task.see(PICTURE)._join(before, QUESTIONS[0], after)
@@ -117,14 +117,14 @@ def test_every_way_of_asking_is_the_same_in_fewer_bits(name, precision, tmp_path
     report = export(model, task, tmp_path / "out", precision=precision, n_cases=4, max_loss=1)
     assert report.loss == 0 or precision != "fp16"
     with sdk.load(tmp_path / "out") as loaded:
-        assert {f"base/{file}" for file in loaded.base.manifest.needs} <= planned
+        assert {f"base/{file}" for file in loaded.model.manifest.needs} <= planned
         view = loaded.see(PICTURE)
         for question in (*QUESTIONS, QUESTIONS[0]):
             alone = loaded.ask(PICTURE, question)
             assert view.ask(question).text == alone.text == "".join(loaded.stream(PICTURE, question))
             assert loaded.ask_many([(PICTURE, question)] * 2)[1].tokens == alone.tokens
-        assert {t.numpy().dtype for t in view._cache._tensors} == {np.dtype(loaded.base.cache_type)}
-        assert loaded.base.cache_type == (np.float16 if precision == "fp16" else np.float32)
+        assert {t.numpy().dtype for t in view._cache._tensors} == {np.dtype(loaded.model.cache_type)}
+        assert loaded.model.cache_type == (np.float16 if precision == "fp16" else np.float32)
 
 
 def test_positions_are_those_of_the_family(tmp_path):

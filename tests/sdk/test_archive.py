@@ -55,7 +55,7 @@ def test_a_file_is_loaded_and_unpacked_once(one_bundle, packed, tmp_path, monkey
     monkeypatch.setenv("TVP_HOME", str(tmp_path))
     with sdk.load(one_bundle) as a, sdk.load(packed) as b:
         assert b.ask(PICTURE, "What?").tokens == a.ask(PICTURE, "What?").tokens
-        assert a.base is b.base
+        assert a.model is b.model
     (folder,) = (tmp_path / "cache").iterdir()
     monkeypatch.setattr("tvp.sdk._task.unpack", pytest.fail)
     with sdk.load(packed) as b:

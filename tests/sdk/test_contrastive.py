@@ -153,8 +153,8 @@ def counted(base, monkeypatch):
 
 def test_texts_are_read_once_for_all_tasks_on_a_base(closed, copy, monkeypatch):
     with sdk.load(closed) as task, sdk.load(copy) as other:
-        assert task.base is other.base
-        runs = counted(task.base, monkeypatch)
+        assert task.model is other.model
+        runs = counted(task.model, monkeypatch)
         labels = ["a new one", "another", "a new one"]
         first = task.rank(PICTURE, labels=labels)
         assert len(runs) == 2
@@ -172,7 +172,7 @@ def test_what_is_remembered_is_bounded(closed, monkeypatch):
         labels = ["1", "2", "3", "4", "5"]
         ranked = task.rank(PICTURE, labels=labels)  # more at once than are remembered
         assert list(task.model._known) == [f"a photo of a {label}" for label in ("3", "4", "5")]
-        runs = counted(task.base, monkeypatch)
+        runs = counted(task.model, monkeypatch)
         task.rank(PICTURE, labels=["3", "6"])  # the last used stays
         assert "a photo of a 3" in task.model._known
         assert "a photo of a 4" not in task.model._known

@@ -199,7 +199,7 @@ def test_what_was_named_and_does_not_run_is_an_error_and_auto_says_it_fell_back(
     assert not caplog.records
     for wanted in ("auto", {other: "cuda"}):
         with sdk.load(one_bundle, providers=wanted) as task, sdk.load(one_bundle, providers=wanted) as again:
-            assert task.base is again.base
+            assert task.model is again.model
             assert task.providers == {"preprocess": CPU, part: CPU, other: CUDA}
             warnings = [record.getMessage() for record in caplog.records]
             assert len(warnings) == 2  # one a load
@@ -241,11 +241,11 @@ def test_a_provider_that_fails_in_a_run_is_an_error_and_not_a_fallback(one_bundl
 def test_bases_are_shared_by_what_they_run_on(gpu, one_bundle, own_home, tmp_path):
     copy = shutil.copytree(one_bundle, tmp_path / "copy")
     with sdk.load(one_bundle, providers="cuda") as a, sdk.load(copy, providers="auto") as b:
-        assert a.base is b.base  # the same, said otherwise
+        assert a.model is b.model  # the same, said otherwise
         with sdk.load(copy, providers=("cuda", {"device_id": 1})) as other:
-            assert other.base is not a.base
+            assert other.model is not a.model
         with sdk.load(copy, providers="cpu") as cpu:
-            assert cpu.base is not a.base
+            assert cpu.model is not a.model
             assert cpu.providers["decoder"] == CPU
 
 

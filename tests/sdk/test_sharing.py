@@ -67,7 +67,7 @@ def reseal(bundle, base):
 
 def test_two_tasks_on_one_base_share_its_sessions(one_bundle, copy):
     with sdk.load(one_bundle) as a, sdk.load(copy) as b:
-        assert a.base is b.base
+        assert a.model is b.model
         assert a._preprocess is not b._preprocess
 
 
@@ -135,7 +135,7 @@ def test_threads_that_load_a_base_open_it_once(copy, monkeypatch):
     with ThreadPoolExecutor(8) as pool:
         tasks = list(pool.map(load, range(8)))
     assert len(opened) == 1
-    assert len({id(task.base) for task in tasks}) == 1
+    assert len({id(task.model) for task in tasks}) == 1
 
 
 def test_another_base_does_not_wait(copy, tmp_path, monkeypatch):
@@ -157,7 +157,7 @@ def test_another_base_does_not_wait(copy, tmp_path, monkeypatch):
         assert slow.wait(60)
         with sdk.load(other) as quick:  # while the first is being opened
             done.set()
-            assert quick.base is not first.result().base
+            assert quick.model is not first.result().model
 
 
 def test_threads_load_ask_and_close_at_once(copy):
@@ -176,7 +176,7 @@ def test_a_base_is_let_go_of_with_the_last_task_and_view(copy):
     a, b = sdk.load(copy), sdk.load(copy)
     view = a.see(PICTURE)
     expected = view.ask("What?").tokens
-    base = weakref.ref(a.base)
+    base = weakref.ref(a.model)
     gc.collect()
     gc.disable()  # references alone must do
     try:
@@ -294,12 +294,12 @@ def test_what_was_opened_unseen_is_not_what_a_verified_load_gets(copy, linked):
     table.write_bytes(data[:-4000] + bytes(4000))
     with sdk.load(copy, verify_files=False) as unseen:
         with sdk.load(linked, verify_files=False) as other:
-            assert other.base is unseen.base
+            assert other.model is unseen.model
         with sdk.load(linked) as seen:
-            assert seen.base is not unseen.base
+            assert seen.model is not unseen.model
             assert seen.ask(PICTURE, "What?").log_probabilities == expected
             with sdk.load(linked, verify_files=False) as other:
-                assert other.base is seen.base
+                assert other.model is seen.model
 
 
 @pytest.mark.parametrize("content", ['{"type": "Precompiled", "precompiled_charsmap": null}', '{"type": "No such"}'])
