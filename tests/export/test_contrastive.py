@@ -24,9 +24,9 @@ from tvp import sdk
 from tvp.export import closed, graphs
 from tvp.export.attention import fused_vision_encoder, plain_vision_encoder
 from tvp.export.bundle import IMAGE_ENCODER, export
+from tvp.export.contrastive_tokenizers import tokenizer_of
 from tvp.export.evaluate import accuracy
 from tvp.export.plan import plan
-from tvp.export.contrastive_tokenizers import tokenizer_of
 from tvp.sdk.errors import CheckError, ModelError, RequestError
 from tvp.trainer import evaluate, families, tasks
 from tvp.trainer.data import Question, Sample, Scenes

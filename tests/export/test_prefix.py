@@ -11,7 +11,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from tests.bundles import make_bundle
+from tests.bundles import make_bundle, seal
 from tests.tiny import save_tiny
 from tvp import sdk
 from tvp.export import graphs
@@ -20,9 +20,9 @@ from tvp.export.plan import plan
 from tvp.export.precision import lower
 from tvp.export.tokenizer import write_tokenizer
 from tvp.sdk._models.kv_cache import KeyValues, positions_of
-from tvp.sdk.formats.manifest import read_base_manifest, seal
 from tvp.sdk.errors import BundleError, ModelError, ProviderError
 from tvp.sdk.formats.layout import PromptTokenizer
+from tvp.sdk.formats.manifest import read_base_manifest
 from tvp.trainer import families, tasks
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)

@@ -14,11 +14,10 @@ import zipfile
 import numpy as np
 import pytest
 
-from tests.bundles import listed_anew, reads_weights_from
+from tests.bundles import listed_anew, reads_weights_from, seal
 from tvp import sdk
-from tvp.sdk import _pack
-from tvp.sdk.formats.manifest import seal
 from tvp.sdk.errors import BundleError
+from tvp.sdk.formats import archive
 
 PICTURE = np.full((20, 30, 3), 90, np.uint8)
 
@@ -26,7 +25,7 @@ PICTURE = np.full((20, 30, 3), 90, np.uint8)
 @pytest.fixture(scope="module")
 def packed(one_bundle, tmp_path_factory):
     file = tmp_path_factory.mktemp("packed") / "count.tvp"
-    _pack.pack(one_bundle, file)
+    archive.pack(one_bundle, file)
     return file
 
 
@@ -44,9 +43,9 @@ def rewrite(packed, to, change=lambda infos: infos, data=lambda name, content: c
 
 
 def test_what_is_packed_comes_out_again(one_bundle, packed, tmp_path):
-    _pack.unpack(packed, tmp_path / "out")
+    archive.unpack(packed, tmp_path / "out")
     assert files_of(tmp_path / "out") == files_of(one_bundle)
-    _pack.pack(tmp_path / "out", tmp_path / "again.tvp")
+    archive.pack(tmp_path / "out", tmp_path / "again.tvp")
     assert (tmp_path / "again.tvp").read_bytes() == packed.read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["again.tvp", "out"]
 
@@ -57,14 +56,14 @@ def test_a_file_is_loaded_and_unpacked_once(one_bundle, packed, tmp_path, monkey
         assert b.ask(PICTURE, "What?").tokens == a.ask(PICTURE, "What?").tokens
         assert a.model is b.model
     (folder,) = (tmp_path / "cache").iterdir()
-    monkeypatch.setattr("tvp.sdk._task.unpack", pytest.fail)
+    monkeypatch.setattr("tvp.sdk._store.unpack", pytest.fail)
     with sdk.load(packed) as b:
         assert b.folder == folder
 
 
 def test_a_base_takes_its_space_once(one_bundle, packed, tmp_path):
     for name in ("a", "b"):
-        _pack.unpack(packed, tmp_path / name)
+        archive.unpack(packed, tmp_path / name)
     base = sorted(p.name for p in (tmp_path / "a" / "base").iterdir() if p.name != "manifest.json")
     assert all((tmp_path / "a" / "base" / n).samefile(tmp_path / "b" / "base" / n) for n in base)
     assert not (tmp_path / "a" / "preprocess.onnx").samefile(tmp_path / "b" / "preprocess.onnx")
@@ -72,7 +71,7 @@ def test_a_base_takes_its_space_once(one_bundle, packed, tmp_path):
     content = damaged.read_bytes()
     damaged.unlink()
     damaged.write_bytes(content[::-1])
-    _pack.unpack(packed, tmp_path / "c")
+    archive.unpack(packed, tmp_path / "c")
     assert files_of(tmp_path / "b") == files_of(tmp_path / "c") == files_of(one_bundle)
     assert [n for n in base if not (tmp_path / "a" / "base" / n).samefile(tmp_path / "c" / "base" / n)] == [
         damaged.name
@@ -81,9 +80,9 @@ def test_a_base_takes_its_space_once(one_bundle, packed, tmp_path):
 
 
 def test_what_an_ended_program_left_is_not_shared(packed, tmp_path):
-    _pack.unpack(packed, tmp_path / "a")
+    archive.unpack(packed, tmp_path / "a")
     (tmp_path / "a").rename(tmp_path / ".a.1234.partial")
-    _pack.unpack(packed, tmp_path / "b")
+    archive.unpack(packed, tmp_path / "b")
     assert (tmp_path / "b/base/tokenizer.json").stat().st_nlink == 1
 
 
@@ -93,7 +92,7 @@ def test_a_disk_without_links_has_copies(packed, tmp_path, monkeypatch):
 
     monkeypatch.setattr("os.link", refuse)
     for name in ("a", "b"):
-        _pack.unpack(packed, tmp_path / name)
+        archive.unpack(packed, tmp_path / name)
     assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
     assert not (tmp_path / "a/base/tokenizer.json").samefile(tmp_path / "b/base/tokenizer.json")
 
@@ -101,9 +100,9 @@ def test_a_disk_without_links_has_copies(packed, tmp_path, monkeypatch):
 def test_nothing_is_overwritten(one_bundle, packed, tmp_path):
     (tmp_path / "mine").write_text("precious")
     with pytest.raises(BundleError, match="exists already"):
-        _pack.pack(one_bundle, tmp_path / "mine")
+        archive.pack(one_bundle, tmp_path / "mine")
     with pytest.raises(BundleError, match="exists already"):
-        _pack.unpack(packed, tmp_path / "mine")
+        archive.unpack(packed, tmp_path / "mine")
     assert (tmp_path / "mine").read_text() == "precious"
 
 
@@ -111,7 +110,7 @@ def test_a_damaged_bundle_is_not_packed(one_bundle, tmp_path):
     copy = shutil.copytree(one_bundle, tmp_path / "copy")
     (copy / "base" / "tokenizer.json").write_bytes(b"{}")
     with pytest.raises(BundleError, match=r"tokenizer\.json is damaged"):
-        _pack.pack(copy, tmp_path / "x.tvp")
+        archive.pack(copy, tmp_path / "x.tvp")
     assert [p.name for p in tmp_path.iterdir()] == ["copy"]
 
 
@@ -153,7 +152,7 @@ def compressed(infos):
 def test_unusual_archives_are_refused_and_nothing_is_written(packed, tmp_path, change, says):
     evil = rewrite(packed, tmp_path / "evil.tvp", change)
     with pytest.raises(BundleError, match=says):
-        _pack.unpack(evil, tmp_path / "out" / "inner")
+        archive.unpack(evil, tmp_path / "out" / "inner")
     assert not list((tmp_path / "out").iterdir())
 
 
@@ -167,7 +166,7 @@ def test_a_manifest_that_lists_files_elsewhere_is_refused(packed, tmp_path):
 
     evil = rewrite(packed, tmp_path / "evil.tvp", lambda infos: [*infos, zipfile.ZipInfo("../evil")], data)
     with pytest.raises(BundleError, match="outside of the bundle"):
-        _pack.unpack(evil, tmp_path / "out")
+        archive.unpack(evil, tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["evil.tvp"]
 
 
@@ -188,7 +187,7 @@ def test_a_graph_that_reads_weights_from_elsewhere_is_refused(packed, tmp_path, 
 
     evil = rewrite(packed, tmp_path / "evil.tvp", change, data)
     with pytest.raises(BundleError, match=r"'preprocess\.onnx' reads its weights from .* not a file of the bundle"):
-        _pack.unpack(evil, tmp_path / "out")
+        archive.unpack(evil, tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["evil.tvp"]
 
 
@@ -200,7 +199,7 @@ def test_sizes_that_the_archive_cannot_hold_are_refused(packed, tmp_path):
     whole[entry + 20 : entry + 28] = struct.pack("<II", 2**31, 2**31)
     (tmp_path / "evil.tvp").write_bytes(whole)
     with pytest.raises(BundleError, match=r"evil\.tvp is not an intact \.tvp file: it has .* bytes, and its files 2,1"):
-        _pack.unpack(tmp_path / "evil.tvp", tmp_path / "out")
+        archive.unpack(tmp_path / "evil.tvp", tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["evil.tvp"]
 
 
@@ -209,7 +208,7 @@ def test_every_changed_byte_is_noticed(packed, tmp_path):
     rng = np.random.default_rng(0)
     whole = packed.read_bytes()
     # Not a neighbour: its base would take a damaged one's place.
-    _pack.unpack(packed, tmp_path / "elsewhere" / "intact")
+    archive.unpack(packed, tmp_path / "elsewhere" / "intact")
     intact = files_of(tmp_path / "elsewhere" / "intact")
     noticed = []
     for _ in range(200):
@@ -217,7 +216,7 @@ def test_every_changed_byte_is_noticed(packed, tmp_path):
         broken[rng.integers(len(broken))] ^= 1 << rng.integers(8)
         (tmp_path / "x.tvp").write_bytes(broken)
         try:
-            _pack.unpack(tmp_path / "x.tvp", tmp_path / "out")
+            archive.unpack(tmp_path / "x.tvp", tmp_path / "out")
         except BundleError as error:
             noticed.append(str(error))
         else:  # a time stamp, say
@@ -281,7 +280,7 @@ def test_a_file_that_is_all_table_is_refused_in_no_memory(tmp_path):
     (tmp_path / "evil.tvp").write_bytes(table + end)
     tracemalloc.start()
     with pytest.raises(BundleError, match=r"evil\.tvp is not an intact \.tvp file"):
-        _pack.unpack(tmp_path / "evil.tvp", tmp_path / "out")
+        archive.unpack(tmp_path / "evil.tvp", tmp_path / "out")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1_000_000
@@ -289,13 +288,13 @@ def test_a_file_that_is_all_table_is_refused_in_no_memory(tmp_path):
 
 def test_a_file_that_is_replaced_while_it_is_read_is_not_filed_under_the_old_one(packed, tmp_path):
     with pytest.raises(BundleError, match="was replaced"):
-        _pack.unpack(packed, tmp_path / "out", "0" * 64)
-    _pack.unpack(packed, tmp_path / "out", _pack.digest(packed))
+        archive.unpack(packed, tmp_path / "out", "0" * 64)
+    archive.unpack(packed, tmp_path / "out", archive.digest(packed))
 
 
 def test_what_others_may_write_to_is_not_linked(packed, tmp_path):
-    _pack.unpack(packed, tmp_path / "a")
+    archive.unpack(packed, tmp_path / "a")
     (tmp_path / "a" / "base" / "tokenizer.json").chmod(0o666)
-    _pack.unpack(packed, tmp_path / "b")
+    archive.unpack(packed, tmp_path / "b")
     assert (tmp_path / "b" / "base" / "tokenizer.json").stat().st_nlink == 1
     assert (tmp_path / "b" / "base" / "embed_tokens.npy").stat().st_nlink == 2

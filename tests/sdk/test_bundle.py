@@ -9,11 +9,11 @@ import time
 import numpy as np
 import pytest
 
-from tests.bundles import flip_bytes, listed_anew, reads_weights_from
+from tests.bundles import flip_bytes, listed_anew, reads_weights_from, seal
 from tvp import sdk
-from tvp.sdk.formats.manifest import FORMAT, seal
-from tvp.sdk._task import tasks
+from tvp.sdk import tasks
 from tvp.sdk.errors import BundleError, CheckError, ImageError, ProviderError, RequestError, TvpError
+from tvp.sdk.formats.manifest import FORMAT
 
 PICTURE = np.zeros((10, 10, 3), np.uint8)
 
@@ -140,10 +140,10 @@ def test_check_replays_the_golden_cases_and_lists_differences(copy):
     with sdk.load(copy) as task:
         assert task.check()["cases"] == 4
     file = copy / "golden" / "cases.json"
-    cases = json.loads(file.read_text())
-    cases[0]["tokens"][0] += 1
-    cases[1]["log_probabilities"][0] -= 0.5
-    file.write_text(json.dumps(cases))
+    content = json.loads(file.read_text())
+    content["cases"][0]["tokens"][0] += 1
+    content["cases"][1]["log_probabilities"][0] -= 0.5
+    file.write_text(json.dumps(content))
     with sdk.load(copy, verify_files=False) as task, pytest.raises(CheckError) as caught:
         task.check()
     assert len(caught.value.differences) == 2

@@ -1,4 +1,4 @@
-"""Bundles of models that only choose among labels: what may be asked, what is refused, and what is remembered."""
+"""Bundles of contrastive models: questions that may be asked, that are refused, and texts that are remembered."""
 
 from __future__ import annotations
 
@@ -11,32 +11,35 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from tests.bundles import flip_bytes, make_bundle
+from tests.bundles import flip_bytes, make_bundle, seal
 from tvp import sdk
-from tvp.sdk import Ranked, _closed
+from tvp.sdk import Ranked
 from tvp.sdk._bench import bench
+from tvp.sdk._check import compare
+from tvp.sdk._models import contrastive as contrastive_module
+from tvp.sdk._models.contrastive import ContrastiveModel
 from tvp.sdk.cli import cli
-from tvp.sdk._models.contrastive import compare_choice, in_order
-from tvp.sdk.formats.manifest import ContrastiveManifest, FileEntry, read_base_manifest, seal
 from tvp.sdk.errors import BundleError, CheckError, RequestError
+from tvp.sdk.formats.golden import RankingCase, falls
 from tvp.sdk.formats.layout import CaptionTemplates
+from tvp.sdk.formats.manifest import ContrastiveManifest, FileEntry, read_base_manifest
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
 
 
 @pytest.fixture(scope="module")
-def closed(tmp_path_factory):
-    return make_bundle("clip", tmp_path_factory.mktemp("closed"))
+def contrastive(tmp_path_factory):
+    return make_bundle("clip", tmp_path_factory.mktemp("contrastive"))
 
 
 @pytest.fixture
-def copy(closed, tmp_path):
-    return shutil.copytree(closed, tmp_path / "copy")
+def copy(contrastive, tmp_path):
+    return shutil.copytree(contrastive, tmp_path / "copy")
 
 
 def without_labels(folder):
     content = json.loads((folder / "manifest.json").read_text())
-    content["task"]["labels"] = []
+    content["labels"] = []
     (folder / "manifest.json").write_bytes(seal(content))
 
 
@@ -50,8 +53,8 @@ def test_a_question_and_a_label_become_a_text():
     assert CaptionTemplates("{answer}: {question}", "it is {answer}").texts("so", ["x"]) == ["x: so"]
 
 
-def test_what_cannot_be_asked_is_refused(closed):
-    with sdk.load(closed) as task:
+def test_what_cannot_be_asked_is_refused(contrastive):
+    with sdk.load(contrastive) as task:
         before = task.ask(PICTURE).log_probabilities
         for question, says in (
             ("x" * 100_000, "100,000 characters"),
@@ -80,9 +83,9 @@ def test_what_cannot_be_asked_is_refused(closed):
         assert task.ask(PICTURE).log_probabilities == before
 
 
-def test_options_of_free_answers(closed):
+def test_options_of_free_answers(contrastive):
     """Checked as always; what would change an answer's text is refused, and what only bounds it is not needed."""
-    with sdk.load(closed) as task:
+    with sdk.load(contrastive) as task:
         expected = task.ask(PICTURE).text
         view = task.see(PICTURE)
         for options in ({"temperature": 0.5}, {"stop": "x"}, {"temperatur": 1}, {"max_new_tokens": 0}):
@@ -122,37 +125,38 @@ def test_without_labels_only_rank_answers(copy, monkeypatch):
         assert bench(copy, n_runs=1)["ask"] > 0  # of the golden case's labels
 
 
-def test_a_score_is_a_log_probability(closed, monkeypatch):
+def test_a_score_is_a_log_probability(contrastive, monkeypatch):
     """Among the labels (softmax), or by itself (sigmoid): planted features, sums and signs by hand."""
     manifest = SimpleNamespace(scale=2.0, bias=-1.0, scoring="softmax")
-    base = SimpleNamespace(manifest=manifest, text_features=lambda texts: np.array([[1.0, 0], [0, 1]], np.float32))
+    features = {"a": np.array([1.0, 0], np.float32), "b": np.array([0, 1], np.float32)}
+    model = SimpleNamespace(manifest=manifest, _features_of=features.get)
     seen = np.array([0.6, 0.8], np.float32)
     logits = np.array([0.2, 0.6])
     expected = np.log(np.exp(logits) / np.exp(logits).sum())
-    np.testing.assert_allclose(_closed.ContrastiveBase.scores(base, seen, ["a", "b"]), expected, atol=1e-6)
+    np.testing.assert_allclose(ContrastiveModel._scores(model, seen, ["a", "b"]), expected, atol=1e-6)
     manifest.scoring = "sigmoid"
     expected = np.log(1 / (1 + np.exp(-logits)))
-    np.testing.assert_allclose(_closed.ContrastiveBase.scores(base, seen, ["a", "b"]), expected, atol=1e-6)
+    np.testing.assert_allclose(ContrastiveModel._scores(model, seen, ["a", "b"]), expected, atol=1e-6)
     manifest.scale = 1000.0  # and nothing overflows
-    np.testing.assert_allclose(_closed.ContrastiveBase.scores(base, -seen, ["a", "b"]), [-601, -801], atol=1e-3)
+    np.testing.assert_allclose(ContrastiveModel._scores(model, -seen, ["a", "b"]), [-601, -801], atol=1e-3)
 
 
-def counted(base, monkeypatch):
+def counted(model, monkeypatch):
     """The texts that the text encoder runs for, as they come."""
     runs = []
-    real = _closed.run
+    real = contrastive_module.run
 
     def run(session, output, inputs):
-        if session is base.text_encoder:
+        if session is model.text_encoder:
             runs.append(inputs["input_ids"].tolist())
         return real(session, output, inputs)
 
-    monkeypatch.setattr(_closed, "run", run)
+    monkeypatch.setattr(contrastive_module, "run", run)
     return runs
 
 
-def test_texts_are_read_once_for_all_tasks_on_a_base(closed, copy, monkeypatch):
-    with sdk.load(closed) as task, sdk.load(copy) as other:
+def test_texts_are_read_once_for_all_tasks_on_a_base(contrastive, copy, monkeypatch):
+    with sdk.load(contrastive) as task, sdk.load(copy) as other:
         assert task.model is other.model
         runs = counted(task.model, monkeypatch)
         labels = ["a new one", "another", "a new one"]
@@ -165,9 +169,9 @@ def test_texts_are_read_once_for_all_tasks_on_a_base(closed, copy, monkeypatch):
         ] * 2
 
 
-def test_what_is_remembered_is_bounded(closed, monkeypatch):
-    monkeypatch.setattr(_closed, "N_TEXTS", 3)
-    with sdk.load(closed) as task:
+def test_what_is_remembered_is_bounded(contrastive, monkeypatch):
+    monkeypatch.setattr(contrastive_module, "N_TEXTS", 3)
+    with sdk.load(contrastive) as task:
         task.model._known.clear()
         labels = ["1", "2", "3", "4", "5"]
         ranked = task.rank(PICTURE, labels=labels)  # more at once than are remembered
@@ -180,10 +184,10 @@ def test_what_is_remembered_is_bounded(closed, monkeypatch):
         assert task.rank(PICTURE, labels=labels) == ranked
 
 
-def test_many_threads_get_the_same_answers(closed, monkeypatch):
-    monkeypatch.setattr(_closed, "N_TEXTS", 5)  # so that texts come and go
+def test_many_threads_get_the_same_answers(contrastive, monkeypatch):
+    monkeypatch.setattr(contrastive_module, "N_TEXTS", 5)  # so that texts come and go
     sets = [[f"label {i + j}" for j in range(4)] for i in range(6)]
-    with sdk.load(closed) as task:
+    with sdk.load(contrastive) as task:
         views = [task.see(PICTURE), task.see(PICTURE[::-1])]
         expected = [[view.rank(labels=labels) for labels in sets] for view in views]
         failures = []
@@ -204,8 +208,8 @@ def test_many_threads_get_the_same_answers(closed, monkeypatch):
         assert len(task.model._known) <= 5
 
 
-def test_a_closed_task_says_so(closed):
-    task = sdk.load(closed)
+def test_a_closed_task_says_so(contrastive):
+    task = sdk.load(contrastive)
     view = task.see(PICTURE)
     task.close()
     with pytest.raises(RequestError, match="is closed"):
@@ -222,8 +226,8 @@ def test_the_manifest_is_read_strictly(copy):
         ({"kind": None}, "kind is None"),
         ({"scale": float("nan")}, "scale is nan"),
         ({"scale": float("inf")}, "scale is inf"),
-        ({"scale": "1"}, "scale must be of type float"),
-        ({"bias": 1}, "bias must be of type float"),
+        ({"scale": "1"}, "scale is 1; it must be a finite number"),
+        ({"bias": True}, "bias is True; it must be a finite number"),
         ({"scoring": "argmax"}, "scoring is 'argmax'"),
         ({"n_positions": 0}, "n_positions is 0"),
         ({"n_features": -1}, "n_features is -1"),
@@ -251,7 +255,7 @@ def test_a_missing_part_is_named(copy, name):
 def resealed(copy, base):
     (copy / "base" / "manifest.json").write_bytes(seal(base))
     task = json.loads((copy / "manifest.json").read_text())
-    task["base"]["digest"] = read_base_manifest(copy / "base" / "manifest.json").digest
+    task["base"] = read_base_manifest(copy / "base" / "manifest.json").digest
     (copy / "manifest.json").write_bytes(seal(task))
 
 
@@ -267,8 +271,8 @@ def test_a_manifest_that_is_not_its_graphs_is_named(copy):
                 task.rank(PICTURE)
 
 
-def test_half_a_character_is_refused(closed):
-    with sdk.load(closed) as task:
+def test_half_a_character_is_refused(contrastive):
+    with sdk.load(contrastive) as task:
         for arguments in ({"question": "a \ud800"}, {"labels": ["a dog", "\udcff"]}):
             with pytest.raises(RequestError, match="half a character"):
                 task.rank(PICTURE, **arguments)
@@ -280,10 +284,11 @@ def test_check_replays_the_golden_cases_and_lists_differences(copy):
         assert report["cases"] == 4
         assert report["largest_difference"] < 1e-4
     file = copy / "golden" / "cases.json"
-    cases = json.loads(file.read_text())
+    content = json.loads(file.read_text())
+    cases = content["cases"]
     cases[0]["scores"] = cases[0]["scores"][::-1]  # another order
     cases[1]["scores"][2] -= 2e-3  # and another score, in the same order or not
-    file.write_text(json.dumps(cases))
+    file.write_text(json.dumps(content))
     with sdk.load(copy, verify_files=False) as task, pytest.raises(CheckError) as caught:
         task.check()
     assert len(caught.value.differences) == 2
@@ -291,40 +296,40 @@ def test_check_replays_the_golden_cases_and_lists_differences(copy):
 
 
 def test_an_order_is_one_but_for_ties():
-    assert in_order([])
-    assert in_order([-1.0, -1.0, -2.0])
-    assert in_order([-1.00005, -1.0, -2.0])
-    assert not in_order([-1.0002, -1.0, -2.0])
-    assert not in_order([-2.0, -3.0, -1.0])
+    assert falls([])
+    assert falls([-1.0, -1.0, -2.0])
+    assert falls([-1.00005, -1.0, -2.0])
+    assert not falls([-1.0002, -1.0, -2.0])
+    assert not falls([-2.0, -3.0, -1.0])
     # many small steps up are a large one
-    assert not in_order([-1.0 + i * 9e-5 for i in range(5)])
+    assert not falls([-1.0 + i * 9e-5 for i in range(5)])
 
 
-def test_the_commands(closed, tmp_path):
-    picture = str(closed / "golden" / "0.png")
+def test_the_commands(contrastive, tmp_path):
+    picture = str(contrastive / "golden" / "0.png")
 
     def run(*arguments):
         done = CliRunner().invoke(cli, [str(argument) for argument in arguments], catch_exceptions=False)
         assert done.exit_code == 0, done.output
         return done.output
 
-    case = json.loads((closed / "golden" / "cases.json").read_text())[0]
-    assert run("ask", closed, picture).strip() == case["text"]
-    assert run("ask", closed, picture, "--stream").strip() == case["text"]
-    said = json.loads(run("ask", closed, picture, "--json"))
+    case = json.loads((contrastive / "golden" / "cases.json").read_text())["cases"][0]
+    assert run("ask", contrastive, picture).strip() == case["text"]
+    assert run("ask", contrastive, picture, "--stream").strip() == case["text"]
+    said = json.loads(run("ask", contrastive, picture, "--json"))
     assert (said["finish"], said["tokens"]) == ("label", [])
-    assert run("ask", closed, picture, "--rank").split()[1] == case["text"]
-    labelled = run("ask", closed, picture, "--label", "x", "--label", "y").splitlines()
+    assert run("ask", contrastive, picture, "--rank").split()[1] == case["text"]
+    labelled = run("ask", contrastive, picture, "--label", "x", "--label", "y").splitlines()
     assert {line.split()[1] for line in labelled} == {"x", "y"}
-    assert "4 of 4 golden cases equal" in run("check", closed)
-    shown = run("inspect", closed)
+    assert "4 of 4 golden cases equal" in run("check", contrastive)
+    shown = run("inspect", contrastive)
     assert "labels only, by softmax" in shown
     assert "40 tokens at most" in shown
-    assert "tokens a second" not in run("bench", closed, "--runs", "1")
-    facts = json.loads(run("bench", closed, "--runs", "1", "--json"))
+    assert "tokens a second" not in run("bench", contrastive, "--runs", "1")
+    facts = json.loads(run("bench", contrastive, "--runs", "1", "--json"))
     assert facts["n_new_tokens"] == 0
     assert facts["token"] is None
-    run("pack", closed, tmp_path / "one.tvp")
+    run("pack", contrastive, tmp_path / "one.tvp")
     assert run("ask", tmp_path / "one.tvp", picture).strip() == case["text"]
     run("unpack", tmp_path / "one.tvp", tmp_path / "folder")
     assert run("check", tmp_path / "folder")
@@ -341,6 +346,6 @@ def test_a_score_that_is_no_number_is_a_difference():
     """Python's max leaves out what compares with nothing."""
     ranked = [Ranked("a", -0.5), Ranked("b", float("nan"))]
     view = SimpleNamespace(rank=lambda *_, **__: ranked)
-    case = {"question": "What?", "labels": ["a", "b"], "scores": [-0.5, -2.0]}
+    case = RankingCase("0.png", "What?", ("a", "b"), (-0.5, -2.0))
     for tolerance in (1e-3, float("inf")):
-        assert "scores differ by nan" in compare_choice(view, case, tolerance)[0]
+        assert "scores differ by nan" in compare(view, case, tolerance)[0]

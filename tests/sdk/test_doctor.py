@@ -13,8 +13,8 @@ from click.testing import CliRunner
 from tests.sdk.fake_onnxruntime import CPU, CUDA, TENSORRT, install
 from tvp import sdk
 from tvp.sdk import _doctor
-from tvp.sdk.cli import cli
 from tvp.sdk._runtime.sessions import open_session
+from tvp.sdk.cli import cli
 
 GIB = 2**30
 MEMINFO = "MemTotal:       16777216 kB\nMemFree:         1048576 kB\nMemAvailable:    8388608 kB\nHugePages_Total:  0\n"

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.bundles import reads_weights_from
-from tvp.sdk.formats.external_data import locations
 from tvp.sdk.errors import BundleError
+from tvp.sdk.formats.external_data import locations
 
 
 def elsewhere(place):

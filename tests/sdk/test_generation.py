@@ -14,10 +14,9 @@ import pytest
 from PIL import Image
 
 from tvp import sdk
-from tvp.sdk._generation import Answering, Generation, Speech
-from tvp.sdk.formats.archive import unpack
-from tvp.sdk._view import View
+from tvp.sdk._generation import Answering, AnswerText, Generation
 from tvp.sdk.errors import ImageError, ProviderError, RequestError
+from tvp.sdk.formats.archive import unpack
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "format-1"
 QUESTIONS = ["What?", "How many objects are there?", "Is there a red star or a blue one or a green one?"]
@@ -51,20 +50,17 @@ def test_a_view_may_be_asked_while_it_streams(task):
     assert [text + "".join(stream) for text, stream in zip(said, streams, strict=True)] == expected
 
 
-def speech_of(*stop):
-    """A Speech whose tokens are bytes."""
-    base = SimpleNamespace(
-        manifest=SimpleNamespace(layout=SimpleNamespace(end=(999,))),
-        tokenizer=SimpleNamespace(
-            decode=lambda ids, skip_special_tokens: bytes(ids).decode(errors="replace"), id_to_token=chr
-        ),
+def text_of_bytes(*stop):
+    """An AnswerText whose tokens are bytes."""
+    tokenizer = SimpleNamespace(
+        decode=lambda ids, skip_special_tokens: bytes(ids).decode(errors="replace"), id_to_token=chr
     )
-    return Speech(base, stop)
+    return AnswerText(tokenizer, (999,), stop)
 
 
-def speech(spell, stop=()):
-    """The pieces in which a text of bytes is said."""
-    made = speech_of(*stop)
+def pieces_of(spell, stop=()):
+    """The pieces in which a text of bytes is given out."""
+    made = text_of_bytes(*stop)
     tokens, pieces = [], []
     for number, byte in enumerate(data := spell.encode()):
         tokens.append(byte)
@@ -74,20 +70,20 @@ def speech(spell, stop=()):
 
 @pytest.mark.parametrize("text", ["naïve café", "日本語の答え", "a 🦜 flies", " leading and trailing  ", "e\u0301"])
 def test_no_piece_holds_half_a_character_and_none_is_taken_back(text):
-    pieces = speech(text)
+    pieces = pieces_of(text)
     assert "".join(pieces) == text.strip()
     assert "\ufffd" not in "".join(pieces)
 
 
 def test_what_may_become_a_stop_text_waits():
-    pieces = speech("one STone STOP two", stop=("STOP",))
+    pieces = pieces_of("one STone STOP two", stop=("STOP",))
     assert "".join(pieces) == "one STone"
     assert not any(piece.endswith("S") for piece in pieces)
 
 
 @pytest.mark.parametrize(("spell", "stop"), [("one\n\ntwo", "\n"), ("one: two", "one: "), ("\none\n", "\n")])
 def test_a_stop_text_may_be_or_end_in_space(spell, stop):
-    made, tokens, whole = speech_of(stop), list(spell.encode()), spell.lstrip()
+    made, tokens, whole = text_of_bytes(stop), list(spell.encode()), spell.lstrip()
     n = next(n for n in range(1, len(tokens) + 1) if made.text(tokens[:n])[1])
     assert bytes(tokens[:n]).decode().endswith(stop)  # not a token later
     assert made.text(tokens[:n])[0] == whole[: whole.index(stop)].rstrip()
@@ -112,7 +108,7 @@ def test_why_an_answer_ends(task):
     cancel.set()
     assert task.ask(PICTURES[0], "What?", cancel=cancel, **long).finish == "cancelled"
     assert time.perf_counter() - began < 30
-    end = Answering(SimpleNamespace(manifest=SimpleNamespace(layout=SimpleNamespace(end=(3,)))), Generation(9), 0.0)
+    end = Answering(None, (3,), Generation(9), 0.0)
     assert end.take(np.eye(5, dtype=np.float32)[3], 9) is None
     assert end.finish == "end"
 
@@ -283,20 +279,20 @@ def test_a_batch_of_numpys_small_numbers_is_whole(task):
 
 
 def test_a_neighbours_prompt_does_not_spend_an_answers_time(task, monkeypatch):
-    read = View._prefill
+    read = type(task.model).prefill
 
-    def slow(self, question, tokens=()):
+    def slow(self, seen, question, tokens=()):
         time.sleep(1)
-        return read(self, question, tokens)
+        return read(self, seen, question, tokens)
 
-    monkeypatch.setattr(View, "_prefill", slow)
+    monkeypatch.setattr(type(task.model), "prefill", slow)
     answers = task.ask_many([(picture, "What?") for picture in PICTURES], max_new_tokens=2, time_limit=2.5)
     assert "time" not in {answer.finish for answer in answers}
 
 
 def test_labels_that_cannot_be_ranked_cost_nothing(task, monkeypatch):
     view = task.see(PICTURES[0])
-    monkeypatch.setattr(View, "_prefill", lambda *_: pytest.fail("the model ran"))
+    monkeypatch.setattr(type(task.model), "prefill", lambda *_: pytest.fail("the model ran"))
     monkeypatch.setattr(type(task), "pixel_values", lambda *_: pytest.fail("the picture was read"))
     for labels, match in ((["yes", "a red star " * 200], "take .* tokens"), (["a" * 8193], "characters")):
         with pytest.raises(RequestError, match=match):

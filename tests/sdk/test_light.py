@@ -44,6 +44,7 @@ def test_the_public_names():
         "View",
         "doctor",
         "errors",
+        "home",
         "load",
         "read_image",
         "tasks",

@@ -13,7 +13,7 @@ import pytest
 from tests.sdk.fake_onnxruntime import CPU, CUDA, TENSORRT, OrtValue, install
 from tvp import sdk
 from tvp.export.bundle import export
-from tvp.sdk import _sessions
+from tvp.sdk._runtime import sessions
 from tvp.sdk._runtime.providers import PARTS, choose_providers, make_plan
 from tvp.sdk.errors import ProviderError
 from tvp.trainer import tasks
@@ -233,9 +233,7 @@ def test_what_most_nodes_are_on_is_what_a_part_runs_on(gpu, one_bundle, own_home
 def test_a_provider_that_fails_in_a_run_is_an_error_and_not_a_fallback(one_bundle):
     """onnxruntime's own session goes on with the CPU, and prints it, unless it is told not to."""
     with sdk.load(one_bundle) as task:
-        assert not any(
-            session._enable_fallback for session in (task._preprocess, task.model.vision_encoder, task.model.decoder)
-        )
+        assert not any(session._enable_fallback for session in (task._preprocess, *task.model.parts.sessions.values()))
 
 
 def test_bases_are_shared_by_what_they_run_on(gpu, one_bundle, own_home, tmp_path):
@@ -311,7 +309,7 @@ def test_a_real_device_answers_as_pytorch_did(one_bundle, provider):
         assert task.providers["vision_encoder"] == name
         assert task.check()["cases"] == 4
         if provider == "tensorrt":
-            folder = sdk._task.home() / "cache" / "tensorrt" / task.manifest.base
+            folder = sdk.home() / "cache" / "tensorrt" / task.manifest.base
             assert any(files for _, _, files in os.walk(folder))
 
 
@@ -321,7 +319,7 @@ def test_the_static_batch_is_the_exports_name_for_it(one_bundle):
 
     session = ort.InferenceSession(one_bundle / "base" / VISION_ENCODER, providers=[CPU])
     assert session.get_inputs()[0].shape[0] == "batch_size"
-    assert _sessions.FILES["vision_encoder"] == VISION_ENCODER
+    assert sessions.FILES["vision_encoder"] == VISION_ENCODER
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.bundles import seal
 from tvp import sdk
-from tvp.sdk import _manifest, _sessions
-from tvp.sdk.formats.manifest import seal
+from tvp.sdk._runtime import sessions, sharing
 from tvp.sdk.errors import BundleError, RequestError
+from tvp.sdk.formats import integrity
 
 PICTURE = np.zeros((10, 10, 3), np.uint8)
 DECODER = "decoder_model_merged.onnx"
@@ -52,8 +53,8 @@ def hashed(monkeypatch):
         names.append(Path(stream.name).name)
         return digest(stream, kind)
 
-    monkeypatch.setattr(_manifest.hashlib, "file_digest", noted)
-    monkeypatch.setattr(_manifest, "SETTLED", -(10**18))
+    monkeypatch.setattr(integrity.hashlib, "file_digest", noted)
+    monkeypatch.setattr(integrity, "SETTLED", -(10**18))
     return names
 
 
@@ -61,11 +62,11 @@ def reseal(bundle, base):
     """Give a bundle's base another manifest."""
     (bundle / "base" / "manifest.json").write_bytes(seal(base))
     task = json.loads((bundle / "manifest.json").read_text())
-    task["base"]["digest"] = json.loads((bundle / "base" / "manifest.json").read_text())["sha256"]
+    task["base"] = json.loads((bundle / "base" / "manifest.json").read_text())["sha256"]
     (bundle / "manifest.json").write_bytes(seal(task))
 
 
-def test_two_tasks_on_one_base_share_its_sessions(one_bundle, copy):
+def test_two_tasks_on_one_base_share_itssessions(one_bundle, copy):
     with sdk.load(one_bundle) as a, sdk.load(copy) as b:
         assert a.model is b.model
         assert a._preprocess is not b._preprocess
@@ -109,7 +110,7 @@ def test_a_file_that_changed_since_is_noticed_even_with_its_times_set_back(copy,
 
 
 def test_a_file_that_is_newer_than_its_clock_tells_is_hashed_again(copy, hashed, monkeypatch):
-    monkeypatch.setattr(_manifest, "SETTLED", 10**18)
+    monkeypatch.setattr(integrity, "SETTLED", 10**18)
     with sdk.load(copy):
         hashed.clear()
         sdk.load(copy).close()
@@ -118,14 +119,14 @@ def test_a_file_that_is_newer_than_its_clock_tells_is_hashed_again(copy, hashed,
 
 def test_threads_that_load_a_base_open_it_once(copy, monkeypatch):
     opened = []
-    open_base = _sessions._open_base
+    open_base = sharing.open_parts
 
     def slowly(*arguments):
         opened.append(1)
         time.sleep(0.2)
         return open_base(*arguments)
 
-    monkeypatch.setattr(_sessions, "_open_base", slowly)
+    monkeypatch.setattr(sharing, "open_parts", slowly)
     start = threading.Barrier(8)
 
     def load(_):
@@ -143,7 +144,7 @@ def test_another_base_does_not_wait(copy, tmp_path, monkeypatch):
     base = json.loads((other / "base" / "manifest.json").read_text())
     reseal(other, {**base, "made_from": "elsewhere"})
 
-    slow, done, open_base = threading.Event(), threading.Event(), _sessions._open_base
+    slow, done, open_base = threading.Event(), threading.Event(), sharing.open_parts
 
     def waits(folder, *arguments):
         if folder.parent == copy:
@@ -151,7 +152,7 @@ def test_another_base_does_not_wait(copy, tmp_path, monkeypatch):
             assert done.wait(60)
         return open_base(folder, *arguments)
 
-    monkeypatch.setattr(_sessions, "_open_base", waits)
+    monkeypatch.setattr(sharing, "open_parts", waits)
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(sdk.load, copy)
         assert slow.wait(60)
@@ -199,9 +200,9 @@ def test_a_base_that_goes_is_not_found_and_its_sessions_go_first(copy, monkeypat
     """What another thread would see at the moment when memory is given back."""
     seen = []
     task = sdk.load(copy)
-    digest, decoder = task.manifest.base, weakref.ref(task.model.decoder)
+    digest, decoder = task.manifest.base, weakref.ref(task.model.decoder.session)
     monkeypatch.setattr(
-        _sessions, "_trim", lambda pad: seen.append((digest in [key for key, _ in _sessions._loaded], decoder()))
+        sessions, "_trim", lambda pad: seen.append((digest in [key for key, _ in sharing._opened], decoder()))
     )
     task.close()
     assert seen == [(False, None)]

@@ -47,7 +47,7 @@ class Task:
         self.manifest = manifest
         self._model: Model | None = model
         self._preprocess = preprocess
-        self._requests = Requests(model, manifest)
+        self._requests: Requests | None = Requests(model, manifest)
 
     @property
     def name(self) -> str:
@@ -92,12 +92,12 @@ class Task:
             ImageError: the picture cannot be read.
             RequestError: the question cannot be asked, or an option is wrong.
         """
-        request = self._open_requests().ask(question, options)  # a bad request fails before the picture is encoded
+        request = self._parser().ask(question, options)  # a bad request fails before the picture is encoded
         return self.see(image).answer(request)
 
     def stream(self, image: ImageLike, question: str | None = None, **options: Unpack[Options]) -> Iterator[str]:
         """Answer as `ask` does, in pieces of text as they come. Together they are the answer's text."""
-        request = self._open_requests().ask(question, options)
+        request = self._parser().ask(question, options)
         return self.see(image).pieces(request)
 
     def rank(
@@ -113,7 +113,7 @@ class Task:
         Returns:
             Every label with its score; best first.
         """
-        question, labels = self._open_requests().rank(question, labels)
+        question, labels = self._parser().rank(question, labels)
         return self.see(image).ranking(question, labels)
 
     def ask_many(
@@ -140,16 +140,17 @@ class Task:
         if not isinstance(batch, Integral) or isinstance(batch, bool) or batch < 1:
             raise RequestError(f"batch is {batch!r}; it must be a whole number of at least 1.")
         batch = int(batch)  # numpy's would overflow
-        parser = self._open_requests()
+        model, parser = self.model, self._parser()
         cancel = parser.generation(options).cancel
-        parsed = {question: parser.ask(question, options) for question in dict.fromkeys(row[1] for row in rows)}
+        parsed = [parser.ask(question, options) for _, question in rows]
+        for request in parsed:
+            model.refuse_too_long(request.question)
         answers: list[Answer] = []
         for start in range(0, len(rows), batch):
             if cancel is not None and cancel.is_set():
                 break
-            chosen = rows[start : start + batch]
-            views = self._see([image for image, _ in chosen])
-            answers += answer_together(views, [parsed[question] for _, question in chosen])
+            views = self._see([image for image, _ in rows[start : start + batch]])
+            answers += answer_together(views, parsed[start : start + batch])
         return answers
 
     def check(self) -> CheckReport:
@@ -181,8 +182,7 @@ class Task:
 
     def close(self) -> None:
         """Let go of the model; the system gets its memory back when no other task or view uses it."""
-        self._model = None
-        self._preprocess = None
+        self._model = self._requests = self._preprocess = None
 
     def __enter__(self) -> Task:
         return self
@@ -193,10 +193,11 @@ class Task:
     def __repr__(self) -> str:
         return f"<Task {self.name!r}, {self.manifest.base[:12]}>"
 
-    def _open_requests(self) -> Requests:
-        if self._model is None:
+    def _parser(self) -> Requests:
+        requests = self._requests
+        if requests is None:
             raise self._closed()
-        return self._requests
+        return requests
 
     def _closed(self) -> RequestError:
         return RequestError(f"The task {self.name!r} is closed. Load it again.")
@@ -204,7 +205,7 @@ class Task:
     def _see(self, images: Sequence[ImageLike]) -> list[View]:
         """Return a view for each picture; the same one where a picture comes several times in a row."""
         began = time.perf_counter()
-        model = self.model
+        model, requests = self.model, self._parser()
         places: list[int] = []
         different: list[ImageLike] = []
         for image in images:
@@ -214,7 +215,7 @@ class Task:
         pixels = [self.pixel_values(image) for image in different]
         states = model.see(np.concatenate(pixels) if len(pixels) > 1 else pixels[0])
         seconds = (time.perf_counter() - began) / len(different)
-        views = [View(model, self._requests, state, seconds) for state in states]
+        views = [View(model, requests, state, seconds) for state in states]
         return [views[place] for place in places]
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from .._generation import Generation, log_softmax
 from .._results import Ranked
-from .._runtime.sessions import Parts, run
+from .._runtime.sessions import Parts, TrimmedMemory, run
 from ..errors import BundleError, RequestError
 from ..formats.layout import refuse_half_characters
 from ..formats.manifest import ContrastiveManifest
@@ -37,6 +37,8 @@ class Labels:
 class ContrastiveModel:
     """See `Model`. A picture's state is its unit features (n_features,). Features of texts are computed once."""
 
+    trimmed: TrimmedMemory
+
     def __init__(self, folder: Path, manifest: ContrastiveManifest, parts: Parts) -> None:
         self.manifest, self.parts = manifest, parts
         self.vision_encoder, self.text_encoder = parts.sessions["vision_encoder"], parts.sessions["text_encoder"]
@@ -55,6 +57,9 @@ class ContrastiveModel:
         for label in labels:
             self._refuse_unreadable("label", label)
         return Labels(labels, self.manifest.captions.texts(question, labels))
+
+    def refuse_too_long(self, question: str) -> None:
+        """A text that is too long is cut."""
 
     def request(self, question: str, generation: Generation, labels: tuple[str, ...]) -> Request:
         for name, default in REFUSED.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -14,7 +15,7 @@ from tokenizers import Tokenizer
 
 from .._generation import Answering, Generation, log_softmax
 from .._results import Ranked
-from .._runtime.sessions import Parts, run
+from .._runtime.sessions import Parts, TrimmedMemory, run
 from ..errors import BundleError, RequestError
 from ..formats.layout import UNKNOWN, PromptTokenizer
 from ..formats.manifest import GenerativeManifest
@@ -83,6 +84,8 @@ class Seen(Generic[CacheT]):
 class GenerativeModel(Generic[ManifestT, CacheT]):
     """See `Model`. A subclass gives `new_cache` and `prefill`."""
 
+    trimmed: TrimmedMemory
+
     def __init__(self, folder: Path, manifest: ManifestT, parts: Parts) -> None:
         self.manifest, self.parts = manifest, parts
         self.vision_encoder, self.connector = parts.sessions["vision_encoder"], parts.sessions.get("connector")
@@ -91,7 +94,7 @@ class GenerativeModel(Generic[ManifestT, CacheT]):
         added = self.tokenizer.get_added_tokens_decoder()
         self.prompt_tokenizer = PromptTokenizer(
             manifest.layout,
-            lambda text, special: encode(self.tokenizer, text, special),
+            partial(encode, self.tokenizer),
             frozenset(token_id for token_id, token in added.items() if token.special and token.content != UNKNOWN),
         )
         try:
@@ -147,7 +150,6 @@ class GenerativeModel(Generic[ManifestT, CacheT]):
         return Labels(labels, ids)
 
     def request(self, question: Question, generation: Generation, labels: tuple[str, ...]) -> Request:
-        self.refuse_too_long(question)
         return Request(question, generation)
 
     # Pictures.

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from .._generation import Generation
 from .._results import Ranked
-from .._runtime.sessions import Parts
+from .._runtime.sessions import Parts, TrimmedMemory
 from ..errors import RequestError
 from ..formats.manifest import BaseManifest
 
@@ -53,16 +53,21 @@ class Model(Protocol):
     Attributes:
         manifest: of the base.
         parts: its opened graphs.
+        trimmed: gives memory back when the model goes; `share` sets it.
     """
 
     manifest: BaseManifest
     parts: Parts
+    trimmed: TrimmedMemory
 
     def parse(self, question: str) -> Any:
         """Return a question as the model reads it; raises RequestError for one that it cannot read."""
 
     def parse_labels(self, question: Any, labels: tuple[str, ...]) -> Any:
         """Return labels as answers to a parsed question; raises RequestError for one that cannot be scored."""
+
+    def refuse_too_long(self, question: Any) -> None:
+        """Raise RequestError for a parsed question that does not fit into the context. Answering tells it too."""
 
     def request(self, question: Any, generation: Generation, labels: tuple[str, ...]) -> Request:
         """Return what `answer` takes.

@@ -130,7 +130,6 @@ class Parts:
     device_id: int = 0
     verified: set[Identity] = field(default_factory=set)
     checked: bool = True
-    last: TrimmedMemory = field(default_factory=TrimmedMemory)  # goes when all above have gone
 
 
 def open_parts(folder: Path, plan: Plan, listed: Container[str]) -> Parts:

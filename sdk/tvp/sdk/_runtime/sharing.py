@@ -11,13 +11,14 @@ from typing import Protocol, TypeVar
 from ..formats.integrity import verify
 from ..formats.manifest import BaseManifest
 from .providers import Plan
-from .sessions import Parts, open_parts
+from .sessions import Parts, TrimmedMemory, open_parts
 
 
 class Opened(Protocol):
     """A model that was opened from the graphs of a base."""
 
     parts: Parts
+    trimmed: TrimmedMemory
 
 
 ModelT = TypeVar("ModelT", bound=Opened)
@@ -69,5 +70,6 @@ def share(
             parts = open_parts(folder, plan, manifest.files)
             parts.verified, parts.checked = verified, verify_files
             model = make(folder, parts)
+            model.trimmed = TrimmedMemory()  # its last attribute, so that it goes after all sessions
             _opened[key] = model
         return model  # type: ignore[return-value]

@@ -282,13 +282,13 @@ def write_manifest(manifest: TaskManifest | BaseManifest, file: Path) -> str:
     """Write a manifest, whatever its `digest` says, and return the digest of what was written."""
     content = asdict(manifest) | {"kind": manifest.kind}
     del content["digest"]
-    data = seal(content)
+    data = _sealed(content)
     file.write_bytes(data)
     digest: str = json.loads(data)["sha256"]
     return digest
 
 
-def seal(content: Mapping[str, Any]) -> bytes:
+def _sealed(content: Mapping[str, Any]) -> bytes:
     """Return the bytes of a manifest with this content, its format and its digest included."""
     whole = {**content, "format": FORMAT, "sha256": ZEROS}
     text = json.dumps(whole, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
