@@ -20,10 +20,10 @@ from tests.oracles import ABOUT
 from tests.tiny import save_tiny
 from tests.tokens import marks
 from tvp import sdk
-from tvp.export import bundle as bundle_module
-from tvp.export import graphs
+from tvp.export import graphs, parity
 from tvp.export.attention import group_query_attention
 from tvp.export.bundle import export
+from tvp.export.kinds import causal
 from tvp.export.plan import plan
 from tvp.sdk.errors import BundleError, CheckError, ModelError, RequestError
 from tvp.trainer import families, tasks
@@ -97,7 +97,7 @@ def test_the_model_is_left_as_it_was(tmp_path):
     family = families.load(save_tiny("llava", tmp_path / "model"))
     before = json.dumps(family.model.config.to_dict(), default=str)
     implementation = family.decoder.config._attn_implementation
-    graphs.export_decoder(family, tmp_path / "decoder.onnx")
+    causal.export_decoder(family, tmp_path / "decoder.onnx")
     assert family.decoder.config._attn_implementation == implementation
     assert json.dumps(family.model.config.to_dict(), default=str) == before
 
@@ -105,7 +105,7 @@ def test_the_model_is_left_as_it_was(tmp_path):
 def test_where_the_bundle_differs_nothing_is_written(tmp_path, monkeypatch):
     """The gate must see a decoder that is wrong by one weight."""
     model = save_tiny("llava", tmp_path / "model")
-    real = graphs.export_decoder
+    real = causal.export_decoder
 
     def slightly_wrong(family, file):
         weight = family.decoder.layers[0].mlp.up_proj.weight
@@ -113,7 +113,7 @@ def test_where_the_bundle_differs_nothing_is_written(tmp_path, monkeypatch):
         real(family, file)
         weight.data[3, 5] -= 0.5
 
-    monkeypatch.setattr(graphs, "export_decoder", slightly_wrong)
+    monkeypatch.setattr(causal, "export_decoder", slightly_wrong)
     with pytest.raises(CheckError, match=r"not equal to the PyTorch model.*\n.*logits differ") as caught:
         export(model, tasks.get("count"), tmp_path / "out", prompt=random_prompt(), n_cases=4)
     assert len(caught.value.differences) >= 4
@@ -139,7 +139,7 @@ def test_an_interrupted_export_leaves_nothing_behind(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     model = save_tiny("llava", tmp_path / "model")
-    monkeypatch.setattr(bundle_module.parity, "measure", interrupted)
+    monkeypatch.setattr(parity, "measure", interrupted)
     with pytest.raises(KeyboardInterrupt):
         export(model, tasks.get("count"), tmp_path / "out", prompt=random_prompt())
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]
@@ -165,7 +165,7 @@ def test_a_second_task_on_a_model_shares_its_base(tmp_path, monkeypatch):
     model = save_tiny("instructblip", tmp_path / "model")
     export(model, tasks.get("count"), tmp_path / "tasks" / "a", n_cases=1)
     with monkeypatch.context() as patch:
-        patch.setattr(graphs, "export_decoder", pytest.fail)
+        patch.setattr(causal, "export_decoder", pytest.fail)
         export(model, tasks.get("scenes"), tmp_path / "tasks" / "b", n_cases=1, prompt=random_prompt())
     files = [sorted(p for p in (tmp_path / "tasks" / name / "base").iterdir()) for name in "ab"]
     assert [p.name for p in files[0]] == [p.name for p in files[1]]
@@ -176,7 +176,7 @@ def test_a_second_task_on_a_model_shares_its_base(tmp_path, monkeypatch):
     family = families.load(model)
     family.model.language_model.lm_head.weight.data[3, 3] += 1e-3
     made = []
-    monkeypatch.setattr(graphs, "export_decoder", lambda *_: made.append(1) or 1 / 0)
+    monkeypatch.setattr(causal, "export_decoder", lambda *_: made.append(1) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         export(model, tasks.get("count"), tmp_path / "tasks" / "c", n_cases=1, family=family)
     with pytest.raises(ZeroDivisionError):
@@ -279,7 +279,7 @@ def test_what_a_checkpoint_wants_and_does_not_get_is_said(tmp_path, caplog):
     assert not caplog.records
     (model / "generation_config.json").write_text(json.dumps(settings | {"repetition_penalty": 1.05}))
     export(model, tasks.get("scenes"), tmp_path / "penalised", n_cases=1)
-    assert "says repetition_penalty=1.05, which is not followed" in caplog.text
+    assert "asks for repetition_penalty=1.05, which is not followed" in caplog.text
 
 
 def test_a_model_of_native_resolution_is_shown_a_canvas_at_its_size(tmp_path):

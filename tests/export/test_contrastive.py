@@ -21,13 +21,15 @@ from tests.bundles import random_prompt
 from tests.export.test_fused import operators
 from tests.tiny import save_tiny
 from tvp import sdk
-from tvp.export import closed, graphs
+from tvp.export import graphs
 from tvp.export.attention import fused_vision_encoder, plain_vision_encoder
 from tvp.export.bundle import IMAGE_ENCODER, export
 from tvp.export.contrastive_tokenizers import tokenizer_of
 from tvp.export.evaluate import accuracy
+from tvp.export.kinds import contrastive
 from tvp.export.plan import plan
 from tvp.sdk.errors import CheckError, ModelError, RequestError
+from tvp.sdk.formats.layout import CaptionTemplates
 from tvp.trainer import evaluate, families, tasks
 from tvp.trainer.data import Question, Sample, Scenes
 from tvp.trainer.prompt import Geometry
@@ -106,7 +108,7 @@ def test_the_base_is_two_graphs_a_tokenizer_and_what_is_done_with_them(exported)
     ]
     said = json.loads((base / "manifest.json").read_text())
     family = exported.family
-    assert (said["kind"], said["scale"], said["bias"]) == ("closed", family.scale, family.bias)
+    assert (said["kind"], said["scale"], said["bias"]) == ("contrastive", family.scale, family.bias)
     assert said["scoring"] == ("sigmoid" if exported.name == "siglip" else "softmax")
     assert (said["n_positions"], said["pad_token"] >= 0) == (40, exported.name != "clip")
     n_layers = 3 if exported.name != "clip" else 2  # SigLIP's has two and one that pools
@@ -119,7 +121,7 @@ def test_each_graph_gives_unit_features_for_any_number_of_rows(exported):
     ids = family.tokenize(["a photo of a dog and a photo of a cat"]).repeat(3, 1)
     ids[1, 1:4], ids[2, 1:4] = ids[0, 2:5], ids[0, 3:6]
     with sdk.load(exported.folder / "count") as task:
-        seen = task.encode(pixels.numpy())
+        seen = task.model.encode(pixels.numpy())
         np.testing.assert_allclose(seen, family.see(pixels).numpy(), atol=1e-5)
         read = task.model.text_encoder.run(None, {"input_ids": ids.numpy()})[0]
         with torch.no_grad():
@@ -131,7 +133,7 @@ def test_each_graph_gives_unit_features_for_any_number_of_rows(exported):
 
 
 def test_a_second_task_on_a_model_shares_its_base(exported, monkeypatch):
-    monkeypatch.setattr(closed, "export_text_encoder", lambda *_: 1 / 0)
+    monkeypatch.setattr(contrastive, "export_text_encoder", lambda *_: 1 / 0)
     export(exported.model, tasks.get("scenes"), exported.folder / "scenes", n_cases=2)
     rows = plan(exported.model, tasks.get("scenes"), exported.folder / "another")
     assert [size for name, size, _ in rows if name.startswith("base/")] == [0, 0, 0]
@@ -155,14 +157,14 @@ def test_where_the_bundle_differs_nothing_is_written(tmp_path, monkeypatch, part
     model = save_tiny("clip", tmp_path / "model")
     family = families.load(model)
     if part == "scale":
-        real = closed.write_contrastive
-        monkeypatch.setattr(closed, "write_contrastive", lambda *a: real(*a) | {"scale": family.scale * 1.01})
+        real = contrastive.write
+        monkeypatch.setattr(contrastive, "write", lambda *a, **k: replace(real(*a, **k), scale=family.scale * 1.01))
     elif part == "captions":
-        other = {"begun": "{question} {answer}", "asked": "a photo of the {answer}"}
-        real = closed.write_contrastive
-        monkeypatch.setattr(closed, "write_contrastive", lambda *a: real(*a) | {"captions": other})
+        other = CaptionTemplates("{question} {answer}", "a photo of the {answer}")
+        real = contrastive.write
+        monkeypatch.setattr(contrastive, "write", lambda *a, **k: replace(real(*a, **k), captions=other))
     else:
-        write = graphs.write
+        write = graphs.write_graph
         tower = family.model.vision_model if part == "vision_encoder" else family.model.text_model
 
         def slightly_wrong(module, config, file):
@@ -172,8 +174,8 @@ def test_where_the_bundle_differs_nothing_is_written(tmp_path, monkeypatch, part
             write(module, config, file)
             weight.data[3, 5] -= off
 
-        monkeypatch.setattr(graphs, "write", slightly_wrong)
-        monkeypatch.setattr(closed, "write", slightly_wrong)
+        monkeypatch.setattr(graphs, "write_graph", slightly_wrong)
+        monkeypatch.setattr(contrastive, "write_graph", slightly_wrong)
     with pytest.raises(CheckError, match="not equal to the PyTorch model") as caught:
         export(model, tasks.get("count"), tmp_path / "out", family=family, n_cases=4)
     assert len(caught.value.differences) == 4
@@ -228,7 +230,7 @@ def test_fewer_bits_are_smaller_and_planned(tmp_path, precision):
     with sdk.load(tmp_path / "out") as task:
         checked = task.check()
         assert checked["different"] == report.n_cases - report.tokens_equal
-        assert task.manifest.parity["logits"] == report.logits
+        assert task.manifest.parity.logits == report.logits
 
 
 def test_no_operator_of_onnxruntimes_own_for_tensorrt_and_one_file_for_the_picture(tmp_path):
@@ -239,7 +241,7 @@ def test_no_operator_of_onnxruntimes_own_for_tensorrt_and_one_file_for_the_pictu
     session = onnxruntime.InferenceSession(tmp_path / "out" / IMAGE_ENCODER, providers=["CPUExecutionProvider"])
     picture = pictures(1)[0]
     with sdk.load(tmp_path / "out") as task:
-        expected = task.encode(task.pixel_values(picture))
+        expected = task.model.encode(task.pixel_values(picture))
     np.testing.assert_allclose(session.run(None, {"image": picture})[0], expected, atol=1e-5)
 
 
@@ -291,7 +293,7 @@ def of_open_clip(tokenizer):
 
 def test_openais_tokenizer_is_rebuilt():
     """The one of most open_clip models, which is written in Python: a thousand class names, and noise."""
-    texts = [*closed.TEXTS, *(f"a photo of a {name}, “the” one." for name in IMAGENET_CLASSNAMES), *noise(300)]
+    texts = [*contrastive.TEXTS, *(f"a photo of a {name}, “the” one." for name in IMAGENET_CLASSNAMES), *noise(300)]
     entities = [text for text in texts if "&#" in text]  # it reads those as HTML, and the sdk does not
     assert differing(of_open_clip(SimpleTokenizer()), [text for text in texts if text not in entities]) == []
     assert len(entities) < 10
@@ -322,7 +324,7 @@ def test_an_open_clip_model_with_openais_tokenizer_is_exported(tmp_path):
 @pytest.fixture
 def siglip_tokenizer(tmp_path):
     """The class that published SigLIP checkpoints come with, over a small vocabulary."""
-    (tmp_path / "corpus.txt").write_text("\n".join([*closed.TEXTS, *IMAGENET_CLASSNAMES]).lower())
+    (tmp_path / "corpus.txt").write_text("\n".join([*contrastive.TEXTS, *IMAGENET_CLASSNAMES]).lower())
     sentencepiece.SentencePieceTrainer.train(
         input=str(tmp_path / "corpus.txt"),
         model_prefix=str(tmp_path / "spiece"),
@@ -345,7 +347,7 @@ def test_siglips_tokenizer_is_rebuilt(siglip_tokenizer, lower):
         return siglip_tokenizer(texts, return_tensors="pt", **padding).input_ids
 
     family = SimpleNamespace(name="clip", tokenizer=siglip_tokenizer, tokenize=tokenize, n_positions=64, padded=True)
-    texts = [*closed.TEXTS, *(f"A photo of a {name}." for name in IMAGENET_CLASSNAMES), *noise(100)]
+    texts = [*contrastive.TEXTS, *(f"A photo of a {name}." for name in IMAGENET_CLASSNAMES), *noise(100)]
     texts += ["a ｐｈｏｔｏ of ﬁsh, ①② and Ⅷ…", "a photo\u00a0of\u3000a ½ ™"]  # SentencePiece maps these to plain ones
     assert differing(family, texts) == []
 

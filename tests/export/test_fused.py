@@ -15,6 +15,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from tests.tiny import save_tiny
 from tvp.export import graphs
 from tvp.export.attention import angles_of, group_query_attention, multi_head_attention
+from tvp.export.kinds import causal
 from tvp.trainer import families
 
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 8}
@@ -57,7 +58,7 @@ def test_a_decoder_is_as_few_operators_as_can_be(tmp_path):
     """One projection into attention, none of the reshapes around it, no angle that is computed again, and every sum
     in the norm behind it."""
     family = families.load(save_tiny("llava", tmp_path / "model"))
-    graphs.export_decoder(family, tmp_path / "decoder.onnx")
+    causal.export_decoder(family, tmp_path / "decoder.onnx")
     n_layers = family.text_config.num_hidden_layers
     found = operators(tmp_path / "decoder.onnx")
     assert found["GroupQueryAttention"] == n_layers
@@ -79,7 +80,7 @@ def test_biases_are_packed_too(equal, tmp_path):
     for name, weight in family.decoder.named_parameters():
         if equal and name.endswith("proj.bias"):
             weight.data.zero_()
-    graphs.export_decoder(family, tmp_path / "decoder.onnx")
+    causal.export_decoder(family, tmp_path / "decoder.onnx")
     weights = {weight.name: weight for weight in onnx.load(tmp_path / "decoder.onnx").graph.initializer}
     packed = [name for name in weights if name.endswith("qkv_bias")]
     assert operators(tmp_path / "decoder.onnx")["MatMul"] == 5 * family.text_config.num_hidden_layers + 1

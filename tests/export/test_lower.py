@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -15,8 +16,9 @@ from tests.export.test_fused import operators
 from tests.tiny import save_tiny
 from tvp import sdk
 from tvp.export import bundle as bundle_module
-from tvp.export import graphs, seq2seq
+from tvp.export import graphs, parity
 from tvp.export.bundle import export
+from tvp.export.kinds import causal, seq2seq
 from tvp.export.precision import lower
 from tvp.trainer import families, tasks
 
@@ -76,7 +78,7 @@ def test_sums_larger_than_half_precision_holds_stay_finite(tmp_path):
     sums.clear()
     expected = family.head(family.decoder(inputs_embeds=inputs).last_hidden_state)[0, -1].detach().numpy()
     assert sums[0] > 7e4
-    graphs.export_decoder(family, tmp_path / "decoder_model_merged.onnx")
+    causal.export_decoder(family, tmp_path / "decoder_model_merged.onnx")
     lower(tmp_path, "fp16")
     session = onnxruntime.InferenceSession(tmp_path / "decoder_model_merged.onnx", providers=["CPUExecutionProvider"])
     n_heads, head = graphs.cache_shape(family)
@@ -92,7 +94,7 @@ def test_sums_larger_than_half_precision_holds_stay_finite(tmp_path):
 def test_every_layer_of_opt_is_lowered(tmp_path):
     """Its MLP is traced as Gemm, which the quantiser passes over by itself."""
     family = families.load(save_tiny("blip2", tmp_path / "model"))
-    graphs.export_decoder(family, tmp_path / "decoder_model_merged.onnx")
+    causal.export_decoder(family, tmp_path / "decoder_model_merged.onnx")
     before = operators(tmp_path / "decoder_model_merged.onnx")
     assert before["Gemm"] == 2 * family.text_config.num_hidden_layers
     lower(tmp_path, "int4")
@@ -156,16 +158,17 @@ def test_every_part_for_a_gpu_has_kernels_there(name, precision, tmp_path):
 
 def test_the_share_of_golden_cases_that_differ_is_allowed_where_all_were_compared(tmp_path, monkeypatch):
     monkeypatch.setattr(bundle_module, "MOST_GOLDEN", 2)
-    real = bundle_module.parity.measure
+    real = parity.measure
 
     def first_two_differ(*arguments, **options):
         report = real(*arguments, **options)
-        for _, case in report.golden:
-            case["tokens"] = [*case["tokens"][:-1], case["tokens"][-1] ^ 1]
+        report.golden = [
+            (picture, replace(case, tokens=(*case.tokens[:-1], case.tokens[-1] ^ 1))) for picture, case in report.golden
+        ]
         report.n_golden_different = 2
         return report
 
-    monkeypatch.setattr(bundle_module.parity, "measure", first_two_differ)
+    monkeypatch.setattr(parity, "measure", first_two_differ)
     export(
         save_tiny("llava", tmp_path / "model"),
         tasks.get("count"),

@@ -19,7 +19,7 @@ from tests.export.test_fused import operators
 from tests.tiny import save_tiny
 from tvp import sdk
 from tvp.export import bundle as bundle_module
-from tvp.export import fuse
+from tvp.export import fuse, parity
 from tvp.export.bundle import IMAGE_ENCODER, export
 from tvp.export.cli import export as command
 from tvp.export.parity import Parity
@@ -102,14 +102,14 @@ def test_exactly_what_is_allowed_is_allowed(different, n, allowed):
 
 def test_over_max_loss_nothing_is_written(tmp_path, monkeypatch):
     model = save_tiny("llava", tmp_path / "model")
-    real = bundle_module.parity.measure
+    real = parity.measure
 
     def other_answers(*arguments, **options):
         report = real(*arguments, **options)
         report.tokens_equal = report.n_cases - 2
         return report
 
-    monkeypatch.setattr(bundle_module.parity, "measure", other_answers)
+    monkeypatch.setattr(parity, "measure", other_answers)
     with pytest.raises(CheckError, match=r"another answer than PyTorch in 2 of 8 cases \(25.0%\).*allows 10.0%"):
         export(model, tasks.get("count"), tmp_path / "out", precision="int8", n_cases=8)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]
@@ -149,7 +149,7 @@ def test_one_file_from_picture_to_embeddings(tmp_path):
     session = onnxruntime.InferenceSession(tmp_path / "out" / IMAGE_ENCODER, providers=["CPUExecutionProvider"])
     picture = np.random.default_rng(1).integers(0, 256, (50, 70, 3), np.uint8)
     with sdk.load(tmp_path / "out") as task:
-        expected = task.encode(task.pixel_values(picture))
+        expected = task.model.encode(task.pixel_values(picture))
     np.testing.assert_allclose(session.run(None, {"image": picture})[0], expected, rtol=1e-5, atol=1e-4)
 
 
@@ -257,7 +257,7 @@ def test_a_half_precision_cache_takes_half_the_memory(exported):
     with sdk.load(exported["fp16"][0]) as task:
         view = task.see(np.zeros((64, 64, 3), np.uint8))
         view.ask(QUESTION)
-        assert {tensor.numpy().dtype for tensor in view._cache._tensors} == {np.dtype(np.float16)}
+        assert {tensor.numpy().dtype for tensor in view._seen.cache._tensors} == {np.dtype(np.float16)}
     assert torch.get_default_dtype() == torch.float32
 
 

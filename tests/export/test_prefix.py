@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
@@ -16,10 +15,12 @@ from tests.tiny import save_tiny
 from tvp import sdk
 from tvp.export import graphs
 from tvp.export.bundle import export
+from tvp.export.kinds import causal
 from tvp.export.plan import plan
 from tvp.export.precision import lower
 from tvp.export.tokenizer import write_tokenizer
-from tvp.sdk._models.kv_cache import KeyValues, positions_of
+from tvp.sdk._models.kv_cache import KeyValues
+from tvp.sdk._models.positions import positions_of
 from tvp.sdk.errors import BundleError, ModelError, ProviderError
 from tvp.sdk.formats.layout import PromptTokenizer
 from tvp.sdk.formats.manifest import read_base_manifest
@@ -55,12 +56,12 @@ def test_the_picture_sees_the_end_of_the_question(exported):
     with sdk.load(folder) as task:
         base, n_causal = task.model, N_CAUSAL[name]
         assert base.manifest.n_causal == n_causal
-        before, after = base.words.prompt_ids(QUESTIONS[0])
-        prompt = task.see(PICTURE)._join(before, QUESTIONS[0], after)
+        question = base.parse(QUESTIONS[0])
+        prompt = base.join(task.see(PICTURE)._seen, question, question.after)
         n_first = prompt.shape[1] - n_causal
 
         def keys(changed):
-            other, cache = prompt.copy(), KeyValues(base)
+            other, cache = prompt.copy(), KeyValues(base.decoder)
             other[:, changed] *= -1  # not another constant, which a norm takes away
             cache.run(other[:, :n_first], 1)
             if n_causal:
@@ -80,7 +81,7 @@ def test_only_another_question_reads_the_picture_again(exported, runs):
         n_picture = task.model.n_before + task.model.manifest.n_image_tokens
         view = task.see(PICTURE)
         for question, again in [(0, False), (0, True), (1, False), (1, True), (0, False)]:
-            n_all = n_picture + len(task.model.words.prompt_ids(QUESTIONS[question])[1])
+            n_all = n_picture + len(task.model.parse(QUESTIONS[question]).after)
             runs.clear()
             answer = view.ask(QUESTIONS[question], max_new_tokens=3)
             whole = [n_all - 1, 1] if name == "visualglm" else [n_all]
@@ -123,22 +124,21 @@ def test_every_way_of_asking_is_the_same_in_fewer_bits(name, precision, tmp_path
             alone = loaded.ask(PICTURE, question)
             assert view.ask(question).text == alone.text == "".join(loaded.stream(PICTURE, question))
             assert loaded.ask_many([(PICTURE, question)] * 2)[1].tokens == alone.tokens
-        assert {t.numpy().dtype for t in view._cache._tensors} == {np.dtype(loaded.model.cache_type)}
-        assert loaded.model.cache_type == (np.float16 if precision == "fp16" else np.float32)
+        assert {t.numpy().dtype for t in view._seen.cache._tensors} == {np.dtype(loaded.model.decoder.cache_type)}
+        assert loaded.model.decoder.cache_type == (np.float16 if precision == "fp16" else np.float32)
 
 
 def test_positions_are_those_of_the_family(tmp_path):
     """VisualGLM's: of two prompts of different lengths with answers behind them, in one batch."""
     family = families.load(save_tiny("visualglm", tmp_path / "model"))
-    base = SimpleNamespace(manifest=SimpleNamespace(position_axes=2))
     n_contexts, n_new = torch.tensor([9, 12]), 4
     length = int(n_contexts.max()) + n_new
     expected = family.positions(torch.ones(2, length, dtype=torch.int64), n_contexts, 1, 8)
     order = np.arange(length)[None].repeat(2, 0)
-    found = positions_of(base, order, n_contexts.numpy() - 1)  # what sees itself ends before <sop>
+    found = positions_of(2, 0, 8, order, n_contexts.numpy() - 1)  # what sees itself ends before <sop>
     assert found.tolist() == expected.tolist()
     step = family.advance(expected[..., -1:], 1)
-    assert positions_of(base, order[:, -1:] + 1, n_contexts.numpy() - 1).tolist() == step.tolist()
+    assert positions_of(2, 0, 8, order[:, -1:] + 1, n_contexts.numpy() - 1).tolist() == step.tolist()
 
 
 @pytest.mark.parametrize("name", N_CAUSAL)
@@ -187,7 +187,7 @@ def test_in_fp16_far_places_are_as_exact_as_near_ones(name, tmp_path):
     for precision in ("fp32", "fp16"):
         folder = tmp_path / precision
         folder.mkdir()
-        graphs.export_decoder(family, folder / "decoder_model_merged.onnx")
+        causal.export_decoder(family, folder / "decoder_model_merged.onnx")
         lower(folder, precision)
         session = onnxruntime.InferenceSession(folder / "decoder_model_merged.onnx", providers=["CPUExecutionProvider"])
         past = np.zeros((1, n_kv_heads, 8, head), np.float32 if precision == "fp32" else np.float16)
