@@ -13,12 +13,12 @@ from tvp.sdk.errors import DataError, RequestError, near
 
 from . import tasks
 from .augment import AUGMENTATIONS
+from .precision import Precision
 from .prompt import Geometry, Layout, PixelRange
 from .update import UpdateRule
 
 Method = Literal["vp", "evp", "tvp"]
 FitOrTask = Literal["task", "crop", "pad"]
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
 SHIPPED = files(__package__) / "configs"
 
 

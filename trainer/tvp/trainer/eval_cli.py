@@ -16,7 +16,8 @@ from tvp.sdk.errors import RequestError
 from . import corruptions, tasks
 from .config import CHOICES, make_config
 from .data import Subset
-from .prompt import Geometry, Prompt, write_whole
+from .files import write_whole
+from .prompt import Geometry, Prompt
 
 if TYPE_CHECKING:
     from .matrix import Exporter
@@ -107,7 +108,7 @@ def evaluate(
     geometry = Geometry(config.canvas, config.inner, task.fit)
     # Only now, since it takes seconds that a misspelt option should not.
     from . import families, matrix
-    from .train import dtype_of
+    from .precision import dtype_of
 
     exporter = _exporter() if exported else None
     loaded = {str(path): Prompt.load(path) for path in prompts}

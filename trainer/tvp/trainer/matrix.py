@@ -23,7 +23,8 @@ from .corruptions import Corrupted
 from .data import Data
 from .evaluate import Accuracy, accuracy
 from .families import Family
-from .prompt import Geometry, Prompt, write_whole
+from .files import write_whole
+from .prompt import Geometry, Prompt
 from .tasks import Task
 
 FULL = "full picture"  # how the names of what gains are measured from begin

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +20,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from tvp.sdk.errors import DataError, RequestError
+
+from .files import write_whole
 
 FORMAT = 2  # 2 knows frames that lie over the picture
 Fit = Literal["crop", "pad"]
@@ -163,9 +165,9 @@ class Prompt:
         }
         data = save({"frame": self.frame.detach().cpu().contiguous()}, metadata=about)
         write_whole(path, data)
-        temporary = path.with_suffix(".png.tmp")
-        self.picture().save(temporary, format="PNG")
-        os.replace(temporary, path.with_suffix(".png"))
+        picture = io.BytesIO()
+        self.picture().save(picture, format="PNG")
+        write_whole(path.with_suffix(".png"), picture.getvalue())
 
     @staticmethod
     def load(path: str | Path) -> Prompt:
@@ -189,10 +191,3 @@ class Prompt:
         if frame.shape != (3, side, side) or not torch.isfinite(frame).all() or pixel_range not in ("free", "image"):
             raise DataError(f"{path} is not an intact prompt file: its frame must be finite, (3, {side}, {side}).")
         return Prompt(frame.float(), geometry, pixel_range, facts)  # type: ignore[arg-type]
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write to a temporary name and rename, so that a reader never meets half a file."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)

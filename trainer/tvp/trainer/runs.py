@@ -17,7 +17,8 @@ from torch import Tensor
 
 from tvp.sdk.errors import DataError, RequestError
 
-from .prompt import Prompt, write_whole
+from .files import write_whole
+from .prompt import Prompt
 
 log = logging.getLogger("tvp.trainer")
 

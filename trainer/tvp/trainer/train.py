@@ -26,9 +26,11 @@ from .config import TrainConfig, to_toml
 from .data import Data, Subset, split
 from .evaluate import accuracy
 from .families import Family
+from .files import write_whole
 from .frame import Frame
 from .losses import Guide
-from .prompt import Geometry, Prompt, write_whole
+from .precision import dtype_of
+from .prompt import Geometry, Prompt
 from .runs import CHECKPOINT, Logs, Progress, claimed, load_checkpoint, save_checkpoint, save_pictures
 from .step import CLEAN_BUDGET, Batch, Objective, load_batch
 from .team import Team
@@ -260,16 +262,6 @@ def _batches(
             if step + 1 < n_steps:
                 following = reader.submit(load, step + 1)
             yield batch
-
-
-def dtype_of(precision: str, device: str) -> torch.dtype:
-    """Of frozen models' weights, by the name of a precision: see `TrainConfig`."""
-    if precision == "auto":
-        on_gpu = device.startswith(("cuda", "auto")) and torch.cuda.is_available()
-        # Older GPUs have it by emulation, which is slow.
-        gains = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
-        precision = "bf16" if gains else "fp32"
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
 def _identity(config: TrainConfig, sources: Sequence[Family], data: Data, guide: Guide | None) -> dict[str, Any]:
