@@ -602,9 +602,9 @@ def test_tasks_allow_only_what_leaves_their_answers_as_they_are():
 
 def test_tasks_of_unknown_metrics_and_augmentations_are_refused():
     with pytest.raises(RequestError, match="metric 'f1'"):
-        tasks.Task("mine", metric="f1")
+        tasks.TaskDefinition("mine", metric="f1")
     with pytest.raises(RequestError, match="augmentation 'color'"):
-        tasks.Task("mine", augment=("color",))
+        tasks.TaskDefinition("mine", augment=("color",))
 
 
 def test_a_camera_changes_pictures_alone_and_each_in_its_own_way(tmp_path):

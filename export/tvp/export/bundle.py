@@ -27,7 +27,7 @@ from tvp.trainer.families import Family
 from tvp.trainer.families.clip import ContrastiveFamily
 from tvp.trainer.families.family import GenerativeFamily
 from tvp.trainer.prompt import Geometry, Prompt
-from tvp.trainer.tasks import Task
+from tvp.trainer.task_definition import TaskDefinition
 
 from . import closed, parity
 from .base import entries, put_base, versions
@@ -43,7 +43,7 @@ IMAGE_ENCODER = "image_encoder.onnx"
 
 def export(
     model: str | Path,
-    task: Task,
+    task: TaskDefinition,
     output: str | Path,
     *,
     prompt: str | Path | Prompt | None = None,
@@ -200,7 +200,9 @@ def _write_golden(work: Path, cases: list[tuple[NDArray[np.uint8], dict[str, Any
     (folder / "cases.json").write_text(text + "\n", encoding="utf-8")
 
 
-def _seal_task(work: Path, task: Task, base_digest: str, report: dict[str, Any], provenance: dict[str, Any]) -> None:
+def _seal_task(
+    work: Path, task: TaskDefinition, base_digest: str, report: dict[str, Any], provenance: dict[str, Any]
+) -> None:
     content = {
         "task": {
             "name": task.name,

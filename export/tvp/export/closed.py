@@ -22,7 +22,7 @@ from tvp.sdk.errors import ModelError, RequestError
 from tvp.trainer.data import Sample
 from tvp.trainer.families.clip import ContrastiveFamily
 from tvp.trainer.prompt import Geometry, Prompt
-from tvp.trainer.tasks import Task
+from tvp.trainer.task_definition import TaskDefinition
 
 from .attention import fused_vision_encoder, plain_vision_encoder
 from .graphs import Traced, config_of, export_vision_encoder, write
@@ -158,7 +158,7 @@ def sizes(family: ContrastiveFamily, precision: str) -> dict[str, int]:
     return found
 
 
-def contrastive_cases(task: Task, samples: Sequence[Sample]) -> list[Case]:
+def contrastive_cases(task: TaskDefinition, samples: Sequence[Sample]) -> list[Case]:
     """Pictures with what is asked about them and what it is chosen from: the task's labels, or the question's own.
 
     Raises RequestError where there is nothing to choose from.

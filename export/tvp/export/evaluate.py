@@ -17,14 +17,14 @@ from tvp.trainer.data import Data, Question
 from tvp.trainer.evaluate import Accuracy, judge
 from tvp.trainer.families import Family
 from tvp.trainer.prompt import Prompt
-from tvp.trainer.tasks import Task
+from tvp.trainer.task_definition import TaskDefinition
 
 from .bundle import export
 
 
 @contextmanager
 def bundle_accuracy(
-    model: str, family: Family, prompt: Prompt, task: Task, data: Data, *, quiet: bool = True
+    model: str, family: Family, prompt: Prompt, task: TaskDefinition, data: Data, *, quiet: bool = True
 ) -> Iterator[Callable[[Data], Accuracy]]:
     """Export a model with a prompt to a temporary folder; gives what asks the bundle everything in a data set.
 
@@ -42,7 +42,7 @@ def bundle_accuracy(
             yield lambda asked: accuracy(loaded, asked, task, quiet)
 
 
-def accuracy(loaded: sdk.Task, data: Data, task: Task, quiet: bool = True) -> Accuracy:
+def accuracy(loaded: sdk.Task, data: Data, task: TaskDefinition, quiet: bool = True) -> Accuracy:
     """Ask a bundle everything in `data` and compare with the answers, as `tvp.trainer.evaluate.accuracy` does."""
     generates = not isinstance(loaded, ContrastiveTask)
     questions: list[Question] = []

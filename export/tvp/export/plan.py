@@ -14,7 +14,7 @@ from tvp.trainer.families.family import GenerativeFamily
 from tvp.trainer.families.instructblip import QuestionAwareFamily
 from tvp.trainer.families.seq2seq import Seq2SeqFamily
 from tvp.trainer.prompt import Prompt
-from tvp.trainer.tasks import Task
+from tvp.trainer.task_definition import TaskDefinition
 
 from . import closed
 from .base import find_base, made_from
@@ -25,7 +25,7 @@ from .tokenizer import fast
 
 def plan(
     model: str | Path,
-    task: Task,
+    task: TaskDefinition,
     output: Path,
     *,
     prompt: Path | None = None,

@@ -1,4 +1,4 @@
-"""Variations of training pictures. Which of them leave the answer as it is, a task says (`Task.augment`)."""
+"""Variations of training pictures. Which of them leave the answer as it is, a task says (`TaskDefinition.augment`)."""
 
 from __future__ import annotations
 

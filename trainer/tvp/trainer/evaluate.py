@@ -14,7 +14,7 @@ from tqdm import tqdm
 from .data import Data, Question
 from .families import Family
 from .prompt import Geometry, Prompt
-from .tasks import Task
+from .task_definition import TaskDefinition
 
 MAX_NEW_TOKENS = 16  # of a free answer; bundles answer as long by default
 
@@ -47,7 +47,7 @@ def accuracy(
     data: Data,
     geometry: Geometry,
     prompt: Prompt | None = None,
-    task: Task | None = None,
+    task: TaskDefinition | None = None,
     batch: int = 256,
     quiet: bool = True,
 ) -> Accuracy:

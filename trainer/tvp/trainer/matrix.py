@@ -25,7 +25,7 @@ from .evaluate import Accuracy, accuracy
 from .families import Family
 from .files import write_whole
 from .prompt import Geometry, Prompt
-from .tasks import Task
+from .task_definition import TaskDefinition
 
 FULL = "full picture"  # how the names of what gains are measured from begin
 NOT_EXPORTED = "not exported"  # the note of a family that the exporter cannot write
@@ -76,7 +76,7 @@ class Exporter(Protocol):
     """
 
     def __call__(
-        self, model: str, family: Family, prompt: Prompt, task: Task, data: Data, *, quiet: bool
+        self, model: str, family: Family, prompt: Prompt, task: TaskDefinition, data: Data, *, quiet: bool
     ) -> AbstractContextManager[Callable[[Data], Accuracy]]: ...
 
 
@@ -105,7 +105,7 @@ def evaluate_matrix(
     load: Callable[[str], Family],
     shown: Sequence[Shown],
     data: Data,
-    task: Task,
+    task: TaskDefinition,
     *,
     corruptions: Sequence[tuple[str, int]] = (),
     seed: int = 0,
@@ -189,7 +189,7 @@ def eight_bit(prompt: Prompt) -> Prompt:
 
 
 def _asker(
-    family: Family, geometry: Geometry, prompt: Prompt | None, task: Task, batch: int, quiet: bool
+    family: Family, geometry: Geometry, prompt: Prompt | None, task: TaskDefinition, batch: int, quiet: bool
 ) -> Callable[[Data], Accuracy]:
     if prompt is not None:
         prompt = replace(prompt, frame=prompt.frame.to(family.device))

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from tvp.sdk.errors import RequestError, near
 
 from .data import Question
+from .task_definition import METRICS
 
-METRICS = ("accuracy", "auc", "pope")
 YES, NO = "yes", "no"
 _NAN = float("nan")
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from tvp.sdk.errors import RequestError, near
 
 from . import scenes
 from .augment import AUGMENTATIONS
 from .data import IMAGENETTE, Data, open_data
-from .metrics import METRICS
-from .prompt import Fit
+from .task_definition import TaskDefinition
 
-__all__ = ["BAD_CAMERA", "CIFAR10", "TASKS", "Task", "get", "open_data", "open_usable"]
+__all__ = ["BAD_CAMERA", "CIFAR10", "TASKS", "TaskDefinition", "get", "open_data", "open_usable"]
 
 log = logging.getLogger("tvp.trainer")
 
@@ -26,52 +25,11 @@ CLEVR_COUNTS = tuple(str(count) for count in range(3, 11))
 FLIP = ("flip",)
 
 
-@dataclass(frozen=True)
-class Task:
-    """A task.
-
-    question: the question to ask where the data brings none, and what the sdk asks by default.
-    labels: the answers to choose from; none for a task whose questions differ.
-    source: the data that the task is about where none is named; '' for a task that needs --data.
-    free: answer in free text, which must match exactly, even where a question has labels.
-    fit: `crop` or `pad`, for pictures that are not square.
-    camera: the camera that pictures are seen through. topics: what is asked about scenes.
-    published: the data set that the task is about, which is published in a layout of its own (a name of
-        data.sources.LAYOUTS); '' for none.
-    caption: what the guide reads after "this is a photo of", for data with class names ({label}).
-    metric: what is reported besides accuracy, one of metrics.METRICS.
-    augment: the augmentations, of augment.AUGMENTATIONS, that leave every answer as it is.
-    """
-
-    name: str
-    question: str = ""
-    labels: tuple[str, ...] = ()
-    source: str = ""
-    free: bool = False
-    fit: Fit = "crop"
-    camera: scenes.Camera | None = None
-    topics: tuple[str, ...] = scenes.TOPICS
-    published: str = ""
-    caption: str = "a {label}"
-    metric: str = "accuracy"
-    augment: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.metric not in METRICS:
-            raise RequestError(
-                f"The task {self.name!r} has the metric {self.metric!r}; there are {', '.join(METRICS)}."
-            )
-        if unknown := [name for name in self.augment if name not in AUGMENTATIONS]:
-            raise RequestError(
-                f"The task {self.name!r} has the augmentation {unknown[0]!r}; there are {', '.join(AUGMENTATIONS)}."
-            )
-
-
 _TASKS = (
-    Task("scenes", source="scenes", free=True, augment=FLIP),
-    Task("bad-camera", source="scenes", free=True, camera=BAD_CAMERA, augment=FLIP),
-    Task("recognition", source="scenes", topics=scenes.TASKS["recognition"], augment=FLIP),
-    Task(
+    TaskDefinition("scenes", source="scenes", free=True, augment=FLIP),
+    TaskDefinition("bad-camera", source="scenes", free=True, camera=BAD_CAMERA, augment=FLIP),
+    TaskDefinition("recognition", source="scenes", topics=scenes.TASKS["recognition"], augment=FLIP),
+    TaskDefinition(
         "count",
         "How many objects are there?",
         scenes.COUNTS,
@@ -79,10 +37,12 @@ _TASKS = (
         topics=scenes.TASKS["counting"],
         augment=FLIP,
     ),
-    Task("existence", labels=scenes.YES_NO, source="scenes", topics=scenes.TASKS["existence"], augment=FLIP),
-    Task("reasoning", labels=scenes.TRUE_FALSE, source="scenes", topics=scenes.TASKS["reasoning"], augment=FLIP),
-    Task("cifar10", "This is a photo of a", CIFAR10, published="cifar10", augment=AUGMENTATIONS),
-    Task(
+    TaskDefinition("existence", labels=scenes.YES_NO, source="scenes", topics=scenes.TASKS["existence"], augment=FLIP),
+    TaskDefinition(
+        "reasoning", labels=scenes.TRUE_FALSE, source="scenes", topics=scenes.TASKS["reasoning"], augment=FLIP
+    ),
+    TaskDefinition("cifar10", "This is a photo of a", CIFAR10, published="cifar10", augment=AUGMENTATIONS),
+    TaskDefinition(
         "svhn",
         "This is a photo of the digit",
         DIGITS,
@@ -90,14 +50,14 @@ _TASKS = (
         caption="the digit {label}",
         augment=("crop", "colour"),  # a flipped 2 is none
     ),
-    Task(
+    TaskDefinition(
         "imagenette",
         "This is a photo of a",
         tuple(IMAGENETTE.values()),
         published="imagenette",
         augment=AUGMENTATIONS,
     ),
-    Task(
+    TaskDefinition(
         "clevr-count",
         "How many objects are there in this image? Answer with a single number.",
         CLEVR_COUNTS,
@@ -106,7 +66,7 @@ _TASKS = (
         caption="{label} objects",
         augment=("flip", "colour"),
     ),
-    Task(
+    TaskDefinition(
         "hateful-memes",
         labels=("no", "yes"),
         fit="pad",
@@ -115,7 +75,7 @@ _TASKS = (
         augment=("colour",),  # the text is part of the picture
     ),
     *(
-        Task(
+        TaskDefinition(
             f"pope-{kind}",
             labels=scenes.YES_NO,
             fit="pad",
@@ -125,7 +85,7 @@ _TASKS = (
         )
         for kind in ("random", "popular", "adversarial")
     ),
-    Task("custom"),
+    TaskDefinition("custom"),
 )
 # The same tasks through the bad camera; `bad-camera` alone asks about scenes in free text.
 TASKS = {task.name: task for task in _TASKS} | {
@@ -137,7 +97,7 @@ TASKS = {task.name: task for task in _TASKS} | {
 
 
 def open_usable(
-    source: str, task: Task, split: str, n: int, seed: int, skip_bad: bool = False, download: bool = False
+    source: str, task: TaskDefinition, split: str, n: int, seed: int, skip_bad: bool = False, download: bool = False
 ) -> Data:
     """`open_data`, with a warning that counts and lists the rows that were left out."""
     bad: list[str] = []
@@ -147,7 +107,7 @@ def open_usable(
     return data
 
 
-def get(name: str) -> Task:
+def get(name: str) -> TaskDefinition:
     """Look a task up; raises RequestError with near matches."""
     if name not in TASKS:
         raise RequestError(f"There is no task {name!r}; there are {', '.join(TASKS)}.{near(name, TASKS)}")

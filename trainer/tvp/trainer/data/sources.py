@@ -6,24 +6,23 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tvp.sdk import read_image
 from tvp.sdk.errors import DataError, RequestError
 
-from . import memes
+from ..task_definition import TaskDefinition
 from .drawn import Scenes
 from .folders import ClassFolder, is_class_folder
 from .jsonl import Jsonl
+from .memes import FILES as MEMES_FILES
+from .memes import NAME as MEMES_NAME
 from .memes import HatefulMemes
 from .parquet import Parquet, parquet_files
 from .pope import Pope
 from .sample import SPLITS, Data, readable
-from .through import Through
+from .through import ThroughCamera
 from .vision import IMAGENETTE, Vision
-
-if TYPE_CHECKING:
-    from ..tasks import Task  # which imports this module
 
 log = logging.getLogger("tvp.trainer")
 
@@ -32,7 +31,7 @@ IMAGENETTE_SIZES = {"imagenette2": "full", "imagenette2-320": "320px", "imagenet
 
 
 @dataclass(frozen=True)
-class Layout:
+class PublishedSet:
     """A folder layout that a set is published in.
 
     marks: paths below the folder, of which one at least is there.
@@ -41,7 +40,7 @@ class Layout:
     """
 
     marks: tuple[str, ...]
-    open: Callable[[Path, Task, str, bool, list[str] | None], Data]
+    open: Callable[[Path, TaskDefinition, str, bool, list[str] | None], Data]
     downloads: bool = False
 
     def is_in(self, folder: Path) -> bool:
@@ -50,7 +49,7 @@ class Layout:
 
 def open_data(
     source: str,
-    task: Task,
+    task: TaskDefinition,
     split: str,
     n: int,
     seed: int,
@@ -63,7 +62,7 @@ def open_data(
 
     source: '' for the task's own; `scenes`; a .jsonl file, or a file of the set that the task is of; or a folder,
         which is taken for the first of
-        1. the layout that the task's data set is published in (LAYOUTS, by the task's `published`),
+        1. the layout that the task's data set is published in (PUBLISHED_SETS, by the task's `published`),
         2. parquet: train*.parquet and test*.parquet, in it or in its folder data,
         3. class folders: train/<class>/ and test/<class>/, or <class>/.
         For a JSONL file the split is the file's own: name one file for training and another for the test.
@@ -82,9 +81,9 @@ def open_data(
         raise RequestError(f"The task {task.name!r} has no data of its own; name some with --data.")
     if split not in SPLITS:
         raise RequestError(f"There is no split {split!r}; there are {' and '.join(SPLITS)}.")
-    layout = LAYOUTS.get(task.published)
-    if download and not (layout and layout.downloads):
-        able = ", ".join(name for name, other in LAYOUTS.items() if other.downloads)
+    published = PUBLISHED_SETS.get(task.published)
+    if download and not (published and published.downloads):
+        able = ", ".join(name for name, other in PUBLISHED_SETS.items() if other.downloads)
         raise RequestError(f"The data of the task {task.name!r} cannot be downloaded; torchvision fetches {able}.")
     if source == "scenes":
         if task.source != "scenes":
@@ -92,8 +91,8 @@ def open_data(
         n_questions = 1 if task.topics == ("number",) else 4  # there is one way to ask for a number
         return Scenes(n, seed * 2 + (split == "test"), size, n_questions, task.camera, task.topics)
     path = Path(source)
-    if layout and (download or (path.is_dir() and layout.is_in(path))):
-        data = layout.open(path, task, split, download, skip_bad)
+    if published and (download or (path.is_dir() and published.is_in(path))):
+        data = published.open(path, task, split, download, skip_bad)
     elif path.is_dir():
         data = _open_folder(path, task, split, skip_bad)
     elif path.is_file():
@@ -105,12 +104,12 @@ def open_data(
         )
     if skip_bad is not None:
         data = readable(data, skip_bad)
-    return data if task.camera is None else Through(data, task.camera, seed * 2 + (split == "test"))
+    return data if task.camera is None else ThroughCamera(data, task.camera, seed * 2 + (split == "test"))
 
 
-def _open_file(file: Path, task: Task, split: str, skip_bad: list[str] | None) -> Data:
+def _open_file(file: Path, task: TaskDefinition, split: str, skip_bad: list[str] | None) -> Data:
     """A file of the task's published set, told by its name, or a JSONL file of one's own."""
-    if task.published == "hateful-memes" and memes.NAME.fullmatch(file.name) and (file.parent / "img").is_dir():
+    if task.published == "hateful-memes" and MEMES_NAME.fullmatch(file.name) and (file.parent / "img").is_dir():
         return HatefulMemes(file, skip_bad)
     if task.published.startswith("pope-") and file.suffix == ".json":
         _refuse_training_on_pope(file, task, split)
@@ -118,16 +117,16 @@ def _open_file(file: Path, task: Task, split: str, skip_bad: list[str] | None) -
     return Jsonl(file, skip_bad, task.labels, task.caption)
 
 
-def _open_folder(folder: Path, task: Task, split: str, skip_bad: list[str] | None) -> Data:
+def _open_folder(folder: Path, task: TaskDefinition, split: str, skip_bad: list[str] | None) -> Data:
     question = task.question or QUESTION
     if any(parquet_files(folder, name) for name in SPLITS):
         return Parquet(folder, split, question, task.caption, task.labels, skip_bad)
-    others = [name for name, layout in LAYOUTS.items() if layout.is_in(folder)]
+    others = [name for name, other in PUBLISHED_SETS.items() if other.is_in(folder)]
     files = sorted(file.name for file in folder.glob("*.jsonl"))
     # The folders of another set's layout, or beside a JSONL file, hold pictures too, and are no classes.
     if not others and not files and is_class_folder(folder):
         return ClassFolder(folder, split, question, task.caption, task.labels, IMAGENETTE, skip_bad)
-    published = LAYOUTS.get(task.published)
+    published = PUBLISHED_SETS.get(task.published)
     looked = [f"{' or '.join(published.marks)} ({task.published})"] if published else []
     looked += [
         "train*.parquet or test*.parquet, in it or in its folder data",
@@ -141,7 +140,7 @@ def _open_folder(folder: Path, task: Task, split: str, skip_bad: list[str] | Non
 
 
 def _vision(loader: str, splits: dict[str, dict[str, Any]], first: int = 0) -> Callable[..., Data]:
-    def open_set(root: Path, task: Task, split: str, download: bool, skip_bad: list[str] | None) -> Data:
+    def open_set(root: Path, task: TaskDefinition, split: str, download: bool, skip_bad: list[str] | None) -> Data:
         from torchvision import datasets
 
         chosen = dict(splits[split])
@@ -155,8 +154,8 @@ def _vision(loader: str, splits: dict[str, dict[str, Any]], first: int = 0) -> C
     return open_set
 
 
-def _open_memes(folder: Path, task: Task, split: str, download: bool, skip_bad: list[str] | None) -> Data:
-    names = memes.FILES[split]
+def _open_memes(folder: Path, task: TaskDefinition, split: str, download: bool, skip_bad: list[str] | None) -> Data:
+    names = MEMES_FILES[split]
     name = next((name for name in names if (folder / name).is_file()), None)
     if name is None:
         raise DataError(f"{folder} has no {' or '.join(names)}; Hateful Memes has it beside the folder img.")
@@ -165,7 +164,7 @@ def _open_memes(folder: Path, task: Task, split: str, download: bool, skip_bad: 
     return HatefulMemes(folder / name, skip_bad)
 
 
-def _refuse_training_on_pope(place: Path, task: Task, split: str) -> None:
+def _refuse_training_on_pope(place: Path, task: TaskDefinition, split: str) -> None:
     if split == "train":
         raise DataError(
             f"POPE has questions for the test only; {place} has nothing to train the task {task.name!r} on. "
@@ -173,28 +172,28 @@ def _refuse_training_on_pope(place: Path, task: Task, split: str) -> None:
         )
 
 
-def _pope(kind: str) -> Layout:
+def _pope(kind: str) -> PublishedSet:
     name = f"coco_pope_{kind}.json"
 
-    def open_set(folder: Path, task: Task, split: str, download: bool, skip_bad: list[str] | None) -> Data:
+    def open_set(folder: Path, task: TaskDefinition, split: str, download: bool, skip_bad: list[str] | None) -> Data:
         _refuse_training_on_pope(folder, task, split)
         return Pope(folder / name, skip_bad)
 
-    return Layout((name,), open_set)
+    return PublishedSet((name,), open_set)
 
 
 # The validation pictures of Imagenette and CLEVR are their test: the first has no others, the second keeps the
 # answers of its test secret. Pictures are read by read_image, so that an unreadable one is named.
-LAYOUTS = {
-    "cifar10": Layout(
+PUBLISHED_SETS = {
+    "cifar10": PublishedSet(
         ("cifar-10-batches-py",), _vision("CIFAR10", {"train": {"train": True}, "test": {"train": False}}), True
     ),
-    "svhn": Layout(
+    "svhn": PublishedSet(
         ("train_32x32.mat", "test_32x32.mat"),
         _vision("SVHN", {"train": {"split": "train"}, "test": {"split": "test"}}),
         True,
     ),
-    "imagenette": Layout(
+    "imagenette": PublishedSet(
         tuple(IMAGENETTE_SIZES),
         _vision(
             "Imagenette",
@@ -202,7 +201,7 @@ LAYOUTS = {
         ),
         True,
     ),
-    "clevr": Layout(
+    "clevr": PublishedSet(
         ("clevr/CLEVR_v1.0",),
         _vision(
             "CLEVRClassification",
@@ -211,6 +210,6 @@ LAYOUTS = {
         ),
         True,
     ),
-    "hateful-memes": Layout(("img",), _open_memes),
+    "hateful-memes": PublishedSet(("img",), _open_memes),
     **{f"pope-{kind}": _pope(kind) for kind in ("random", "popular", "adversarial")},
 }

@@ -10,7 +10,7 @@ from ..scenes import Camera
 from .sample import Data, Sample, picture_of
 
 
-class Through:
+class ThroughCamera:
     """The same samples through a camera; a picture's noise depends on `seed` and its index alone."""
 
     def __init__(self, data: Data, camera: Camera, seed: int) -> None:
