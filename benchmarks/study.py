@@ -47,7 +47,7 @@ SEEDS = (1, 2, 3)
 # What a frame does that nothing was taught: the picture is where a method puts it, and the frame is black.
 BLACK = {"black frame": "evp", "black frame, tvp's place": "tvp"}
 ROLES = ("source", "same encoder", "other encoder")
-RECORDED = ("layout", "inner", "pixel_range", "update", "lr", "batch", "steps", "fca", "tse")
+RECORDED = ("placement", "inner", "pixel_range", "update", "lr", "batch", "steps", "fca", "tse")
 N_TRAIN, N_VALIDATION, N_TEST = 2400, 16, 512  # pictures
 N_QUESTIONS = {"bad-camera-existence": 2, "bad-camera-reasoning": 2}  # a picture; there is one to ask of the others
 METHODS: dict[str, dict[str, Any]] = {
@@ -111,7 +111,7 @@ def measure(
         shown = {"none": Geometry(CANVAS, CANVAS, task.fit)}
         for name, method in BLACK.items():
             config = make_config({"models": ("none",), "task": task.name, "method": method})
-            shown[name] = Geometry(CANVAS, config.inner, task.fit, config.layout)
+            shown[name] = Geometry(CANVAS, config.inner, task.fit, config.placement)
         return {
             name: {model: accuracy(family, data, geometry, task=task).accuracy for model, family in models.items()}
             for name, geometry in shown.items()

@@ -166,7 +166,7 @@ def test_a_killed_process_goes_on_from_its_checkpoint(config, zoo, tmp_path):
         "64",
         "--inner",
         "48",
-        "--layout",
+        "--placement",
         "around",
         "--fca",
         "0.005",

@@ -50,7 +50,7 @@ def _option(name: str, help: str) -> Callable[[F], F]:
 @_option("guide", "CLIP model of TSE: open_clip NAME@TAG, hf-hub:…, a folder, or zoo:guide.")
 @_option("canvas", "Side of the canvas, px.")
 @_option("inner", "Side of the square inside the frame, px.")
-@_option("layout", "The frame lies around a shrunk picture, or over the full one.")
+@_option("placement", "The frame lies around a shrunk picture, or over the full one.")
 @_option("fit", "How a picture that is not square is fitted: the task's own way, crop or pad.")
 @_option("pixel_range", "Values of the frame.")
 @_option("rank", "Learn a frame of this rank; 0 learns every pixel.")

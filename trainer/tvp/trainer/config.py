@@ -14,12 +14,13 @@ from tvp.sdk.errors import DataError, RequestError, near
 from . import tasks
 from .augment import AUGMENTATIONS
 from .precision import Precision
-from .prompt import Geometry, Layout, PixelRange
+from .prompt import Geometry, PixelRange, Placement
 from .update import UpdateRule
 
 Method = Literal["vp", "evp", "tvp"]
 FitOrTask = Literal["task", "crop", "pad"]
 SHIPPED = files(__package__) / "configs"
+RENAMED = {"layout": "placement"}  # fields as earlier versions wrote them -> their names today
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class TrainConfig:
     method: `vp`, `evp` or `tvp`: which shipped file the other fields start from; see configs/methods.
     task: name of the task; data: where its pictures are ('': the task's own; see `tvp.trainer.data`).
     guide: the CLIP model of TSE; needed where tse is not 0.
-    canvas, inner: sides in px. layout: the frame lies `around` a shrunk picture or `over` the edges of the
+    canvas, inner: sides in px. placement: the frame lies `around` a shrunk picture or `over` the edges of the
         full one. fit: how a picture that is not square is fitted, `crop` or `pad`; `task` leaves it to the task,
         where it may decide what can be seen. pixel_range: `free` or `image`.
     rank: 0 learns every pixel, r a product of rank r.
@@ -58,7 +59,7 @@ class TrainConfig:
     guide: str = "zoo:guide"
     canvas: int = 224
     inner: int = 164
-    layout: Layout = "around"
+    placement: Placement = "around"
     fit: FitOrTask = "task"
     pixel_range: PixelRange = "free"
     rank: int = 0
@@ -96,7 +97,7 @@ class TrainConfig:
                 raise RequestError(
                     f"The {name.replace('_', ' ')} {getattr(self, name)!r} is unknown; it is one of {', '.join(kind)}."
                 )
-        geometry = Geometry(self.canvas, self.inner, layout=self.layout)
+        geometry = Geometry(self.canvas, self.inner, placement=self.placement)
         if geometry.edge == 0:
             raise RequestError(f"An inner size of {self.inner} px leaves no frame to train on {self.canvas} px.")
         if self.accumulate > self.batch:
@@ -120,7 +121,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     name: get_args(kind)
     for name, kind in (
         ("method", Method),
-        ("layout", Layout),
+        ("placement", Placement),
         ("fit", FitOrTask),
         ("pixel_range", PixelRange),
         ("update", UpdateRule),
@@ -174,6 +175,11 @@ def _read(name: str, data: bytes, method: str = "") -> dict[str, Any]:
     if method:
         tables = {other: found.pop(other, {}) for other in CHOICES["method"]}
         found |= tables[method]
+    for old, new in RENAMED.items():
+        if old in found and new in found:
+            raise DataError(f"{name} sets both {old!r} and {new!r}, which are one field; keep {new!r}.")
+        if old in found:
+            found[new] = found.pop(old)
     for key, value in found.items():
         if key not in known:
             raise DataError(f"{name} sets {key!r}, which is no field of a configuration.{near(key, known)}")

@@ -30,7 +30,7 @@ def convert(
     kind: str,
     checkpoints: tuple[Path, ...],
     language_model: Path,
-    encoder: Path | None,
+    vision_encoder: Path | None,
     tokenizer: Path | None,
     qformer_tokenizer: Path | None,
     output: Path,
@@ -38,5 +38,7 @@ def convert(
     """Turn a published checkpoint of KIND into a folder that TVP loads."""
     if kind != "visualglm" and not checkpoints:
         raise click.UsageError(f"{kind} needs --checkpoint; only visualglm's folder holds everything.")
-    run_conversion(kind, checkpoints, language_model, encoder, output, tokenizer, qformer_tokenizer=qformer_tokenizer)
+    run_conversion(
+        kind, checkpoints, language_model, vision_encoder, output, tokenizer, qformer_tokenizer=qformer_tokenizer
+    )
     click.echo(f"wrote {output}")

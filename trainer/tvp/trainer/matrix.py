@@ -86,7 +86,7 @@ def columns(prompts: Mapping[str, Prompt], without: Geometry) -> list[Shown]:
     without: the geometry where there is no prompt.
     """
     # Without a prompt there is nothing over a picture: what a prompt over it is measured against is the same.
-    around = (replace(prompt.geometry, layout="around") for prompt in prompts.values())
+    around = (replace(prompt.geometry, placement="around") for prompt in prompts.values())
     places = list(dict.fromkeys(around)) or [without]
     several_fits = len({place.fit for place in places}) > 1
     shown: dict[str, Shown] = {}
@@ -134,7 +134,7 @@ def evaluate_matrix(
         report(row)
 
     def measure(model: str, name: str, geometry: Geometry, ask: Callable[[Data], Accuracy]) -> None:
-        whole = replace(geometry, inner=geometry.canvas, layout="around")
+        whole = replace(geometry, inner=geometry.canvas, placement="around")
         for (corruption, severity), seen in conditions.items():
             result = ask(seen)
             if geometry == whole:

@@ -24,8 +24,9 @@ from tvp.sdk.errors import DataError, RequestError
 from .files import write_whole
 
 FORMAT = 2  # 2 knows frames that lie over the picture
+IN_FILE = {"placement": "layout"}  # fields of the geometry that format 2 calls otherwise
 Fit = Literal["crop", "pad"]
-Layout = Literal["around", "over"]
+Placement = Literal["around", "over"]
 PixelRange = Literal["free", "image"]
 NEUTRAL = 128 / 255  # what changes nothing where a picture of a frame is merged with the picture below it
 DARK = 5 / 255  # close to the black that Feature Consistency Alignment holds a frame to, but not in its corner
@@ -39,14 +40,14 @@ class Geometry:
     inner: side of the square inside the frame, px; `inner == canvas` leaves no frame.
     fit: what happens to a picture that is not square: `crop` keeps the middle square,
         `pad` keeps everything between black bars.
-    layout: the frame lies `around` a picture that is shrunk to the inner size, or `over` the edges of one
+    placement: the frame lies `around` a picture that is shrunk to the inner size, or `over` the edges of one
         that fills the canvas.
     """
 
     canvas: int = 224
     inner: int = 164
     fit: Fit = "crop"
-    layout: Layout = "around"
+    placement: Placement = "around"
 
     def __post_init__(self) -> None:
         if not 0 < self.inner <= self.canvas or (self.canvas - self.inner) % 2:
@@ -56,8 +57,8 @@ class Geometry:
             )
         if self.fit not in ("crop", "pad"):
             raise RequestError(f"The fit {self.fit!r} is unknown; it is 'crop' or 'pad'.")
-        if self.layout not in ("around", "over"):
-            raise RequestError(f"The layout {self.layout!r} is unknown; it is 'around' or 'over'.")
+        if self.placement not in ("around", "over"):
+            raise RequestError(f"The placement {self.placement!r} is unknown; it is 'around' or 'over'.")
 
     @property
     def edge(self) -> int:
@@ -67,7 +68,7 @@ class Geometry:
     @property
     def side(self) -> int:
         """Side of the picture on the canvas, px."""
-        return self.canvas if self.layout == "over" else self.inner
+        return self.canvas if self.placement == "over" else self.inner
 
     def mask(self) -> Float[Tensor, "1 canvas canvas"]:
         """1 on the frame, 0 where the picture is."""
@@ -122,7 +123,7 @@ class Prompt:
     def start(geometry: Geometry, pixel_range: PixelRange) -> Prompt:
         """The frame before training, which is inside of its range: in a corner of the box, as black is in the
         `image` range around a picture, half of all steps lead nowhere."""
-        inside = {"around": DARK, "over": NEUTRAL}[geometry.layout]
+        inside = {"around": DARK, "over": NEUTRAL}[geometry.placement]
         frame = geometry.mask().expand(3, -1, -1) * (inside if pixel_range == "image" else 0.0)
         return Prompt(frame.clone(), geometry, pixel_range)
 
@@ -144,7 +145,7 @@ class Prompt:
     def merges(self) -> bool:
         """Whether the frame is a picture over another picture: it is merged as image editors' *grain merge* does,
         picture + frame - 128 in 8-bit levels, cut off at black and white, since adding alone could only brighten."""
-        return self.pixel_range == "image" and self.geometry.layout == "over"
+        return self.pixel_range == "image" and self.geometry.placement == "over"
 
     def picture(self) -> Image.Image:
         """The frame as an 8-bit picture; in the `image` range nothing is lost, and merging all of it is `on`."""
@@ -159,7 +160,7 @@ class Prompt:
         path.parent.mkdir(parents=True, exist_ok=True)
         about = {
             "format": str(FORMAT),
-            "geometry": json.dumps(vars(self.geometry)),
+            "geometry": json.dumps({IN_FILE.get(name, name): value for name, value in vars(self.geometry).items()}),
             "pixel_range": self.pixel_range,
             "facts": json.dumps(self.facts),
         }
@@ -182,7 +183,8 @@ class Prompt:
             version = int(about["format"])
             if version > FORMAT:
                 raise DataError(f"{path} is of prompt format {version}; this TVP reads up to {FORMAT}. Update TVP.")
-            geometry = Geometry(**json.loads(about["geometry"]))
+            names = {stored: name for name, stored in IN_FILE.items()}
+            geometry = Geometry(**{names.get(key, key): value for key, value in json.loads(about["geometry"]).items()})
             facts = json.loads(about["facts"])
             pixel_range = about["pixel_range"]
         except (SafetensorError, KeyError, ValueError, TypeError, RequestError) as error:

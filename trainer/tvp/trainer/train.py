@@ -102,7 +102,7 @@ def train(
         log.warning("TSE asks zoo:guide, a tiny model of scenes and CIFAR-10; --guide ViT-B-32@openai is the paper's.")
     guide = Guide(config.guide, home) if config.tse else None
     fit = task.fit if config.fit == "task" else config.fit
-    geometry = Geometry(config.canvas, config.inner, fit, config.layout)
+    geometry = Geometry(config.canvas, config.inner, fit, config.placement)
     if data is None:
         n = config.n_train + min(config.n_validation, config.n_train // 4)
         if download and not team.leads:
