@@ -90,11 +90,11 @@ def export(
     if geometry is None:
         size = family.pixel_format.size
         geometry = Geometry(size, size, task.fit)
-    if isinstance(family, GenerativeFamily) and family.unfollowed:
+    if isinstance(family, GenerativeFamily) and family.ignored_settings:
         log.warning(
             "%s says %s, which is not followed: answers are the likeliest tokens as the model scores them.",
             model,
-            ", ".join(family.unfollowed),
+            ", ".join(family.ignored_settings),
         )
     if data is None:
         data = Scenes(max(n_cases, N_GOLDEN), seed=7, camera=task.camera)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from tvp.sdk.errors import ModelError
 
-from .families import locate
 from .families.clip import make_open_clip
+from .zoo import locate
 
 
 def feature_consistency(
@@ -40,8 +40,9 @@ class Guide:
     """
 
     def __init__(self, name: str | Path, device: str | torch.device = "cpu") -> None:
+        place = locate(name)
         try:
-            self._clip = make_open_clip(locate(name))
+            self._clip = make_open_clip(place)
         except ModelError as error:
             raise ModelError(f"The guide {error} The repository's own is zoo:guide.") from error
         self.name = str(name)

@@ -11,6 +11,7 @@ import torch
 
 from tvp.sdk.errors import ModelError, RequestError, TvpError, near
 
+from ..zoo import locate
 from ._checkpoint import Checkpoint
 from .family import Family, GenerativeFamily
 from .pixels import PixelFormat
@@ -49,7 +50,6 @@ FAMILIES = {
 }
 T = TypeVar("T")
 OPEN_CLIP = "open_clip:"
-ZOO = Path(__file__).resolve().parents[4] / "samples" / "zoo"
 
 
 def load(
@@ -114,17 +114,6 @@ def _known(checkpoint: Checkpoint) -> str:
             f"supported are {', '.join(FAMILIES)}.{near(checkpoint.kind, FAMILIES)}"
         )
     return FAMILIES[checkpoint.kind]
-
-
-def locate(name: str | Path) -> str:
-    """Turn `zoo:NAME` into a folder; leave any other name as it is."""
-    text = str(name)
-    if not text.startswith("zoo:"):
-        return text
-    known = sorted({p.parent.name for name in ("config.json", "open_clip_config.json") for p in ZOO.glob(f"*/{name}")})
-    if text[4:] not in known:
-        raise ModelError(f"There is no {text!r}; the zoo has {', '.join(known) or 'no models'}.{near(text[4:], known)}")
-    return str(ZOO / text[4:])
 
 
 def digest(name: str | Path) -> str:

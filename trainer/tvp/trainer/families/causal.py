@@ -25,6 +25,7 @@ class CausalFamily(GenerativeFamily):
         the prompt see each other (prefix attention); None where every token sees only what is before it.
     """
 
+    kind = "causal"
     position_axes = 1
     n_causal: int | None = None
 

@@ -39,6 +39,7 @@ class ContrastiveFamily(Family):
     """
 
     name = "clip"
+    kind = "contrastive"
     generates = False
     exports = True
     captions = CaptionTemplates()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -20,16 +20,17 @@ from tvp.sdk.formats.layout import UNKNOWN, PromptLayout, PromptTokenizer
 
 from .pixels import PixelFormat, to_pixels
 
+ModelKind = Literal["causal", "seq2seq", "contrastive"]
 N_TEXTS = 4096  # questions, and answers, whose tokens a family remembers
 
 # Settings that would change a greedy answer, or scores -> the value, beside None, with which they do not.
-UNFOLLOWED: dict[str, Any] = {
+IGNORED: dict[str, Any] = {
     "num_beams": 1, "repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0, "no_repeat_ngram_size": 0,
     "min_length": 0, "min_new_tokens": 0, "bad_words_ids": [], "suppress_tokens": [], "begin_suppress_tokens": [],
     "forced_bos_token_id": None, "forced_eos_token_id": None, "exponential_decay_length_penalty": None,
     "sequence_bias": None, "guidance_scale": 1.0,
 }  # fmt: skip
-UNFOLLOWED_OF_TEXT = {"logits_scaling": 1.0, "final_logit_softcapping": None, "attn_logit_softcapping": None}
+IGNORED_OF_TEXT = {"logits_scaling": 1.0, "final_logit_softcapping": None, "attn_logit_softcapping": None}
 
 
 class Family:
@@ -40,11 +41,13 @@ class Family:
 
     reads_question: whether the image embeddings depend on the question, as InstructBLIP's do.
     generates: whether it answers in free text; if not, it only chooses among given answers.
+    kind: `causal`, `seq2seq` or `contrastive`: what its language model is.
     exports: whether the exporter can write it; encoder_batches: its vision encoder for any number of pictures, or for
     one.
     """
 
     name = ""
+    kind: ModelKind
     reads_question = False
     generates = True
     exports = False
@@ -159,7 +162,7 @@ class GenerativeFamily(Family):
         self.tokenizer = tokenizer
         self.template = template
         self.layout = self.make_layout()
-        self._words = PromptTokenizer(
+        self._prompt_tokenizer = PromptTokenizer(
             self.layout,
             lambda text, special: tokenizer(text, add_special_tokens=special).input_ids,
             frozenset(
@@ -167,8 +170,8 @@ class GenerativeFamily(Family):
             ),
         )
         # A task asks the same few questions at every step, and a call of a tokenizer costs as much as a small layer.
-        self._prompt_ids = lru_cache(N_TEXTS)(self._words.prompt_ids)
-        self._answer_ids = lru_cache(N_TEXTS)(self._words.answer_ids)
+        self._prompt_ids = lru_cache(N_TEXTS)(self._prompt_tokenizer.prompt_ids)
+        self._answer_ids = lru_cache(N_TEXTS)(self._prompt_tokenizer.answer_ids)
 
     def make_layout(self) -> PromptLayout:
         raise NotImplementedError
@@ -195,12 +198,12 @@ class GenerativeFamily(Family):
         return tuple(sorted(ends, key=lambda end: end != self.tokenizer.eos_token_id))
 
     @property
-    def unfollowed(self) -> list[str]:
+    def ignored_settings(self) -> list[str]:
         """What the checkpoint's files say about its answers and scores that is not followed, as `name=value`.
 
         Answers are the likeliest tokens, as they come out of the head.
         """
-        said = [(self.model.generation_config, UNFOLLOWED), (self.text_config, UNFOLLOWED_OF_TEXT)]
+        said = [(self.model.generation_config, IGNORED), (self.text_config, IGNORED_OF_TEXT)]
         pairs = [
             (name, getattr(config, name, None), neutral) for config, names in said for name, neutral in names.items()
         ]

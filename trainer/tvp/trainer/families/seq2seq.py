@@ -19,6 +19,8 @@ from .family import Answers, GenerativeFamily
 class Seq2SeqFamily(GenerativeFamily):
     """A subclass gives `language_model`, a `T5ForConditionalGeneration`, and a layout that is `apart`."""
 
+    kind = "seq2seq"
+
     @property
     def language_model(self) -> Any:
         return self.model.language_model
