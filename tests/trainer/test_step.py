@@ -15,10 +15,11 @@ import torch
 from tests.tiny import random_frame, save_tiny
 from tvp.sdk.errors import RequestError
 from tvp.trainer import families, tasks
+from tvp.trainer.batches import Batch, load_batch
 from tvp.trainer.frame import Frame
 from tvp.trainer.losses import Guide
 from tvp.trainer.prompt import Geometry, Prompt
-from tvp.trainer.step import Batch, Objective, load_batch
+from tvp.trainer.step import Objective
 from tvp.trainer.team import Team
 from tvp.trainer.train import TrainConfig, train
 from tvp.trainer.update import Update

@@ -39,6 +39,11 @@ class Frame:
         frame: Tensor = (self.start + self.values[0] @ self.values[1]) * self.mask
         return frame.clamp(0, 1) if self.pixel_range == "image" else frame
 
+    @torch.no_grad()
+    def prompt(self) -> Prompt:
+        """The prompt that the values make now."""
+        return Prompt(self.pixels().detach(), self.geometry, self.pixel_range)
+
     def settle(self) -> None:
         """Bring values back to where they may be after a step: on the frame, in [0, 1] where they are pixels."""
         if not self.low_rank:

@@ -7,19 +7,16 @@ counts by its share of the whole batch's pictures, questions and answer tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Float
-from numpy.typing import NDArray
 from torch import Tensor
 
 from tvp.sdk.errors import RequestError
 
-from .augment import augment
+from .batches import Batch
 from .config import TrainConfig
-from .data import Data, Question
+from .data import Data
 from .families import Family
 from .frame import Frame
 from .losses import Guide, feature_consistency
@@ -29,61 +26,6 @@ from .team import Team
 CLEAN_BUDGET = 2 * 2**30  # bytes of clean features kept in memory, all source models together
 FIRST_SCALE, LEAST_SCALE = 2.0**14, 2.0**-10  # of a loss in float16, whose gradients would vanish without
 RAISE_SCALE_AFTER = 500  # steps without an overflow
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Samples that are ready to be shown.
-
-    indices: of the samples in the data. pictures: uint8 (n, side, side, 3), fitted to their place on the
-    canvas. questions: some of each sample's. captions: for the guide. varied: whether the pictures are
-    augmented, and so are not what the indices alone name.
-    """
-
-    indices: list[int]
-    pictures: NDArray[np.uint8]
-    questions: list[tuple[Question, ...]]
-    captions: list[str]
-    varied: bool = False
-
-    def parts(self, n: int) -> list[Batch]:
-        """Cut into at most n batches of neighbours."""
-        cuts = [list(c) for c in np.array_split(np.arange(len(self.indices)), n) if len(c)]
-        return [
-            Batch(
-                [self.indices[i] for i in cut],
-                self.pictures[cut],
-                [self.questions[i] for i in cut],
-                [self.captions[i] for i in cut],
-                self.varied,
-            )
-            for cut in cuts
-        ]
-
-
-def load_batch(
-    data: Data,
-    indices: Sequence[int],
-    geometry: Geometry,
-    n_questions: int,
-    augmentations: Sequence[str] = (),
-    seed: Sequence[int] = (),
-) -> Batch:
-    """Read samples and fit their pictures; augmented by `seed` and their index where any are named."""
-    samples = [data[i] for i in indices]
-    pictures = [sample.picture for sample in samples]
-    if augmentations:
-        pictures = [
-            augment(picture, augmentations, np.random.default_rng([*seed, i]))
-            for i, picture in zip(indices, pictures, strict=True)
-        ]
-    return Batch(
-        list(indices),
-        np.stack([geometry.shrink(picture) for picture in pictures]),
-        [sample.questions[:n_questions] for sample in samples],
-        [sample.caption for sample in samples],
-        bool(augmentations),
-    )
 
 
 class CleanFeatures:
