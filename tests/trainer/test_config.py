@@ -88,7 +88,7 @@ def test_a_bad_file_is_named_with_its_field(tmp_path, text, said):
         ({"placement": "under"}, "one of around, over"),
         ({"precision": "int8"}, "one of auto, fp32, bf16, fp16"),
         ({"accumulate": 17}, "has no 17 parts"),
-        ({"patience": 2}, "set validate_every"),
+        ({"patience": 2}, "Set validate_every"),
         ({"contrast": True, "tse": 0.0}, "part of TSE, whose weight is 0"),
         ({"rank": -1}, "must not be negative"),
         ({"augment": ("rotate",)}, "There is no augmentation 'rotate'"),

@@ -349,7 +349,7 @@ def test_without_the_exporter_the_line_that_installs_it_is_said(prompt, monkeypa
 
     done = CliRunner().invoke(evaluate, ["-m", "zoo:llava", "-p", str(prompt), "--exported"])
     assert done.exit_code == 1
-    assert "onnx is missing" in done.output
+    assert "a package that is not installed: onnx." in done.output
     assert "pip install '.[export,cpu]'" in done.output
 
 

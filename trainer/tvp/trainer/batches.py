@@ -21,9 +21,12 @@ from .team import Team
 class Batch:
     """Samples that are ready to be shown.
 
-    indices: of the samples in the data. pictures: uint8 (n, side, side, 3), fitted to their place on the
-    canvas. questions: some of each sample's. captions: for the guide. varied: whether the pictures are
-    augmented, and so are not what the indices alone name.
+    Attributes:
+        indices: of the samples in the data.
+        pictures: uint8 (n, side, side, 3), fitted to their place on the canvas.
+        questions: for each sample, those that are asked.
+        captions: for the guide, one for each sample.
+        varied: whether the pictures are augmented, so that an index does not determine its picture.
     """
 
     indices: list[int]
@@ -33,7 +36,7 @@ class Batch:
     varied: bool = False
 
     def parts(self, n: int) -> list[Batch]:
-        """Cut into at most n batches of neighbours."""
+        """Cut the batch into at most n batches of neighbours."""
         cuts = [list(c) for c in np.array_split(np.arange(len(self.indices)), n) if len(c)]
         return [
             Batch(
@@ -55,7 +58,16 @@ def load_batch(
     augmentations: Sequence[str] = (),
     seed: Sequence[int] = (),
 ) -> Batch:
-    """Read samples and fit their pictures; augmented by `seed` and their index where any are named."""
+    """Read samples and fit their pictures.
+
+    Args:
+        data: where from.
+        indices: of the samples.
+        geometry: how their pictures are fitted.
+        n_questions: most questions about each.
+        augmentations: see `augment`. Default: none.
+        seed: of the augmentations, together with the index of each sample.
+    """
     samples = [data[i] for i in indices]
     pictures = [sample.picture for sample in samples]
     if augmentations:

@@ -15,19 +15,25 @@ METRICS = ("accuracy", "auc", "pope")
 
 @dataclass(frozen=True)
 class TaskDefinition:
-    """A task.
+    """A task: what is asked about which pictures, and how answers are measured.
 
-    question: the question to ask where the data brings none, and what the sdk asks by default.
-    labels: the answers to choose from; none for a task whose questions differ.
-    source: the data that the task is about where none is named; '' for a task that needs --data.
-    free: answer in free text, which must match exactly, even where a question has labels.
-    fit: `crop` or `pad`, for pictures that are not square.
-    camera: the camera that pictures are seen through. topics: what is asked about scenes.
-    published: the data set that the task is about, which is published in a layout of its own (a name of
-        data.sources.PUBLISHED_SETS); '' for none.
-    caption: what the guide reads after "this is a photo of", for data with class names ({label}).
-    metric: what is reported besides accuracy, one of METRICS.
-    augment: the augmentations, of AUGMENTATIONS, that leave every answer as it is.
+    Args:
+        name: what `--task` calls it.
+        question: what is asked about data that has no questions of its own, and what the sdk asks by default.
+        labels: the answers to choose from; none for a task whose questions differ.
+        source: the data to use where none is named; '' for a task that needs `--data`.
+        free: answer in free text, which must match exactly, even where a question has labels.
+        fit: how a picture becomes a square, `crop` or `pad`.
+        camera: the camera that pictures are seen through.
+        topics: the topics of questions about scenes.
+        published: the published data set that the task is about, a name of data.sources.PUBLISHED_SETS; '' for none.
+        caption: for data with class names: what the guide reads after "this is a photo of", with {label} for the
+            name.
+        metric: what is reported besides accuracy, one of METRICS.
+        augment: the augmentations, of AUGMENTATIONS, that leave every answer as it is.
+
+    Raises:
+        RequestError: the metric or an augmentation is unknown.
     """
 
     name: str
@@ -46,9 +52,10 @@ class TaskDefinition:
     def __post_init__(self) -> None:
         if self.metric not in METRICS:
             raise RequestError(
-                f"The task {self.name!r} has the metric {self.metric!r}; there are {', '.join(METRICS)}."
+                f"The task {self.name!r} has the unknown metric {self.metric!r}. There are {', '.join(METRICS)}."
             )
         if unknown := [name for name in self.augment if name not in AUGMENTATIONS]:
             raise RequestError(
-                f"The task {self.name!r} has the augmentation {unknown[0]!r}; there are {', '.join(AUGMENTATIONS)}."
+                f"The task {self.name!r} has the unknown augmentation {unknown[0]!r}. "
+                f"There are {', '.join(AUGMENTATIONS)}."
             )

@@ -1,4 +1,4 @@
-"""Tasks: what is asked, what may be answered, and how a picture is fitted. Tasks are data."""
+"""The tasks that TVP knows, by name."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ __all__ = ["BAD_CAMERA", "CIFAR10", "TASKS", "TaskDefinition", "get", "open_data
 
 log = logging.getLogger("tvp.trainer")
 
-# Dims to a third, tints towards orange and adds noise: the demo's task.
+# It dims to a third, tints towards orange and adds noise. The demo repairs it.
 BAD_CAMERA = scenes.Camera(dim=0.32, cast=(1.0, 0.62, 0.38), noise=0.04)
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 DIGITS = tuple("0123456789")
 CLEVR_COUNTS = tuple(str(count) for count in range(3, 11))
-# Scenes ask of number, kind and colour, never of left and right; a crop would cut shapes off.
+# Questions about scenes are never about left and right; a crop would cut shapes off.
 FLIP = ("flip",)
 
 
@@ -48,7 +48,7 @@ _TASKS = (
         DIGITS,
         published="svhn",
         caption="the digit {label}",
-        augment=("crop", "colour"),  # a flipped 2 is none
+        augment=("crop", "colour"),  # a mirrored 2 is no digit
     ),
     TaskDefinition(
         "imagenette",
@@ -72,7 +72,7 @@ _TASKS = (
         fit="pad",
         published="hateful-memes",
         metric="auc",
-        augment=("colour",),  # the text is part of the picture
+        augment=("colour",),  # the picture holds text
     ),
     *(
         TaskDefinition(
@@ -87,7 +87,7 @@ _TASKS = (
     ),
     TaskDefinition("custom"),
 )
-# The same tasks through the bad camera; `bad-camera` alone asks about scenes in free text.
+# Some of these again, seen through the bad camera. `bad-camera` itself asks about scenes in free text.
 TASKS = {task.name: task for task in _TASKS} | {
     f"bad-camera-{name}": replace(task, name=f"bad-camera-{name}", camera=BAD_CAMERA)
     for task in _TASKS
@@ -99,16 +99,24 @@ TASKS = {task.name: task for task in _TASKS} | {
 def open_usable(
     source: str, task: TaskDefinition, split: str, n: int, seed: int, skip_bad: bool = False, download: bool = False
 ) -> Data:
-    """`open_data`, with a warning that counts and lists the rows that were left out."""
+    """Open data as `open_data` does.
+
+    Args:
+        skip_bad: leave bad rows out, and list them in a warning. Default False: a bad row is a DataError.
+    """
     bad: list[str] = []
     data = open_data(source, task, split, n, seed, skip_bad=bad if skip_bad else None, download=download)
     if bad:
-        log.warning("left out %d bad rows of %s:\n  %s", len(bad), source, "\n  ".join(bad))
+        log.warning("left %d bad rows of %s out:\n  %s", len(bad), source, "\n  ".join(bad))
     return data
 
 
 def get(name: str) -> TaskDefinition:
-    """Look a task up; raises RequestError with near matches."""
+    """Look a task up by its name.
+
+    Raises:
+        RequestError: there is none; the message has near matches.
+    """
     if name not in TASKS:
-        raise RequestError(f"There is no task {name!r}; there are {', '.join(TASKS)}.{near(name, TASKS)}")
+        raise RequestError(f"There is no task {name!r}. There are {', '.join(TASKS)}.{near(name, TASKS)}")
     return TASKS[name]
