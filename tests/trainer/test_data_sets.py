@@ -465,7 +465,7 @@ def test_bad_parquet_rows_are_named_by_their_own_file_or_left_out(tmp_path):
     assert answers(opened(tmp_path, "custom", skip_bad=messages)) == ["cat", "dog", "dog"]
     assert [message.split("parquet, ")[1].split(" ")[1].rstrip(":") for message in messages] == ["3", "4", "1", "2"]
     assert "label None" in messages[1]
-    assert "paths alone are not followed" in messages[3]
+    assert "A path alone is not followed" in messages[3]
 
 
 def test_parquet_files_that_cannot_be_right_are_named(tmp_path):

@@ -116,7 +116,8 @@ class TrainConfig:
         geometry = Geometry(self.canvas, self.inner, placement=self.placement)
         if geometry.edge == 0:
             raise RequestError(
-                f"An inner size of {self.inner} px leaves no room for a frame on a canvas of {self.canvas} px. Make it smaller."
+                f"An inner size of {self.inner} px leaves no room for a frame on a canvas of {self.canvas} px. "
+                "Make it smaller."
             )
         if self.accumulate > self.batch:
             raise RequestError(f"A batch of {self.batch} pictures has no {self.accumulate} parts. Lower accumulate.")

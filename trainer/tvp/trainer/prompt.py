@@ -141,7 +141,7 @@ class Prompt:
         return prompted.clamp(0, 1) if self.merges else prompted
 
     def added(self) -> Float[Tensor, "3 canvas canvas"]:
-        """The values that are added to a canvas: the frame, as in the papers, or where it merges its distance from neutral."""
+        """Return what `on` adds to a canvas: the frame, as in the papers, or if it merges its distance from neutral."""
         mask = self.geometry.mask().to(self.frame)
         frame = self.frame * mask
         if self.pixel_range == "image":

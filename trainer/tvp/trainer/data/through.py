@@ -1,4 +1,4 @@
-"""Another source's pictures, as a bad camera records them."""
+"""Another source's pictures, seen through a camera."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ from .sample import Data, Sample, picture_of
 
 
 class ThroughCamera:
-    """The same samples through a camera; a picture's noise depends on `seed` and its index alone."""
+    """Another source's samples, seen through a camera.
+
+    Args:
+        data: the other source.
+        camera: the camera.
+        seed: of its noise, together with the index of each sample.
+    """
 
     def __init__(self, data: Data, camera: Camera, seed: int) -> None:
         self._data, self._camera, self._seed = data, camera, seed
