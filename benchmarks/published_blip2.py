@@ -11,10 +11,10 @@ import transformers as hf
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
-from tvp.trainer.tasks import Task
+from tvp.trainer.task_definition import TaskDefinition
 
 
-def words(task: Task) -> hf.PreTrainedTokenizerFast:
+def words(task: TaskDefinition) -> hf.PreTrainedTokenizerFast:
     """A byte-level tokenizer like OPT's, in which a task's words are a token each, as they are in OPT's."""
     texts = [f"Question: {task.question} Answer: {label}\n" for label in task.labels]
     tokenizer = Tokenizer(models.BPE())
@@ -34,7 +34,7 @@ def words(task: Task) -> hf.PreTrainedTokenizerFast:
     )
 
 
-def save_published(folder: Path, task: Task) -> None:
+def save_published(folder: Path, task: TaskDefinition) -> None:
     """Save the BLIP-2 of published parts and its guide, with random weights, to `blip2` and `guide`."""
     torch.manual_seed(0)
     tokenizer = words(task)

@@ -40,12 +40,13 @@ from torch import Tensor
 from torch.utils import flop_counter
 
 from tvp.trainer import families, tasks
+from tvp.trainer.batches import load_batch
 from tvp.trainer.data import Question, Sample
 from tvp.trainer.families.blip2 import Blip2
 from tvp.trainer.frame import Frame
 from tvp.trainer.losses import Guide
 from tvp.trainer.prompt import Geometry, Prompt
-from tvp.trainer.step import CLEAN_BUDGET, Objective, load_batch
+from tvp.trainer.step import CLEAN_BUDGET, Objective
 from tvp.trainer.team import Team
 from tvp.trainer.train import TrainConfig
 

@@ -59,7 +59,9 @@ def make_wide(folder: Path, n_layers: int) -> Path:
     import torch
     from transformers import LlavaConfig, LlavaForConditionalGeneration
 
-    zoo = Path(__file__).parents[1] / "samples" / "zoo" / "llava"
+    from tvp.trainer.zoo import locate
+
+    zoo = locate("zoo:llava")
     shutil.copytree(zoo, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     config = LlavaConfig.from_pretrained(zoo)
     for key, value in {

@@ -34,10 +34,10 @@ from models import CANVAS, ENCODER_OF
 from tvp.trainer import families, tasks
 from tvp.trainer.config import make_config
 from tvp.trainer.data import Data, Parquet, Scenes, Subset
-from tvp.trainer.data.through import Through
+from tvp.trainer.data.through import ThroughCamera
 from tvp.trainer.evaluate import accuracy
 from tvp.trainer.prompt import Geometry
-from tvp.trainer.tasks import Task
+from tvp.trainer.task_definition import TaskDefinition
 from tvp.trainer.train import train
 
 HERE = Path(__file__).parent
@@ -47,7 +47,7 @@ SEEDS = (1, 2, 3)
 # What a frame does that nothing was taught: the picture is where a method puts it, and the frame is black.
 BLACK = {"black frame": "evp", "black frame, tvp's place": "tvp"}
 ROLES = ("source", "same encoder", "other encoder")
-RECORDED = ("layout", "inner", "pixel_range", "update", "lr", "batch", "steps", "fca", "tse")
+RECORDED = ("placement", "inner", "pixel_range", "update", "lr", "batch", "steps", "fca", "tse")
 N_TRAIN, N_VALIDATION, N_TEST = 2400, 16, 512  # pictures
 N_QUESTIONS = {"bad-camera-existence": 2, "bad-camera-reasoning": 2}  # a picture; there is one to ask of the others
 METHODS: dict[str, dict[str, Any]] = {
@@ -86,7 +86,7 @@ def cells() -> Iterator[Cell]:
                     yield Cell(task, method, sources, seed)
 
 
-def open_split(task: Task, split: str, seed: int) -> Data:
+def open_split(task: TaskDefinition, split: str, seed: int) -> Data:
     """The pictures of a split: `train` (of a seed), `validation` or `test`; none is in two of them."""
     n = {"train": N_TRAIN + N_VALIDATION, "validation": N_TEST, "test": N_TEST}[split]
     if task.published:
@@ -95,7 +95,7 @@ def open_split(task: Task, split: str, seed: int) -> Data:
         start = len(photos) - 2000 if split == "validation" else 0
         rows = np.random.default_rng(seed).permutation(len(photos) - 2000) if split == "train" else np.arange(n) + start
         assert task.camera is not None
-        return Through(
+        return ThroughCamera(
             Subset(photos, rows[:n].tolist()), task.camera, {"train": seed, "validation": 1000}.get(split, 2000)
         )
     number = {"train": 10_000 + seed, "validation": 20_000}.get(split, 30_000)
@@ -103,7 +103,7 @@ def open_split(task: Task, split: str, seed: int) -> Data:
 
 
 def measure(
-    cell: Cell | None, task: Task, split: str, models: dict[str, Any], overrides: dict[str, Any]
+    cell: Cell | None, task: TaskDefinition, split: str, models: dict[str, Any], overrides: dict[str, Any]
 ) -> dict[str, Any]:
     """Train the cell's prompt and measure it on every model; without a cell, measure without a prompt."""
     data = open_split(task, split, 0)
@@ -111,7 +111,7 @@ def measure(
         shown = {"none": Geometry(CANVAS, CANVAS, task.fit)}
         for name, method in BLACK.items():
             config = make_config({"models": ("none",), "task": task.name, "method": method})
-            shown[name] = Geometry(CANVAS, config.inner, task.fit, config.layout)
+            shown[name] = Geometry(CANVAS, config.inner, task.fit, config.placement)
         return {
             name: {model: accuracy(family, data, geometry, task=task).accuracy for model, family in models.items()}
             for name, geometry in shown.items()

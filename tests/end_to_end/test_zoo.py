@@ -19,8 +19,9 @@ from tvp.trainer.evaluate import accuracy
 from tvp.trainer.losses import Guide
 from tvp.trainer.prompt import Geometry
 from tvp.trainer.train import TrainConfig, train
+from tvp.trainer.zoo import zoo_folder
 
-ZOO = families.ZOO
+ZOO = zoo_folder()
 NAMES = ["blip2", "blip2-t5", "instructblip", "smolvlm", "llava", "qwen2vl"]
 EXPORTED = ["blip2", "llava"]
 # The last is how far apart they may be: SmolVLM and LLaVA each keep the positions in float16, in a form of their own.

@@ -42,9 +42,9 @@ def make_prompt(geometry, pixel_range):
 @pytest.mark.parametrize("fit", ["crop", "pad"])
 @pytest.mark.parametrize("pixel_range", ["free", "image", None])
 @pytest.mark.parametrize("size", [64, 96])
-@pytest.mark.parametrize("layout", ["around", "over"])
-def test_equal_to_training_within_one_level(fit, pixel_range, size, layout):
-    geometry = Geometry(64, 48, fit, layout)
+@pytest.mark.parametrize("placement", ["around", "over"])
+def test_equal_to_training_within_one_level(fit, pixel_range, size, placement):
+    geometry = Geometry(64, 48, fit, placement)
     prompt = make_prompt(geometry, pixel_range) if pixel_range else None
     model = preprocess_graph(geometry, FORMATS[size], prompt)
     levels = np.reshape(FORMATS[size].std, (1, 3, 1, 1)) * 255

@@ -72,7 +72,7 @@ def write(file: Path, content: Any) -> None:
 
 def prompt_over() -> Prompt:
     """A random frame over the edges of pictures that fill the canvas."""
-    prompt = Prompt.start(Geometry(64, 48, layout="over"), "free")
+    prompt = Prompt.start(Geometry(64, 48, placement="over"), "free")
     noise = torch.rand(prompt.frame.shape, generator=torch.Generator().manual_seed(5))
     prompt.frame = noise * prompt.geometry.mask()
     return prompt

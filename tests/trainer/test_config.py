@@ -42,7 +42,7 @@ def test_every_task_and_method_has_a_shipped_file(task, method):
     config = make_config({"models": MODELS, "task": task, "method": method})
     assert (config.task, config.method) == (task, method)
     wide = ("bad-camera", "bad-camera-existence")  # what their tables [tvp] say
-    assert (config.layout == "over") == (method == "vp" or (method == "tvp" and task in wide))
+    assert (config.placement == "over") == (method == "vp" or (method == "tvp" and task in wide))
     assert bool(config.fca) == bool(config.tse) == (method == "tvp")
     assert set(config.augment) <= set(tasks.get(task).augment)
 
@@ -85,10 +85,10 @@ def test_a_bad_file_is_named_with_its_field(tmp_path, text, said):
     [
         ({"models": ()}, "at least one source model"),
         ({"method": "tpv"}, "one of vp, evp, tvp"),
-        ({"layout": "under"}, "one of around, over"),
+        ({"placement": "under"}, "one of around, over"),
         ({"precision": "int8"}, "one of auto, fp32, bf16, fp16"),
         ({"accumulate": 17}, "has no 17 parts"),
-        ({"patience": 2}, "set validate_every"),
+        ({"patience": 2}, "Set validate_every"),
         ({"contrast": True, "tse": 0.0}, "part of TSE, whose weight is 0"),
         ({"rank": -1}, "must not be negative"),
         ({"augment": ("rotate",)}, "There is no augmentation 'rotate'"),
@@ -141,3 +141,16 @@ def test_another_update_asks_for_its_own_rate():
         assert make_config({"models": MODELS, "task": task, "update": update, "lr": 1.0}).lr == 1.0
     same = make_config({"models": MODELS, "task": "cifar10"}).update
     assert make_config({"models": MODELS, "task": "cifar10", "update": same}).lr == 10.0
+
+
+def test_a_configuration_of_an_earlier_version_is_read_as_before(tmp_path):
+    """What is called `placement` today was called `layout`."""
+    own = tmp_path / "config.toml"
+    config = make_config({"models": MODELS, "task": "bad-camera"})
+    assert config.placement == "over"
+    own.write_text(to_toml(config).replace("placement = ", "layout = "))
+    assert "layout" in own.read_text()
+    assert make_config({}, own) == config
+    own.write_text('layout = "over"\nplacement = "over"\n')
+    with pytest.raises(DataError, match=r"config\.toml sets both 'layout' and 'placement'"):
+        make_config({"models": MODELS}, own)

@@ -465,7 +465,7 @@ def test_bad_parquet_rows_are_named_by_their_own_file_or_left_out(tmp_path):
     assert answers(opened(tmp_path, "custom", skip_bad=messages)) == ["cat", "dog", "dog"]
     assert [message.split("parquet, ")[1].split(" ")[1].rstrip(":") for message in messages] == ["3", "4", "1", "2"]
     assert "label None" in messages[1]
-    assert "paths alone are not followed" in messages[3]
+    assert "A path alone is not followed" in messages[3]
 
 
 def test_parquet_files_that_cannot_be_right_are_named(tmp_path):
@@ -602,9 +602,9 @@ def test_tasks_allow_only_what_leaves_their_answers_as_they_are():
 
 def test_tasks_of_unknown_metrics_and_augmentations_are_refused():
     with pytest.raises(RequestError, match="metric 'f1'"):
-        tasks.Task("mine", metric="f1")
+        tasks.TaskDefinition("mine", metric="f1")
     with pytest.raises(RequestError, match="augmentation 'color'"):
-        tasks.Task("mine", augment=("color",))
+        tasks.TaskDefinition("mine", augment=("color",))
 
 
 def test_a_camera_changes_pictures_alone_and_each_in_its_own_way(tmp_path):

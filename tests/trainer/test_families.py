@@ -19,6 +19,10 @@ from tests.tiny import CANVAS, save_tiny
 from tvp import sdk
 from tvp.sdk.errors import ModelError, RequestError
 from tvp.trainer import families
+from tvp.trainer.families.causal import CausalFamily
+from tvp.trainer.families.clip import ContrastiveFamily
+from tvp.trainer.families.instructblip import InstructBlip, InstructBlipT5
+from tvp.trainer.families.seq2seq import Seq2SeqFamily
 
 QUESTIONS = ["How many objects are there?", "Is there a red star", "What?"]
 ANSWERS = ["3", "yes", "a purple triangle and more"]
@@ -275,6 +279,11 @@ def test_a_question_may_hold_a_character_that_is_unknown(one_bundle):
     for name in ("zoo:blip2-t5", one_bundle.parent / "model"):
         family = families.load(name)
         special = set(family.tokenizer.all_special_ids)
-        assert special - family._words.special_ids == {family.tokenizer.unk_token_id}
+        assert special - family._prompt_tokenizer.special_ids == {family.tokenizer.unk_token_id}
     with sdk.load(one_bundle) as task:
-        assert task.model.words.special_ids == family._words.special_ids
+        assert task.model.prompt_tokenizer.special_ids == family._prompt_tokenizer.special_ids
+
+
+def test_a_family_says_of_which_kind_it_is():
+    assert (CausalFamily.kind, Seq2SeqFamily.kind, ContrastiveFamily.kind) == ("causal", "seq2seq", "contrastive")
+    assert (InstructBlip.kind, InstructBlipT5.kind) == ("causal", "seq2seq")

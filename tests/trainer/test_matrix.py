@@ -148,7 +148,7 @@ def test_the_png_is_measured_as_it_is_saved(tmp_path):
 
 def test_a_free_frame_over_the_picture_is_added_as_its_png_has_it():
     """A frame of zeros adds nothing, and neither does its PNG."""
-    geometry = Geometry(16, 12, layout="over")
+    geometry = Geometry(16, 12, placement="over")
     prompt = Prompt(torch.zeros(3, 16, 16), geometry)
     canvas = torch.rand(1, 3, 16, 16)
     assert torch.equal(matrix.eight_bit(prompt).on(canvas), canvas)
@@ -349,7 +349,7 @@ def test_without_the_exporter_the_line_that_installs_it_is_said(prompt, monkeypa
 
     done = CliRunner().invoke(evaluate, ["-m", "zoo:llava", "-p", str(prompt), "--exported"])
     assert done.exit_code == 1
-    assert "onnx is missing" in done.output
+    assert "a package that is not installed: onnx." in done.output
     assert "pip install '.[export,cpu]'" in done.output
 
 
@@ -369,11 +369,11 @@ def test_a_bundle_that_fails_the_gate_fails_the_command_after_all_is_written(pro
 
 
 def test_prompts_over_and_around_the_picture_are_measured_from_the_same_full_picture():
-    around, over = Geometry(16, 12), Geometry(16, 12, layout="over")
+    around, over = Geometry(16, 12), Geometry(16, 12, placement="over")
     prompts = {"a": Prompt.start(around, "free"), "b": Prompt.start(over, "free")}
     shown = columns(prompts, around)
     assert [s.name for s in shown] == ["full picture, 16 px", "black frame, 12 in 16 px", "a", "b"]
-    assert {s.geometry.layout for s in shown[:2]} == {"around"}
+    assert {s.geometry.placement for s in shown[:2]} == {"around"}
     rows = evaluate_matrix(["bright"], lambda name: Bright(), shown, Pictures(), CUSTOM)
     assert [row.shown for row in rows] == [s.name for s in shown]
     assert all(row.gain is not None for row in rows)

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from tvp.sdk.errors import DataError, RequestError
@@ -38,7 +39,7 @@ def test_the_picture_is_untouched_and_the_frame_added():
 
 def test_over_the_picture_a_free_frame_is_added():
     prompt = random_prompt()
-    prompt.geometry = Geometry(20, 12, layout="over")
+    prompt.geometry = Geometry(20, 12, placement="over")
     picture = np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8)
     assert (prompt.geometry.shrink(picture) == picture).all()  # not shrunk
     canvas = prompt.geometry.place(torch.from_numpy(picture)[None])
@@ -46,7 +47,7 @@ def test_over_the_picture_a_free_frame_is_added():
 
 
 def test_over_the_picture_a_frame_that_is_a_picture_is_merged_in_whole_levels():
-    geometry = Geometry(20, 12, layout="over")
+    geometry = Geometry(20, 12, placement="over")
     canvas = geometry.place(torch.arange(256, dtype=torch.uint8)[:, None, None, None].expand(-1, 20, 20, 3))
     assert torch.equal(Prompt.start(geometry, "image").on(canvas), canvas)  # it starts by changing nothing
     prompt = Prompt(random_prompt("image").frame, geometry, "image")
@@ -144,7 +145,8 @@ def test_damaged_missing_and_newer_files_are_refused(tmp_path):
         file.write_bytes(whole[:n])
         with pytest.raises(DataError, match="not an intact prompt"):
             Prompt.load(file)
-    about = {"format": "3", "geometry": json.dumps(vars(prompt.geometry)), "pixel_range": "free", "facts": "{}"}
+    geometry = {"canvas": 20, "inner": 12, "fit": "crop", "layout": "around"}
+    about = {"format": "3", "geometry": json.dumps(geometry), "pixel_range": "free", "facts": "{}"}
     save_file({"frame": prompt.frame}, file, about)
     with pytest.raises(DataError, match=r"format 3.*Update"):
         Prompt.load(file)
@@ -162,3 +164,17 @@ def test_the_gradient_is_whole_where_a_value_is_a_bound(level):
     weight = resize_matrix(32, 48, "bicubic").sum(0)
     expected = torch.outer(weight, weight) / torch.tensor(format.std).view(3, 1, 1)
     assert torch.allclose(canvas.grad[0], expected, atol=1e-12)
+
+
+def test_the_file_keeps_the_names_of_its_format(tmp_path):
+    """What is called `placement` in Python is `layout` in files of format 2; files of format 1 have none."""
+    file = tmp_path / "prompt.safetensors"
+    Prompt.start(Geometry(20, 12, "pad", "over"), "free").save(file)
+    with safe_open(file, "pt") as opened:
+        about = opened.metadata()
+    assert about["format"] == "2"
+    assert about["geometry"] == '{"canvas": 20, "inner": 12, "fit": "pad", "layout": "over"}'
+    assert Prompt.load(file).geometry == Geometry(20, 12, "pad", "over")
+    about |= {"format": "1", "geometry": '{"canvas": 20, "inner": 12, "fit": "crop"}'}
+    save_file({"frame": torch.zeros(3, 20, 20)}, file, about)
+    assert Prompt.load(file).geometry == Geometry(20, 12, "crop", "around")

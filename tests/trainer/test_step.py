@@ -15,10 +15,11 @@ import torch
 from tests.tiny import random_frame, save_tiny
 from tvp.sdk.errors import RequestError
 from tvp.trainer import families, tasks
+from tvp.trainer.batches import Batch, load_batch
 from tvp.trainer.frame import Frame
 from tvp.trainer.losses import Guide
 from tvp.trainer.prompt import Geometry, Prompt
-from tvp.trainer.step import Batch, Objective, load_batch
+from tvp.trainer.step import Objective
 from tvp.trainer.team import Team
 from tvp.trainer.train import TrainConfig, train
 from tvp.trainer.update import Update
@@ -169,10 +170,10 @@ def test_batches_cut_into_neighbours():
 
 
 def test_a_frame_over_the_picture_is_trained_and_shown(config, tmp_path):
-    config = replace(config, layout="over", method="vp", fca=0.0, tse=0.0, steps=3, n_train=16, batch=4)
+    config = replace(config, placement="over", method="vp", fca=0.0, tse=0.0, steps=3, n_train=16, batch=4)
     prompt = train(config, tmp_path, quiet=True).prompt
     again = Prompt.load(tmp_path / "prompt.safetensors")
-    assert again.geometry == Geometry(64, 48, layout="over")
+    assert again.geometry == Geometry(64, 48, placement="over")
     assert prompt.frame.abs().max() > 0
     picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     canvas = again.geometry.show([picture])

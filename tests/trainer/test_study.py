@@ -58,15 +58,15 @@ def test_gains_are_points_over_no_prompt_by_what_a_model_is_to_the_sources(lines
 
 def test_the_bars_are_judged_by_the_figures(lines):
     bars = {(b["trained on"], b["bar"].split(",")[0]): b for b in study.judge(study.summarise(study.gains(lines)))}
-    assert bars["blip2", "same encoder"] == {
+    assert bars["blip2", "same vision encoder"] == {
         "trained on": "blip2", "bar": "same vision encoder, at least", "asked": 4.0, "reached": 5.0, "met": True
     }  # fmt: skip
-    assert not bars["blip2", "other encoder"]["met"]
+    assert not bars["blip2", "other vision encoder"]["met"]
     assert not bars["blip2", "worst (task"]["met"]
     kept = bars["blip2", "image range"]
     assert kept["reached"] == pytest.approx((40 / 6) / ((20 + 5 + 5 + 0 + 0 - 1.5) / 6), abs=0.01)
-    assert bars["smolvlm+qwen2vl", "other encoder"]["met"]
-    assert ("smolvlm+qwen2vl", "same encoder") not in bars
+    assert bars["smolvlm+qwen2vl", "other vision encoder"]["met"]
+    assert ("smolvlm+qwen2vl", "same vision encoder") not in bars
 
 
 def test_the_report_is_a_table_a_json_file_and_a_picture(lines, tmp_path, monkeypatch, capsys):
@@ -92,7 +92,7 @@ def test_no_picture_is_in_two_splits():
 @pytest.mark.skipif(not study.PHOTOS.is_dir(), reason="the CIFAR-10 photos (shared/data/cifar10) are not here")
 def test_no_photo_is_in_two_splits(monkeypatch):
     task = tasks.get("bad-camera-cifar10")
-    monkeypatch.setattr(study, "Through", lambda data, *_: data)  # the photos before the camera's noise
+    monkeypatch.setattr(study, "ThroughCamera", lambda data, *_: data)  # the photos before the camera's noise
     train, validation = (study.open_split(task, split, 1) for split in ("train", "validation"))
     names = [{data[i].picture.tobytes() for i in range(len(data))} for data in (train, validation)]
     assert not names[0] & names[1]

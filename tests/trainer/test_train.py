@@ -21,14 +21,14 @@ from PIL import Image
 
 from tests.tiny import random_frame, save_tiny, save_tiny_guide
 from tvp.sdk.errors import DataError, ModelError, RequestError
-from tvp.trainer import families, tasks
-from tvp.trainer import train as train_module
+from tvp.trainer import families, preparation, tasks, validation
+from tvp.trainer.batches import load_batch
 from tvp.trainer.config import make_config
 from tvp.trainer.evaluate import accuracy, summarise
 from tvp.trainer.losses import Guide
 from tvp.trainer.prompt import Geometry, Prompt
-from tvp.trainer.runs import claimed
-from tvp.trainer.step import CleanFeatures, Objective, load_batch
+from tvp.trainer.run import claimed
+from tvp.trainer.step import CleanFeatures, Objective
 from tvp.trainer.team import Team
 from tvp.trainer.train import TrainConfig, train
 
@@ -104,7 +104,7 @@ def test_the_prompted_picture_is_encoded_once_a_step_and_the_clean_one_once_ever
     seen = []
     encode = source.encode
     monkeypatch.setattr(source, "encode", lambda pixels: seen.append(pixels.requires_grad) or encode(pixels))
-    monkeypatch.setattr(train_module, "accuracy", lambda *a, **k: summarise(np.array([True])))
+    monkeypatch.setattr(validation, "accuracy", lambda *a, **k: summarise(np.array([True])))
     train(replace(config, n_train=10), tmp_path, [source], quiet=True)  # 6 steps of 4 on 10 pictures
     assert seen.count(True) == 6
     assert seen.count(False) == 3  # ten pictures in groups of 4, although 24 are shown
@@ -166,7 +166,7 @@ def test_a_killed_process_goes_on_from_its_checkpoint(config, zoo, tmp_path):
         "64",
         "--inner",
         "48",
-        "--layout",
+        "--placement",
         "around",
         "--fca",
         "0.005",
@@ -231,6 +231,19 @@ def test_other_weights_or_data_do_not_continue_a_run(config, zoo, tmp_path):
     with pytest.raises(RequestError, match=r"fingerprint: .*--restart"):
         train(config, tmp_path, data=other, quiet=True)
     assert train(config, tmp_path, data=other, resume=False, quiet=True).steps
+
+
+def test_a_checkpoint_of_an_earlier_version_is_resumed(config, tmp_path):
+    """It calls the frame's placement its layout, and the class that holds the order of tokens Layout."""
+    whole = train(config, tmp_path, quiet=True)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    earlier = state["identity"].replace('"placement": ', '"layout": ').replace("PromptLayout(", "Layout(")
+    assert earlier.count("ayout") == state["identity"].count("ayout") + 1
+    torch.save(state | {"identity": earlier}, tmp_path / "checkpoint.pt")
+    again = train(config, tmp_path, quiet=True)
+    assert again.steps == whole.steps
+    with pytest.raises(RequestError, match=r"placement: 'around' there, 'over' now"):
+        train(replace(config, placement="over"), tmp_path, quiet=True)
 
 
 @pytest.mark.parametrize("damage", [b"PK nonsense", b"hello", b"", None])
@@ -361,7 +374,7 @@ def test_early_stopping_keeps_the_best_frame(config, tmp_path, monkeypatch):
         right = np.arange(10) < 10 * next(scores)
         return summarise(right)
 
-    monkeypatch.setattr(train_module, "accuracy", judged)
+    monkeypatch.setattr(validation, "accuracy", judged)
     config = replace(config, steps=20, validate_every=2, patience=2)
     result = train(config, tmp_path, quiet=True)
     assert [v["step"] for v in result.validations] == [2, 4, 6, 8]  # 0.6 again is no new best
@@ -416,7 +429,7 @@ def test_a_run_that_ended_in_its_last_validation_is_validated_when_it_goes_on(co
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(train_module, "accuracy", dies)
+        patched.setattr(validation, "accuracy", dies)
         with pytest.raises(KeyboardInterrupt):
             train(config, tmp_path / "cut", quiet=True)
     again = train(config, tmp_path / "cut", quiet=True)
@@ -427,8 +440,8 @@ def test_a_run_that_ended_in_its_last_validation_is_validated_when_it_goes_on(co
 
 def test_as_many_scenes_are_trained_on_as_are_asked_for(config, tmp_path, monkeypatch):
     sizes = []
-    real = train_module.split
-    monkeypatch.setattr(train_module, "split", lambda *a: sizes.append([len(part) for part in real(*a)]) or real(*a))
+    real = preparation.split
+    monkeypatch.setattr(preparation, "split", lambda *a: sizes.append([len(part) for part in real(*a)]) or real(*a))
     for n_train, n_validation in ((8, 4), (16, 4), (40, 4)):
         train(replace(config, n_train=n_train, n_validation=n_validation), tmp_path / f"{n_train}", quiet=True)
     assert sizes == [[8, 2], [16, 4], [40, 4]]

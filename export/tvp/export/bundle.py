@@ -19,7 +19,7 @@ from tvp.trainer.data import Data, Scenes
 from tvp.trainer.evaluate import MAX_NEW_TOKENS
 from tvp.trainer.families import Family
 from tvp.trainer.prompt import Geometry, Prompt
-from tvp.trainer.tasks import Task as TaskDefinition
+from tvp.trainer.task_definition import TaskDefinition
 
 from .base import put_base, versions
 from .fuse import merge
@@ -147,7 +147,7 @@ def _load_family(model: str | Path, family: Family | None, geometry: Geometry | 
     """Return the model on the CPU in fp32, as it is traced and compared."""
     if family is None or family.device.type != "cpu" or family.dtype != torch.float32:
         family = families.load(model, canvas=geometry.canvas if geometry else None)
-    if ignored := getattr(family, "unfollowed", []):
+    if ignored := getattr(family, "ignored_settings", []):
         log.warning(
             "%s asks for %s, which is not followed: answers are the likeliest tokens as the model scores them.",
             model,

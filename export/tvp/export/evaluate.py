@@ -16,7 +16,7 @@ from tvp.trainer.data import Data, Question
 from tvp.trainer.evaluate import Accuracy, judge
 from tvp.trainer.families import Family
 from tvp.trainer.prompt import Prompt
-from tvp.trainer.tasks import Task as TaskDefinition
+from tvp.trainer.task_definition import TaskDefinition
 
 from .bundle import export
 

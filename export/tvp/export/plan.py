@@ -8,7 +8,7 @@ from tvp import sdk
 from tvp.sdk.formats.manifest import read_base_manifest
 from tvp.trainer import families
 from tvp.trainer.prompt import Prompt
-from tvp.trainer.tasks import Task as TaskDefinition
+from tvp.trainer.task_definition import TaskDefinition
 
 from .base import find_base, made_from
 from .bundle import IMAGE_ENCODER

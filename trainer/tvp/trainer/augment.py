@@ -1,4 +1,4 @@
-"""Variations of training pictures. Which of them leave the answer as it is, a task says (`Task.augment`)."""
+"""Variations of training pictures. A task says which of them keep its answers true (`TaskDefinition.augment`)."""
 
 from __future__ import annotations
 
@@ -15,10 +15,17 @@ AUGMENTATIONS = ("crop", "flip", "colour")
 
 
 def augment(picture: NDArray[np.uint8], names: Sequence[str], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Vary a picture, uint8 (height, width, 3); returns another of the same size.
+    """Vary a picture at random; the size stays the same.
 
-    crop: a part of 60 to 100 % of its area in its own aspect, enlarged to its size; flip: left and right
-    change places, half the time; colour: brightness, contrast and saturation, each by up to 30 %.
+    Args:
+        picture: uint8 (height, width, 3).
+        names: which variations: `crop` enlarges a part of 60 to 100 % of the area, in the picture's own aspect;
+            `flip` mirrors left and right, half the time; `colour` changes brightness, contrast and saturation, each
+            by up to 30 %.
+        rng: the source of chance.
+
+    Returns:
+        uint8 (height, width, 3).
     """
     image = Image.fromarray(picture)
     if "crop" in names:

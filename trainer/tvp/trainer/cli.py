@@ -1,4 +1,4 @@
-"""`tvp train`."""
+"""The command `tvp train`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _FIELDS = {f.name: f for f in fields(TrainConfig)}
 
 
 def _option(name: str, help: str) -> Callable[[F], F]:
-    """An option of a configuration's field; not given, the configuration files and the field's own default hold."""
+    """Make an option for a field of the configuration; where it is not given, files and the field's default decide."""
     default = _FIELDS[name].default
     kind = click.Choice(CHOICES[name]) if name in CHOICES else type(default)
     flag = f"--{name.replace('_', '-')}"
@@ -34,54 +34,71 @@ def _option(name: str, help: str) -> Callable[[F], F]:
     "--model",
     "models",
     multiple=True,
-    help="Source model: a folder, a hub id or zoo:NAME. Several are trained on together.",
+    help="Source model to train on: a folder, a hub id or zoo:NAME. Repeat it to train on several together.",
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder for the prompt, logs and checkpoints. If it holds an unfinished run, that run continues.",
+)
 @click.option(
     "-c",
     "--config",
     "own",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="TOML file with any of the fields below; flags override it. A run leaves one as config.toml.",
+    help="TOML file that sets any of the options below. Every run writes one, config.toml.",
 )
-@_option("method", "Where the fields below start from: vp, evp or tvp.")
-@_option("task", "Name of the task.")
-@_option("data", "scenes, a folder or a .jsonl file; default: the task's own.")
-@_option("guide", "CLIP model of TSE: open_clip NAME@TAG, hf-hub:…, a folder, or zoo:guide.")
-@_option("canvas", "Side of the canvas, px.")
-@_option("inner", "Side of the square inside the frame, px.")
-@_option("layout", "The frame lies around a shrunk picture, or over the full one.")
-@_option("fit", "How a picture that is not square is fitted: the task's own way, crop or pad.")
-@_option("pixel_range", "Values of the frame.")
-@_option("rank", "Learn a frame of this rank; 0 learns every pixel.")
-@_option("fca", "Weight of Feature Consistency Alignment.")
-@_option("tse", "Weight of Task Semantics Enrichment; 0 needs no guide.")
-@_option("contrast", "TSE compares the caption with the others of the batch.")
+@_option(
+    "method",
+    "What to learn: vp, a frame over the full picture; evp, a frame around a smaller picture; "
+    "tvp, the same with the two losses that make a prompt transfer.",
+)
+@_option("task", "Task to learn. An unknown name lists all tasks.")
+@_option("data", "Training data: scenes, a folder or a .jsonl file. Default: the task's own.")
+@_option("guide", "CLIP model that TSE asks: open_clip's NAME@TAG or hf-hub:ID, a folder, or zoo:guide.")
+@_option("canvas", "Side of the square that models are shown, in pixels.")
+@_option("inner", "Side of the square inside the frame, in pixels.")
+@_option("placement", "Put the frame around a smaller picture, or over the edges of the full one.")
+@_option("fit", "Make pictures square: crop their middle, pad them with black, or do what the task says.")
+@_option("pixel_range", "Frame values: free, or image to keep them in [0, 1], so that a PNG holds the whole prompt.")
+@_option("rank", "Learn a smooth frame of this rank. 0 learns every pixel.")
+@_option("fca", "Weight of Feature Consistency Alignment, which keeps features close to those without a prompt.")
+@_option("tse", "Weight of Task Semantics Enrichment, which makes the picture fit its caption. 0 needs no guide.")
+@_option("contrast", "In TSE, compare each caption with the others of the batch.")
 @click.option(
-    "--augment", multiple=True, help="Vary training pictures: crop, flip or colour, where the task allows; repeatable."
+    "--augment",
+    multiple=True,
+    help="Vary training pictures: crop, flip or colour, if the task allows it. Repeat it for several.",
 )
-@_option("update", "How the frame follows its gradient.")
-@_option("lr", "Learning rate: length of a step (normalized) or step of a pixel (adam, sign).")
-@_option("batch", "Pictures a step.")
-@_option("accumulate", "Compute a step in this many parts, to save memory.")
-@_option("questions", "Questions a picture, where the data has several.")
-@_option("steps", "Steps; 0 is so many epochs.")
-@_option("epochs", "Times through the data, where no steps are given.")
-@_option("warm_up", "Steps in which the rate rises.")
-@_option("n_train", "Scenes to train on.")
-@_option("n_validation", "Pictures split off for validation.")
-@_option("validate_every", "Steps between validations; 0 for the end only.")
-@_option("patience", "Stop after so many validations without a new best; 0 never.")
-@_option("checkpoint_every", "Steps between checkpoints.")
-@_option("precision", "Of the frozen models: fp32, bf16, fp16, or auto.")
-@_option("seed", "Seed of data order, scenes and split.")
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1 …, or auto to spread large models.")
-@click.option("--restart", is_flag=True, help="Start anew where the folder holds a checkpoint.")
-@click.option("--tensorboard", is_flag=True, help="Log for TensorBoard too, under OUTPUT/tensorboard.")
-@click.option("--compile", is_flag=True, help="Run the models' and the guide's vision encoders through torch.compile.")
-@click.option("--offload", is_flag=True, help="Keep source models on the CPU but for the one whose turn it is.")
-@click.option("--skip-bad", is_flag=True, help="Leave bad rows out and list them, instead of refusing the data.")
-@click.option("--download", is_flag=True, help="Let torchvision fetch the task's data set into --data.")
+@_option("update", "Rule that changes the frame: steps of a fixed length (normalized), Adam, or the gradient's sign.")
+@_option("lr", "Learning rate: the length of a whole step (normalized), or the step of one pixel (adam, sign).")
+@_option("batch", "Pictures in a step.")
+@_option("accumulate", "Compute each step in this many parts. Saves memory, changes no result.")
+@_option("questions", "Most questions to ask about a picture in a step.")
+@_option("steps", "Number of steps. 0 trains for --epochs instead.")
+@_option("epochs", "Passes through the data. Used when --steps is 0.")
+@_option("warm_up", "Steps in which the learning rate rises to --lr.")
+@_option("n_train", "Number of scenes to draw for training. Other data is used whole.")
+@_option("n_validation", "Pictures set aside for validation, at most a fifth of the data.")
+@_option("validate_every", "Validate after every so many steps. 0 validates at the end only.")
+@_option("patience", "Stop after this many validations without a new best, and keep the best prompt. 0 never stops.")
+@_option("checkpoint_every", "Save a checkpoint after every so many steps.")
+@_option("precision", "Number format of the frozen models. auto takes bf16 on a GPU that has it, else fp32.")
+@_option("seed", "Seed for scenes, the validation split and the order of the data.")
+@click.option(
+    "--device",
+    default="cpu",
+    show_default=True,
+    help="Where models run: cpu, cuda, cuda:1 …, or auto to spread large models over all GPUs.",
+)
+@click.option("--restart", is_flag=True, help="Start anew, and delete the folder's checkpoint.")
+@click.option("--tensorboard", is_flag=True, help="Also log for TensorBoard, in OUTPUT/tensorboard.")
+@click.option("--compile", is_flag=True, help="Compile the vision encoders. The start is slow, long runs are faster.")
+@click.option("--offload", is_flag=True, help="Keep only one source model on the device at a time. Saves memory.")
+@click.option("--skip-bad", is_flag=True, help="Leave bad rows out of the data and list them. Default: stop at one.")
+@click.option("--download", is_flag=True, help="Download the task's data set into the folder of --data.")
 def train(
     models: tuple[str, ...],
     output: Path,
@@ -96,15 +113,17 @@ def train(
     download: bool,
     **options: Any,
 ) -> None:
-    """Learn a prompt on frozen models. A run that was cut off goes on from its checkpoint.
+    """Learn a prompt on frozen models.
 
-    Fields start from the shipped files of the method and of the task; [in brackets] is what holds where neither
-    says anything.
+    The method and the task set most options; your --config file overrides them, and options given here override
+    both. The value in [brackets] applies where nothing sets an option.
+
+    A run that was interrupted continues from its last checkpoint: give the same command again.
     """
     given = {name: value for name, value in options.items() if value is not None}
     given |= {name: value for name, value in (("models", models), ("augment", augment)) if value}
     config = make_config(given, own)
-    # Only now, since it takes seconds that a misspelt option should not.
+    # Imported this late because it takes seconds, and a misspelt option should be told at once.
     from .train import train as run_training
 
     result = run_training(

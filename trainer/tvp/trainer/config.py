@@ -1,4 +1,4 @@
-"""What decides a prompt: one frozen dataclass, filled from shipped and own TOML files and from flags."""
+"""The configuration of a run: one frozen dataclass, filled from the shipped TOML files, the user's and the flags."""
 
 from __future__ import annotations
 
@@ -13,42 +13,59 @@ from tvp.sdk.errors import DataError, RequestError, near
 
 from . import tasks
 from .augment import AUGMENTATIONS
-from .prompt import Geometry, Layout, PixelRange
+from .precision import Precision
+from .prompt import Geometry, PixelRange, Placement
 from .update import UpdateRule
 
 Method = Literal["vp", "evp", "tvp"]
 FitOrTask = Literal["task", "crop", "pad"]
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
 SHIPPED = files(__package__) / "configs"
+RENAMED = {"layout": "placement"}  # fields as earlier versions wrote them -> their names today
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything that decides what prompt comes out.
+    """Everything that decides which prompt comes out.
 
-    models: source models, by folder, hub id or `zoo:NAME`; their losses are averaged.
-    method: `vp`, `evp` or `tvp`: which shipped file the other fields start from; see configs/methods.
-    task: name of the task; data: where its pictures are ('': the task's own; see `tvp.trainer.data`).
-    guide: the CLIP model of TSE; needed where tse is not 0.
-    canvas, inner: sides in px. layout: the frame lies `around` a shrunk picture or `over` the edges of the
-        full one. fit: how a picture that is not square is fitted, `crop` or `pad`; `task` leaves it to the task,
-        where it may decide what can be seen. pixel_range: `free` or `image`.
-    rank: 0 learns every pixel, r a product of rank r.
-    fca, tse: weights of the two losses (the paper's CIFAR-10 run: 0.005 and 0.001).
-    contrast: TSE asks the guide to prefer the right caption to the others, instead of the right one alone.
-    augment: how training pictures are varied, of those that the task allows: `crop`, `flip`, `colour`.
-    update, lr: the rule and its rate: `normalized` (lr is the length of a step over the whole frame; the
-        paper uses 10), `adam` or `sign` (lr is per pixel).
-    batch: pictures a step, all processes together. accumulate: in how many parts a step is computed, where
-        memory is short; it changes no result. questions: questions a picture, where the data has several.
-    steps: number of steps; 0 means `epochs` of the data. warm_up: steps in which the rate rises.
-    n_train: scenes to train on. n_validation: samples split off from training data, at most a fifth of all, but
-        whole pictures; more scenes are drawn for them.
-    validate_every: steps between validations, 0 for only at the end. patience: validations without a new
-        best after which to stop; the prompt is then the best one. 0: never, and the prompt is the last one.
-    checkpoint_every: steps between checkpoints.
-    precision: `fp32`, or `bf16` or `fp16` (with loss scaling) where the arithmetic of frozen models may be
-        coarser; `auto` is bf16 on a GPU that has it and fp32 elsewhere.
+    Args:
+        models: source models, each a folder, a hub id or `zoo:NAME`. Their losses are averaged.
+        method: `vp`, `evp` or `tvp`: which file of configs/methods the other fields start from.
+        task: name of the task.
+        data: where its pictures are, see `tvp.trainer.data`. Default '': the task's own.
+        guide: the CLIP model of TSE, not loaded where `tse` is 0.
+        canvas: side of the square that models are shown, px.
+        inner: side of the square inside the frame, px.
+        placement: the frame lies `around` a smaller picture, or `over` the edges of the full one.
+        fit: how a picture becomes a square: `crop` keeps the middle, `pad` keeps everything, `task` does what the
+            task says, since the fit may decide what can be seen.
+        pixel_range: `free`, or `image` for a frame of 8-bit pixels.
+        rank: 0 learns every pixel; r learns a product of two matrices of rank r.
+        fca: weight of Feature Consistency Alignment. 0.005 is the paper's on CIFAR-10.
+        tse: weight of Task Semantics Enrichment. 0.001 is the paper's on CIFAR-10.
+        contrast: TSE asks the guide to prefer the right caption to the others of the batch, instead of scoring the
+            right one alone.
+        augment: variations of training pictures, among those that the task allows: `crop`, `flip`, `colour`.
+        update: the rule by which the frame changes, see `Update`: `normalized`, `adam` or `sign`.
+        lr: learning rate: the length of a step over the whole frame for `normalized` (the paper's is 10), the step
+            of one pixel for the others.
+        batch: pictures in a step, of all processes together.
+        accumulate: parts in which a step is computed, to save memory; the result is the same.
+        questions: most questions asked about a picture in a step.
+        steps: number of steps; 0 trains for `epochs`.
+        epochs: passes through the data, where `steps` is 0.
+        warm_up: steps in which the learning rate rises.
+        n_train: scenes to train on; other data is used whole.
+        n_validation: samples set aside for validation, at most a fifth of all, and whole pictures. Of scenes,
+            further ones are drawn for it.
+        validate_every: steps between validations; 0 validates at the end only.
+        patience: validations without a new best after which training stops; the prompt is then the best one.
+            0 never stops early, and the prompt is the last one.
+        checkpoint_every: steps between checkpoints.
+        precision: number format of frozen models, see `dtype_of`; `fp16` scales the loss.
+        seed: seed of the scenes, of the validation split and of the order of the data.
+
+    Raises:
+        RequestError: a value is impossible, or two values do not go together.
     """
 
     models: tuple[str, ...]
@@ -58,7 +75,7 @@ class TrainConfig:
     guide: str = "zoo:guide"
     canvas: int = 224
     inner: int = 164
-    layout: Layout = "around"
+    placement: Placement = "around"
     fit: FitOrTask = "task"
     pixel_range: PixelRange = "free"
     rank: int = 0
@@ -96,23 +113,26 @@ class TrainConfig:
                 raise RequestError(
                     f"The {name.replace('_', ' ')} {getattr(self, name)!r} is unknown; it is one of {', '.join(kind)}."
                 )
-        geometry = Geometry(self.canvas, self.inner, layout=self.layout)
+        geometry = Geometry(self.canvas, self.inner, placement=self.placement)
         if geometry.edge == 0:
-            raise RequestError(f"An inner size of {self.inner} px leaves no frame to train on {self.canvas} px.")
+            raise RequestError(
+                f"An inner size of {self.inner} px leaves no room for a frame on a canvas of {self.canvas} px. "
+                "Make it smaller."
+            )
         if self.accumulate > self.batch:
-            raise RequestError(f"A batch of {self.batch} pictures has no {self.accumulate} parts.")
+            raise RequestError(f"A batch of {self.batch} pictures has no {self.accumulate} parts. Lower accumulate.")
         if self.contrast and not self.tse:
-            raise RequestError("A contrast between captions is part of TSE, whose weight is 0; set tse as well.")
+            raise RequestError("The contrast between captions is part of TSE, whose weight is 0. Set tse too.")
         if self.patience and not self.validate_every:
-            raise RequestError("Early stopping (patience) needs validations on the way; set validate_every.")
+            raise RequestError("Early stopping (patience) needs validations during training. Set validate_every.")
         allowed = tasks.get(self.task).augment
         for name in self.augment:
             if name not in AUGMENTATIONS:
-                raise RequestError(f"There is no augmentation {name!r}; there are {', '.join(AUGMENTATIONS)}.")
+                raise RequestError(f"There is no augmentation {name!r}. There are {', '.join(AUGMENTATIONS)}.")
             if name not in allowed:
                 raise RequestError(
-                    f"The augmentation {name!r} may change the answers of the task {self.task!r}, which allows "
-                    f"{', '.join(allowed) or 'none'}."
+                    f"The augmentation {name!r} may change the answers of the task {self.task!r}. "
+                    f"Allowed there: {', '.join(allowed) or 'none'}."
                 )
 
 
@@ -120,7 +140,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     name: get_args(kind)
     for name, kind in (
         ("method", Method),
-        ("layout", Layout),
+        ("placement", Placement),
         ("fit", FitOrTask),
         ("pixel_range", PixelRange),
         ("update", UpdateRule),
@@ -130,24 +150,31 @@ CHOICES: dict[str, tuple[str, ...]] = {
 
 
 def make_config(given: dict[str, Any], own: Path | None = None) -> TrainConfig:
-    """Put a configuration together: what is given, before the user's file, the task's and the method's.
+    """Make a configuration. Flags override the user's file, that overrides the task's file, and that the method's.
 
-    What the task's file says of the method in a table of its name comes before what it says of all methods.
-    given: fields by name, as flags give them. own: a TOML file with the same names.
+    In the task's file, the table that is named like the method overrides the fields outside of tables.
+
+    Args:
+        given: fields by name, as flags set them.
+        own: the user's TOML file, with the same names.
+
+    Raises:
+        RequestError: there is no such task or method, or the fields do not go together.
+        DataError: the file is not TOML, or sets a field that does not exist or that takes another type.
     """
     file = _read(own.name, own.read_bytes()) if own is not None else {}
     mine = {**file, **given}
     for name in ("method", "task"):
         if name in file and name in given and given[name] != file[name]:
             raise RequestError(
-                f"{own} is about the {name} {file[name]!r} and may say all that goes with it; --{name} "
-                f"{given[name]} would change the name alone. Leave it out, or take the line {name!r} out of the file."
+                f"{own} is for the {name} {file[name]!r} and may set everything that belongs to it; --{name} "
+                f"{given[name]} would change the name alone. Leave it out, or delete {name!r} from the file."
             )
     default = {f.name: f.default for f in fields(TrainConfig)}
     task, method = (str(mine.get(name, default[name])) for name in ("task", "method"))
-    tasks.get(task)  # a wrong name is told as such, with near matches
+    tasks.get(task)  # refuses a wrong name, with near matches
     if method not in CHOICES["method"]:
-        raise RequestError(f"There is no method {method!r}; there are {', '.join(CHOICES['method'])}.")
+        raise RequestError(f"There is no method {method!r}. There are {', '.join(CHOICES['method'])}.")
     layers = [SHIPPED / "methods" / f"{method}.toml", SHIPPED / "tasks" / f"{task}.toml"]
     merged: dict[str, Any] = {}
     for layer in layers:
@@ -156,16 +183,22 @@ def make_config(given: dict[str, Any], own: Path | None = None) -> TrainConfig:
         update = merged.get("update", default["update"])
         if level.get("update", update) != update and "lr" not in level:
             raise RequestError(
-                f"The update {level['update']!r} needs a learning rate of its own (--lr): the one that is set goes "
-                f"with {update!r}, whose steps are measured otherwise."
+                f"The update {level['update']!r} needs a learning rate of its own (--lr). The one that is set belongs "
+                f"to {update!r}, which measures steps differently."
             )
-        # Epochs are what is asked for where steps are not, and steps of a file below would hold before them.
+        # Who asks for epochs and not for steps wants epochs, whatever number of steps a lower file sets.
         merged |= {"steps": 0, **level} if "epochs" in level else level
-    return TrainConfig(**{"models": (), **merged})  # which refuses to have none
+    return TrainConfig(**{"models": (), **merged})  # an empty tuple is refused
 
 
 def _read(name: str, data: bytes, method: str = "") -> dict[str, Any]:
-    """The fields that a file sets; a shipped one may have a table for what a method takes otherwise than the others."""
+    """Read the fields that a file sets.
+
+    Args:
+        name: of the file, for messages.
+        data: its bytes.
+        method: for a shipped file, which may have a table of fields for each method: the method whose table is read.
+    """
     known = {f.name: f for f in fields(TrainConfig)}
     try:
         found = tomllib.loads(data.decode())
@@ -174,6 +207,11 @@ def _read(name: str, data: bytes, method: str = "") -> dict[str, Any]:
     if method:
         tables = {other: found.pop(other, {}) for other in CHOICES["method"]}
         found |= tables[method]
+    for old, new in RENAMED.items():
+        if old in found and new in found:
+            raise DataError(f"{name} sets both {old!r} and {new!r}, which are one field; keep {new!r}.")
+        if old in found:
+            found[new] = found.pop(old)
     for key, value in found.items():
         if key not in known:
             raise DataError(f"{name} sets {key!r}, which is no field of a configuration.{near(key, known)}")
@@ -197,6 +235,6 @@ _SPELT: dict[type, str] = {
 
 
 def to_toml(config: TrainConfig) -> str:
-    """The whole configuration as a TOML file that `--config` reads."""
+    """Write the whole configuration as TOML, which `--config` reads."""
     # JSON writes texts, numbers, booleans and lists of texts as TOML does.
     return "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in asdict(config).items())

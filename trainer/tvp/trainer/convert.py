@@ -49,7 +49,7 @@ def convert(
     kind: str,
     checkpoint: str | Path | Iterable[str | Path],
     language_model: str | Path,
-    encoder: str | Path | None,
+    vision_encoder: str | Path | None,
     output: str | Path,
     tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
     *,
@@ -62,9 +62,9 @@ def convert(
         vision encoder's last norm and the projection. Where two files hold a name, the later one counts, as
         LAVIS loads them: BLIP-2's file first, then MiniGPT-4's.
     language_model: a folder in transformers' layout: Llama or Vicuna; ChatGLM-6B for VisualGLM (its
-        published folder holds vision encoder and Q-Former too; then `checkpoint` may be empty and `vision encoder`
+        published folder holds vision encoder and Q-Former too; then `checkpoint` may be empty and `vision_encoder`
         None).
-    vision encoder: EVA-CLIP-g in LAVIS' layout, with or without `visual_encoder.` before its names; None where
+    vision_encoder: EVA-CLIP-g in LAVIS' layout, with or without `visual_encoder.` before its names; None where
         the checkpoint holds it.
     output: the folder to make; it must not exist. It is written under another name and renamed.
     tokenizer: where the language model's tokenizer is, if not in its folder. ChatGLM's is not one
@@ -97,7 +97,7 @@ def convert(
     files = [checkpoint] if isinstance(checkpoint, str | Path) else list(checkpoint)
 
     tensors = _read_folder(folder)
-    tensors |= _read_encoder(Path(encoder)) if encoder is not None else {}
+    tensors |= _read_encoder(Path(vision_encoder)) if vision_encoder is not None else {}
     for file in files:
         tensors |= _read(Path(file))
     tensors = {_plain(name): tensor for name, tensor in tensors.items()}

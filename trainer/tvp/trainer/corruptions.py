@@ -1,9 +1,9 @@
 """Corruptions of pictures: noise, blur, contrast, JPEG and fog, each at severities 1 to 5.
 
-What they do and how strong they are: Hendrycks & Dietterich, "Benchmarking Neural Network Robustness to
-Common Corruptions and Perturbations", ICLR 2019 (arXiv 1903.12261), and the published scripts that made
-ImageNet-C, Tiny ImageNet-C and CIFAR-10-C. Stated anew here: a seed a picture instead of a global one, any
-size and aspect, and values rounded to 8 bits where the scripts cut them off.
+Source: Hendrycks & Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations",
+ICLR 2019 (arXiv 1903.12261), and the published scripts that made ImageNet-C, Tiny ImageNet-C and CIFAR-10-C.
+Different here: every picture has a seed of its own, pictures may have any size and aspect, and values are rounded to
+8 bits, where the scripts truncate them.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ SEVERITIES = (1, 2, 3, 4, 5)
 
 @dataclass(frozen=True)
 class Strengths:
-    """How strong each corruption is, by severity.
+    """How strong each corruption is at severities 1 to 5.
 
-    noise: standard deviation of the Gaussian, of values in [0, 1].
-    blur: standard deviation of the Gaussian, px.
-    contrast: share of the spread around the mean that is left.
-    jpeg: Pillow's quality.
-    fog: how much fog is added to values in [0, 1], and by how much its amplitude falls from one scale to the next.
+    Attributes:
+        noise: standard deviation of the Gaussian, for values in [0, 1].
+        blur: standard deviation of the Gaussian, px.
+        contrast: the share that is left of the distance from the mean.
+        jpeg: Pillow's quality, 1 to 100.
+        fog: the amount of fog added to values in [0, 1], and how steeply its amplitude falls with the scale.
     """
 
     noise: tuple[float, ...]
@@ -66,7 +67,7 @@ IMAGENET_C = Strengths(
 
 
 def strengths(height: int, width: int) -> Strengths:
-    """Those of the published set whose pictures are of about this size: of 32, of 64 or of 224 px."""
+    """Return the strengths of the published set whose pictures have about this size: 32, 64 or 224 px."""
     side = min(height, width)
     if side < 64:
         return CIFAR_10_C
@@ -74,12 +75,12 @@ def strengths(height: int, width: int) -> Strengths:
 
 
 def noise(values: NDArray[np.float64], deviation: float, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Add Gaussian noise, another for each channel."""
+    """Add Gaussian noise, independent in each channel."""
     return values + rng.normal(scale=deviation, size=values.shape)
 
 
 def blur(values: NDArray[np.float64], deviation: float, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Blur by a Gaussian, cut off at four deviations; beyond the edge the last pixel goes on."""
+    """Blur with a Gaussian that ends at four deviations; beyond the edge, the last pixel is repeated."""
     reach = int(4 * deviation + 0.5)
     weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / deviation) ** 2)
     weights /= weights.sum()
@@ -98,14 +99,14 @@ def contrast(values: NDArray[np.float64], share: float, rng: np.random.Generator
 
 
 def jpeg(values: NDArray[np.float64], quality: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Save as JPEG and read again."""
+    """Compress as JPEG."""
     buffer = io.BytesIO()
     Image.fromarray((values * 255).round().astype(np.uint8)).save(buffer, "JPEG", quality=quality)
     return np.asarray(Image.open(buffer), np.float64) / 255
 
 
 def fog(values: NDArray[np.float64], strength: tuple[float, float], rng: np.random.Generator) -> NDArray[np.float64]:
-    """Add a cloud, and dim the whole so that the brightest is as bright as before."""
+    """Add a cloud, then dim everything so that the brightest value stays the same."""
     amount, decay = strength
     height, width = values.shape[:2]
     brightest = values.max()
@@ -115,10 +116,10 @@ def fog(values: NDArray[np.float64], strength: tuple[float, float], rng: np.rand
 
 
 def plasma(side: int, decay: float, rng: np.random.Generator) -> NDArray[np.float64]:
-    """A cloud in [0, 1] of at least (side, side), by the diamond-square algorithm on a torus.
+    """Make a cloud in [0, 1] of at least (side, side), with the diamond-square algorithm on a torus.
 
-    Midpoints of squares and then of their edges become the mean of their four neighbours and a random part,
-    which is uniform and falls by decay² with each halving of the step.
+    The midpoints of squares, then of their edges, become the mean of their four neighbours plus a random value. That
+    value is uniform, and its range falls by decay² with each halving of the step.
     """
     n = max(2, 1 << (side - 1).bit_length())  # a power of two
     cloud = np.zeros((n, n))
@@ -143,7 +144,7 @@ def plasma(side: int, decay: float, rng: np.random.Generator) -> NDArray[np.floa
     return cloud
 
 
-# name -> what it does to values in [0, 1], (height, width, 3); what leaves the range is cut off.
+# name -> its function of values in [0, 1], (height, width, 3); results outside of the range are clipped.
 CORRUPTIONS: dict[str, Callable[[NDArray[np.float64], Any, np.random.Generator], NDArray[np.float64]]] = {
     "noise": noise,
     "blur": blur,
@@ -154,10 +155,19 @@ CORRUPTIONS: dict[str, Callable[[NDArray[np.float64], Any, np.random.Generator],
 
 
 def corrupt(picture: NDArray[np.uint8], name: str, severity: int, seed: int | tuple[int, ...]) -> NDArray[np.uint8]:
-    """Corrupt a picture, uint8 (height, width, 3); returns another of the same shape.
+    """Corrupt a picture.
 
-    seed: of the picture: the same at every severity, so that a severer noise is the same noise, only more of it.
-    Raises RequestError for a name or a severity that there is not.
+    Args:
+        picture: uint8 (height, width, 3).
+        name: one of CORRUPTIONS.
+        severity: 1 to 5.
+        seed: of the picture; the same at every severity, so that a higher severity is more of the same noise.
+
+    Returns:
+        uint8 (height, width, 3).
+
+    Raises:
+        RequestError: there is no such corruption or severity.
     """
     _check(name, severity)
     strength = getattr(strengths(*picture.shape[:2]), name)[severity - 1]
@@ -167,7 +177,7 @@ def corrupt(picture: NDArray[np.uint8], name: str, severity: int, seed: int | tu
 
 
 class Corrupted:
-    """A data set with corrupted pictures; questions and captions are as they were."""
+    """Another data set with its pictures corrupted; questions and captions stay the same."""
 
     def __init__(self, data: Data, name: str, severity: int, seed: int = 0) -> None:
         _check(name, severity)
@@ -182,26 +192,27 @@ class Corrupted:
 
 
 def parse(text: str) -> list[tuple[str, int]]:
-    """Read `NAME` (every severity), `NAME:SEVERITY`, `all` or `all:SEVERITY`; returns names and severities.
+    """Read `NAME` (every severity), `NAME:SEVERITY`, `all` or `all:SEVERITY` as names and severities.
 
-    Raises RequestError, with near matches for a name.
+    Raises:
+        RequestError: there is no such corruption or severity; the message has near matches.
     """
     name, colon, severity = text.partition(":")
     if name not in (*CORRUPTIONS, "all"):
         raise RequestError(
-            f"There is no corruption {name!r}; there are {', '.join(CORRUPTIONS)}, and all."
+            f"There is no corruption {name!r}. There are {', '.join(CORRUPTIONS)}, and all."
             f"{near(name, [*CORRUPTIONS, 'all'])}"
         )
     if colon and severity not in map(str, SEVERITIES):
-        raise RequestError(f"The severity {severity!r} of {name} is none; it is a whole number from 1 to 5.")
+        raise RequestError(f"The severity {severity!r} of {name} is unknown. It is a whole number from 1 to 5.")
     names = list(CORRUPTIONS) if name == "all" else [name]
     return [(one, step) for one in names for step in ((int(severity),) if colon else SEVERITIES)]
 
 
 def _check(name: str, severity: int) -> None:
     if severity not in SEVERITIES:
-        raise RequestError(f"The severity is {severity}; it is a whole number from 1 to 5.")
+        raise RequestError(f"The severity {severity} is unknown. It is a whole number from 1 to 5.")
     if name not in CORRUPTIONS:
         raise RequestError(
-            f"There is no corruption {name!r}; there are {', '.join(CORRUPTIONS)}.{near(name, CORRUPTIONS)}"
+            f"There is no corruption {name!r}. There are {', '.join(CORRUPTIONS)}.{near(name, CORRUPTIONS)}"
         )

@@ -1,4 +1,4 @@
-"""`tvp eval`."""
+"""The command `tvp eval`."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from tvp.sdk.errors import RequestError
 from . import corruptions, tasks
 from .config import CHOICES, make_config
 from .data import Subset
-from .prompt import Geometry, Prompt, write_whole
+from .files import write_whole
+from .prompt import Geometry, Prompt
 
 if TYPE_CHECKING:
     from .matrix import Exporter
 
 
 def _conditions(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> list[tuple[str, int]]:
-    """Names and severities of --corrupt, each once."""
+    """Read the values of --corrupt as names and severities, without repetition."""
     try:
         return list(dict.fromkeys(pair for value in values for pair in corruptions.parse(value)))
     except RequestError as error:
@@ -31,52 +32,77 @@ def _conditions(context: click.Context, option: click.Parameter, values: tuple[s
 
 
 @click.command(name="eval")
-@click.option("-m", "--model", "models", multiple=True, required=True, help="Folder, hub id or zoo:NAME.")
-@click.option("-p", "--prompt", "prompts", multiple=True, type=click.Path(path_type=Path), help="Prompt file.")
-@click.option("--task", "task_name", default="bad-camera", show_default=True, help="Name of the task.")
-@click.option("--data", default="", help="scenes, a folder or a .jsonl file; default: the task's own.")
+@click.option(
+    "-m",
+    "--model",
+    "models",
+    multiple=True,
+    required=True,
+    help="Model to measure: a folder, a hub id or zoo:NAME. Repeat it for several.",
+)
+@click.option(
+    "-p",
+    "--prompt",
+    "prompts",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Prompt file to measure. Repeat it for several. Without one, only pictures without a prompt are measured.",
+)
+@click.option("--task", "task_name", default="bad-camera", show_default=True, help="Task to measure.")
+@click.option("--data", default="", help="Test data: scenes, a folder or a .jsonl file. Default: the task's own.")
 @click.option(
     "--n",
     default=1024,
     show_default=True,
     type=click.IntRange(1),
-    help="Pictures to ask about, at most; drawn, where there are more.",
+    help="Most pictures to ask about. From larger data this many are drawn at random.",
 )
-@click.option("--canvas", type=int, help="Side of the canvas without a prompt, px (default: that of the task's file).")
-@click.option("--inner", type=int, help="Side of the picture in a black frame, px (default: that of the task's file).")
+@click.option("--canvas", type=int, help="Side of the canvas if there is no prompt, in pixels. Default: the task's.")
+@click.option(
+    "--inner",
+    type=int,
+    help="Side of the picture in a black frame if there is no prompt, in pixels. Default: the task's.",
+)
 @click.option(
     "--corrupt",
     "corrupted",
     multiple=True,
     metavar="NAME[:SEVERITY]",
     callback=_conditions,
-    help=f"Also ask about corrupted pictures: {', '.join(corruptions.CORRUPTIONS)} or all, at severity 1 to 5 "
-    "(default: at each). Give it once for each.",
+    help=f"Also measure on corrupted pictures: {', '.join(corruptions.CORRUPTIONS)} or all, with a severity from 1 to "
+    "5. Default: all five severities. Repeat it for several.",
 )
-@click.option("--exported", is_flag=True, help="Also ask with each prompt as its 8-bit PNG and as an ONNX bundle.")
+@click.option("--exported", is_flag=True, help="Also measure each prompt as its 8-bit PNG and as an ONNX bundle.")
 @click.option(
     "--seed",
     default=0,
     show_default=True,
     type=click.IntRange(0),
-    help="Seed of scenes, drawn pictures and corruptions.",
+    help="Seed for scenes, for the choice of pictures and for corruptions.",
 )
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1 …")
+@click.option("--device", default="cpu", show_default=True, help="Where models run: cpu, cuda, cuda:1 …")
 @click.option(
     "--precision",
     default="fp32",
     show_default=True,
     type=click.Choice(CHOICES["precision"]),
-    help="Of the frozen models; auto is bf16 on a GPU that has it.",
+    help="Number format of the models. auto takes bf16 on a GPU that has it, else fp32.",
 )
-@click.option("--batch", default=256, show_default=True, type=click.IntRange(1), help="Rows read at once.")
-@click.option("--skip-bad", is_flag=True, help="Leave bad rows out and list them, instead of refusing the data.")
-@click.option("--download", is_flag=True, help="Let torchvision fetch the task's data set into --data.")
+@click.option(
+    "--batch",
+    default=256,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Questions that the language model reads at once. Lower it to save memory.",
+)
+@click.option("--skip-bad", is_flag=True, help="Leave bad rows out of the data and list them. Default: stop at one.")
+@click.option("--download", is_flag=True, help="Download the task's data set into the folder of --data.")
 @click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path),
-    help="Folder for matrix.json, matrix.md and the heat map matrix.png; or a .json file for the JSON alone.",
+    help="Folder for the results: matrix.json, matrix.md and a heat map, matrix.png. A name that ends with .json is a "
+    "file for the JSON alone.",
 )
 def evaluate(
     models: tuple[str, ...],
@@ -96,28 +122,31 @@ def evaluate(
     download: bool,
     output: Path | None,
 ) -> None:
-    """Measure models on test data: the full picture, a black frame, and each prompt."""
+    """Measure how often models answer test questions right.
+
+    Each model sees the full picture, the picture in a black frame, and the picture with each prompt.
+    """
     if exported and not prompts:
-        raise click.UsageError("--exported measures prompts; name at least one with --prompt.")
+        raise click.UsageError("--exported measures prompts. Name at least one with --prompt.")
     if output:
         _refuse_output(output)
     task = tasks.get(task_name)
     given = {name: side for name, side in (("canvas", canvas), ("inner", inner)) if side is not None}
     config = make_config({"models": models, "task": task_name, **given})
     geometry = Geometry(config.canvas, config.inner, task.fit)
-    # Only now, since it takes seconds that a misspelt option should not.
+    # Imported this late because it takes seconds, and a misspelt option should be told at once.
     from . import families, matrix
-    from .train import dtype_of
+    from .precision import dtype_of
 
     exporter = _exporter() if exported else None
     loaded = {str(path): Prompt.load(path) for path in prompts}
     shown = matrix.columns(loaded, geometry)
-    # One size for what is compared: the prompts', and of several the largest.
+    # All columns are compared at one size: that of the largest prompt.
     largest = max((prompt.geometry.canvas for prompt in loaded.values()), default=geometry.canvas)
     for model in models:
-        families.refuse_unknown(model)  # before the first model is measured
+        families.refuse_unknown(model)  # all names are checked before the first model is measured
     test = tasks.open_usable(data, task, "test", n, seed, skip_bad, download)
-    # Drawn, since many sets lie sorted by their classes.
+    # Drawn at random, because many sets are sorted by class.
     chosen = sorted(np.random.default_rng(seed).permutation(len(test))[:n].tolist())
     rows = matrix.evaluate_matrix(
         list(dict.fromkeys(models)),
@@ -143,23 +172,23 @@ def evaluate(
 
 
 def _exporter() -> Exporter:
-    """The exporter's side of the matrix, by name, since the trainer does not import the exporter."""
+    """Import the exporter's part of the measurement by name, because the trainer must not depend on the exporter."""
     try:
         exporter: Exporter = importlib.import_module("tvp.export.evaluate").bundle_accuracy
     except ImportError as error:
         raise click.ClickException(
-            f"--exported needs more than is installed ({error.name or error} is missing). "
-            "In a checkout of TVP: pip install '.[export,cpu]'"
+            f"--exported needs a package that is not installed: {error.name or error}. "
+            "In a checkout of TVP run: pip install '.[export,cpu]'"
         ) from error
     return exporter
 
 
 def _refuse_output(output: Path) -> None:
-    """Say before hours of work that what they give could not be written."""
+    """Refuse a place that cannot be written to, before hours of work are spent."""
     if output.suffix == ".json":
         if not output.parent.is_dir():
-            raise click.UsageError(f"There is no folder {output.parent} to write {output.name} to.")
+            raise click.UsageError(f"{output.name} cannot be written, because there is no folder {output.parent}.")
         if output.is_dir():
-            raise click.UsageError(f"{output} is a folder; a name that ends with .json is that of a file.")
+            raise click.UsageError(f"{output} is a folder, but a name that ends with .json must be a file.")
     elif output.exists() and not output.is_dir():
-        raise click.UsageError(f"{output} is a file; name a folder, or a file that ends with .json.")
+        raise click.UsageError(f"{output} is a file. Name a folder, or a file that ends with .json.")

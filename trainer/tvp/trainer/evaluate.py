@@ -1,4 +1,4 @@
-"""How often a model answers right: without a prompt, with a black frame, and with a prompt."""
+"""Accuracy: how often a model answers right, with a prompt or without."""
 
 from __future__ import annotations
 
@@ -14,19 +14,23 @@ from tqdm import tqdm
 from .data import Data, Question
 from .families import Family
 from .prompt import Geometry, Prompt
-from .tasks import Task
+from .task_definition import TaskDefinition
 
-MAX_NEW_TOKENS = 16  # of a free answer; bundles answer as long by default
+MAX_NEW_TOKENS = 16  # of a free answer; bundles have the same default
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Top-1 accuracy (exact match) over `n` questions, with a 95 % bootstrap interval.
+    """Top-1 accuracy (exact match) over all questions, with a 95 % bootstrap interval.
 
-    right: one bool a question, in the data's order, so that two evaluations can be paired.
-    answers: what was answered, one text a question.
-    scores: (n, n_labels), the score of each label in the order of the question's labels; None where labels
-        differ between questions or an answer was free.
+    Attributes:
+        accuracy: share of questions answered right, in [0, 1].
+        low, high: ends of the interval.
+        n: number of questions.
+        right: for each question whether its answer was right, in the data's order, so that evaluations can be paired.
+        answers: the answer to each question.
+        scores: (n, n_labels), the score of each label, in the order of the question's labels. None where labels
+            differ between questions, or where an answer was free.
     """
 
     accuracy: float
@@ -47,18 +51,25 @@ def accuracy(
     data: Data,
     geometry: Geometry,
     prompt: Prompt | None = None,
-    task: Task | None = None,
+    task: TaskDefinition | None = None,
     batch: int = 256,
     quiet: bool = True,
 ) -> Accuracy:
-    """Ask everything in `data` and compare with the answers.
+    """Ask every question of the data, and compare the answers with the right ones.
 
-    batch: how many rows (questions, each with its labels) the language model reads at once; lower it where
-        memory is short.
-    geometry: `inner == canvas` shows the full picture; a smaller inner size without a prompt shows it
-        in a black frame.
-    A question with labels is answered by the one that scores best, unless the task is `free` and the model
-    can answer in free text; others by greedy generation, which must match the answer's text exactly.
+    A question with labels is answered with the label that scores best, unless the task is `free` and the model can
+    write text. Other questions are answered with greedy generation, whose text must match exactly.
+
+    Args:
+        family: the model.
+        data: pictures, questions and right answers.
+        geometry: how pictures lie on the canvas. `inner == canvas` shows the full picture; a smaller inner size
+            without a prompt shows it in a black frame.
+        prompt: the prompt on every picture. Default: none.
+        task: the task that the questions are of. Default: free answers.
+        batch: rows (a question with one label) that the language model reads at once; lower it to save memory.
+            Default 256.
+        quiet: show no progress bar. Default True.
     """
     questions: list[Question] = []
     answers: list[str] = []
@@ -86,7 +97,10 @@ def judge(
 ) -> Accuracy:
     """Compare answers with the right ones.
 
-    scores: for each question one score a label, in the order of its labels; None for a free answer.
+    Args:
+        questions: with their right answers.
+        answers: one for each question.
+        scores: for each question one score for each of its labels, in their order; None for a free answer.
     """
     right = np.array([answer == question.answer for answer, question in zip(answers, questions, strict=True)], bool)
     closed = [row for row in scores if row is not None]
@@ -95,7 +109,7 @@ def judge(
 
 
 def summarise(right: NDArray[np.bool_], n_resamples: int = 2000) -> Accuracy:
-    """Accuracy of a list of right and wrong, with a bootstrap interval (seeded)."""
+    """Return the accuracy of right and wrong answers, with a bootstrap interval from a fixed seed."""
     mean = float(right.mean()) if len(right) else float("nan")
     # The mean of n resampled bits is binomial(n, mean) / n: the same bootstrap without the resampling.
     draws = np.random.default_rng(0).binomial(len(right), mean, n_resamples) / max(1, len(right)) if len(right) else [0]
@@ -106,7 +120,7 @@ def summarise(right: NDArray[np.bool_], n_resamples: int = 2000) -> Accuracy:
 def _answers(
     family: Family, embeddings: Any, asked: Sequence[Question], free: bool, batch: int
 ) -> tuple[list[str], list[NDArray[np.float32] | None]]:
-    """Answers and, of questions answered by their labels' scores, those scores."""
+    """Return the answers, and the scores of the labels of those that were chosen among labels."""
     answers = [""] * len(asked)
     scores: list[NDArray[np.float32] | None] = [None] * len(asked)
     groups: dict[tuple[str, ...], list[int]] = {}

@@ -1,4 +1,4 @@
-"""What of a frame is learned: every pixel, or a product of two thin matrices."""
+"""The frame during training: every pixel is learned, or a product of two thin matrices."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from .prompt import Geometry, PixelRange, Prompt
 
 
 class Frame:
-    """A frame as a function of the values that are learned; `values` are replaced after every step.
+    """A frame as a function of the learned `values`, which every step replaces.
 
-    rank: 0 learns the pixels; r > 0 learns, for each colour, the product of a (canvas, r) and an
-        (r, canvas) matrix, added to the start, which leaves few values and smooth frames (LoR-VP,
-        ICLR 2025, arXiv 2502.00896). The first factor starts at zero, so that the frame starts as others do.
+    Args:
+        geometry: where the frame lies.
+        pixel_range: `free` or `image`, see `Prompt`.
+        rank: 0 learns the pixels. r > 0 learns for each colour the product of a (canvas, r) and an (r, canvas)
+            matrix, which is added to the start: few values, and a smooth frame (LoR-VP, ICLR 2025, arXiv 2502.00896).
+            The first matrix starts at zero, so that the frame starts as it does with rank 0.
+        seed: of the second matrix.
     """
 
     def __init__(self, geometry: Geometry, pixel_range: PixelRange, rank: int, seed: int) -> None:
@@ -33,14 +37,19 @@ class Frame:
         return self
 
     def pixels(self) -> Tensor:
-        """The frame (3, canvas, canvas), differentiable in `values`."""
+        """The pixels of the frame, (3, canvas, canvas); differentiable in `values`."""
         if not self.low_rank:
             return torch.mul(self.values[0], self.mask)
         frame: Tensor = (self.start + self.values[0] @ self.values[1]) * self.mask
         return frame.clamp(0, 1) if self.pixel_range == "image" else frame
 
+    @torch.no_grad()
+    def prompt(self) -> Prompt:
+        """The prompt that the values make now."""
+        return Prompt(self.pixels().detach(), self.geometry, self.pixel_range)
+
     def settle(self) -> None:
-        """Bring values back to where they may be after a step: on the frame, in [0, 1] where they are pixels."""
+        """After a step, set values to zero inside the frame, and clip them to [0, 1] in the `image` range."""
         if not self.low_rank:
             frame = self.values[0] * self.mask
             self.values = [frame.clamp(0, 1) if self.pixel_range == "image" else frame]

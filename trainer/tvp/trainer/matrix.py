@@ -1,4 +1,4 @@
-"""Prompts x models: how often each model answers right with each prompt, and as JSON, Markdown and a heat map."""
+"""Prompts x models: how often each model answers right with each prompt, as JSON, Markdown and a heat map."""
 
 from __future__ import annotations
 
@@ -23,16 +23,17 @@ from .corruptions import Corrupted
 from .data import Data
 from .evaluate import Accuracy, accuracy
 from .families import Family
-from .prompt import Geometry, Prompt, write_whole
-from .tasks import Task
+from .files import write_whole
+from .prompt import Geometry, Prompt
+from .task_definition import TaskDefinition
 
-FULL = "full picture"  # how the names of what gains are measured from begin
-NOT_EXPORTED = "not exported"  # the note of a family that the exporter cannot write
+FULL = "full picture"  # gains are measured against columns whose name begins so
+NOT_EXPORTED = "not exported"  # the note of a model that the exporter cannot write
 
 
 @dataclass(frozen=True)
 class Shown:
-    """What models are shown: pictures at a place on the canvas, with a prompt or without."""
+    """A column of the matrix: how pictures lie on the canvas, with a prompt or without."""
 
     name: str
     geometry: Geometry
@@ -43,12 +44,17 @@ class Shown:
 class Row:
     """One cell of the matrix.
 
-    corruption, severity: what was done to the pictures; '' and 0 where nothing was.
-    accuracy, low, high: share answered right, with its 95 % bootstrap interval; None where nothing was asked.
-    n: questions asked, the same ones in the same order in every row.
-    metrics: what the task is measured by.
-    gain: accuracy minus that of the same model on the full, equally corrupted picture; None where that is not known.
-    note: why nothing was asked.
+    Attributes:
+        model: name of the model.
+        shown: name of the column.
+        corruption: of the pictures; '' for none.
+        severity: of the corruption, 1 to 5; 0 for none.
+        accuracy: share answered right, in [0, 1]; None where nothing was asked.
+        low, high: its 95 % bootstrap interval.
+        n: number of questions; every row asks the same ones in the same order.
+        metrics: the task's metrics by name.
+        gain: accuracy minus that of the same model on the full picture, corrupted alike; None where that is unknown.
+        note: why nothing was asked.
     """
 
     model: str
@@ -69,23 +75,29 @@ class Row:
 
 
 class Exporter(Protocol):
-    """Exports a model with a prompt; gives what measures the bundle, which is there until the context ends.
+    """Exports a model with a prompt to a bundle, and gives a function that measures it.
 
-    Raises CheckError where the bundle does not answer as the model does.
+    The bundle exists until the context ends.
+
+    Raises:
+        CheckError: the bundle does not answer as the model does.
+        ModelError: the model cannot be exported.
     """
 
     def __call__(
-        self, model: str, family: Family, prompt: Prompt, task: Task, data: Data, *, quiet: bool
+        self, model: str, family: Family, prompt: Prompt, task: TaskDefinition, data: Data, *, quiet: bool
     ) -> AbstractContextManager[Callable[[Data], Accuracy]]: ...
 
 
 def columns(prompts: Mapping[str, Prompt], without: Geometry) -> list[Shown]:
-    """What a matrix shows: for each geometry the full picture and a black frame, then each prompt.
+    """Make the columns of a matrix: the full picture and a black frame for each geometry, then each prompt.
 
-    without: the geometry where there is no prompt.
+    Args:
+        prompts: by name.
+        without: the geometry to use if there is no prompt.
     """
-    # Without a prompt there is nothing over a picture: what a prompt over it is measured against is the same.
-    around = (replace(prompt.geometry, layout="around") for prompt in prompts.values())
+    # The pictures without a prompt are those of a frame around the picture, wherever the prompt's frame lies.
+    around = (replace(prompt.geometry, placement="around") for prompt in prompts.values())
     places = list(dict.fromkeys(around)) or [without]
     several_fits = len({place.fit for place in places}) > 1
     shown: dict[str, Shown] = {}
@@ -104,7 +116,7 @@ def evaluate_matrix(
     load: Callable[[str], Family],
     shown: Sequence[Shown],
     data: Data,
-    task: Task,
+    task: TaskDefinition,
     *,
     corruptions: Sequence[tuple[str, int]] = (),
     seed: int = 0,
@@ -113,18 +125,24 @@ def evaluate_matrix(
     quiet: bool = True,
     report: Callable[[Row], None] = lambda row: None,
 ) -> list[Row]:
-    """Ask every model everything in `data`, however it is shown.
+    """Ask every model every question of the data, for every column.
 
-    load: makes a model of its name; one is in memory at a time.
-    shown: full pictures come first, since gains are over them.
-    corruptions: names and severities; pictures as they are come before these.
-    seed: of the corruptions.
-    exporter: with one, each prompt is also measured as its 8-bit PNG and as an ONNX bundle.
-    report: called with each row as it is measured.
+    Args:
+        models: names of the models.
+        load: loads a model by its name; one is in memory at a time.
+        shown: the columns. Full pictures come first, because gains are measured against them.
+        data: pictures, questions and right answers.
+        task: what the questions are of.
+        corruptions: names and severities, measured after pictures as they are. Default: none.
+        seed: of the corruptions. Default 0.
+        batch: questions that a language model reads at once. Default 256.
+        exporter: if given, measures each prompt as its 8-bit PNG and as an ONNX bundle too.
+        quiet: show no progress bars. Default True.
+        report: is called with each row when it is measured.
     """
     conditions = {("", 0): data} | {(name, step): Corrupted(data, name, step, seed) for name, step in corruptions}
     questions = [question for i in range(len(data)) for question in data[i].questions]
-    metrics.measure(task.metric, questions, [""] * len(questions))  # refuses labels before anything is asked
+    metrics.measure(task.metric, questions, [""] * len(questions))  # refuses unfit labels before anything is asked
     rows: list[Row] = []
     full: dict[tuple[str, int, Geometry], float] = {}
 
@@ -133,7 +151,7 @@ def evaluate_matrix(
         report(row)
 
     def measure(model: str, name: str, geometry: Geometry, ask: Callable[[Data], Accuracy]) -> None:
-        whole = replace(geometry, inner=geometry.canvas, layout="around")
+        whole = replace(geometry, inner=geometry.canvas, placement="around")
         for (corruption, severity), seen in conditions.items():
             result = ask(seen)
             if geometry == whole:
@@ -170,8 +188,8 @@ def evaluate_matrix(
                 with exporter(model, family, prompt, task, data, quiet=quiet) as ask:
                     measure(model, f"{name} (ONNX)", geometry, ask)
             except (CheckError, ModelError) as error:
-                # A bundle that fails the gate is a finding; it must not cost what was measured before. Nor must a
-                # tokenizer that has no equal.
+                # A bundle that fails the parity gate, or a tokenizer that cannot be exported, is a result too:
+                # the other rows must not be lost.
                 add(Row(model, f"{name} (ONNX)", note=f"{NOT_EXPORTED}: {str(error).splitlines()[0]}"))
 
     for model in models:
@@ -180,7 +198,7 @@ def evaluate_matrix(
 
 
 def eight_bit(prompt: Prompt) -> Prompt:
-    """The prompt as its PNG holds it: saved as `Prompt.picture` gives it, and read back into [0, 1]."""
+    """Return the prompt that its PNG holds: saved as a picture, and read back into [0, 1]."""
     buffer = io.BytesIO()
     prompt.picture().save(buffer, "PNG")
     levels = torch.from_numpy(np.array(Image.open(buffer)))
@@ -188,21 +206,25 @@ def eight_bit(prompt: Prompt) -> Prompt:
 
 
 def _asker(
-    family: Family, geometry: Geometry, prompt: Prompt | None, task: Task, batch: int, quiet: bool
+    family: Family, geometry: Geometry, prompt: Prompt | None, task: TaskDefinition, batch: int, quiet: bool
 ) -> Callable[[Data], Accuracy]:
     if prompt is not None:
         prompt = replace(prompt, frame=prompt.frame.to(family.device))
     return lambda data: accuracy(family, data, geometry, prompt, task, batch, quiet)
 
 
-# Writing it down.
+# Writing the results.
 
 
 def write(folder: Path, rows: Sequence[Row], title: str) -> list[Path]:
-    """Write matrix.json, matrix.md and matrix.png, each whole or not at all; returns their paths."""
+    """Write matrix.json, matrix.md and matrix.png, each whole or not at all.
+
+    Returns:
+        Their paths.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    # The picture comes last, since it is what may fail.
+    # The picture comes last, because drawing may fail.
     for name, make in (("json", to_json), ("md", lambda rows: to_markdown(rows, title)), ("png", heat_map)):
         path = folder / f"matrix.{name}"
         content = make(rows)
@@ -212,23 +234,23 @@ def write(folder: Path, rows: Sequence[Row], title: str) -> list[Path]:
 
 
 def to_json(rows: Sequence[Row]) -> str:
-    """A list of objects, one a row, under the names of its fields."""
+    """Return a JSON list with an object for each row."""
     found = [asdict(row) for row in rows]
-    for row in found:  # JSON has no NaN; a figure that is not defined is null
+    for row in found:  # JSON has no NaN; an undefined figure is null
         row["metrics"] = {name: None if math.isnan(value) else value for name, value in row["metrics"].items()}
     return json.dumps(found, indent=2) + "\n"
 
 
 def to_markdown(rows: Sequence[Row], title: str) -> str:
-    """Tables: models x what is shown, then one for each corruption with its severities, and other metrics."""
+    """Return Markdown tables: models x columns, then one for each corruption with its severities, and other metrics."""
     clean = [row for row in rows if not row.corruption]
     models, shown = _names(clean, "model"), _names(clean, "shown")
     cells = {(row.model, row.shown): row for row in clean}
     n = max((row.n for row in rows), default=0)
     parts = [
         f"# {title}",
-        f"Answered right of {n:,} questions, with a 95 % bootstrap interval and the change from the full picture in "
-        "points.",
+        f"Share of {n:,} questions answered right, with a 95 % bootstrap interval and the change from the full picture "
+        "in points.",
         _table(
             ["model", *shown],
             [[model, *(_cell(cells.get((model, name))) for name in shown)] for model in models],
@@ -263,11 +285,12 @@ def to_markdown(rows: Sequence[Row], title: str) -> str:
 
 
 def heat_map(rows: Sequence[Row]) -> bytes:
-    """A PNG: models in rows, what is shown in columns; the accuracy, on the colour of the gain over the full picture.
+    """Draw a PNG: models in rows, columns as in the matrix.
 
-    One panel for pictures as they are and one for each corruption, which is the mean of its severities.
+    A cell holds the accuracy; its colour is the gain over the full picture. There is a panel for pictures as they
+    are, and one for each corruption, with the mean of its severities.
     """
-    # It takes half a second to import; the object API leaves pyplot's global state alone.
+    # Imported here because it takes half a second. The object API leaves pyplot's global state alone.
     from matplotlib.figure import Figure
 
     models, shown = _names(rows, "model"), _names(rows, "shown")
@@ -276,14 +299,14 @@ def heat_map(rows: Sequence[Row]) -> bytes:
         severities = f"severity {steps[0]}" if len(steps) == 1 else f"mean of {len(steps)} severities"
         panels[f"{corruption}, {severities}"] = [row for row in rows if row.corruption == corruption]
     grids = [_grid(panel, models, shown) for panel in panels.values()]
-    # At least five points either way, so that noise is not painted as a finding.
+    # At least five points either way, so that noise gets no strong colour.
     limit = max(0.05, *(float(np.nan_to_num(np.abs(gains)).max()) for _, gains in grids))
     width, height = 3.2 + 1.35 * len(shown), 0.5 + (1.0 + 0.55 * len(models)) * len(panels)
     figure = Figure(figsize=(width, height + 1.2), dpi=120, layout="constrained")
     axes = figure.subplots(len(panels), 1, squeeze=False, sharex=True)[:, 0]
     images = []
     for axis, title, (accuracies, gains) in zip(axes, panels, grids, strict=True):
-        axis.set_facecolor("#d9d9d9")  # where there is no gain to show
+        axis.set_facecolor("#d9d9d9")  # of cells without a gain
         seen = np.ma.masked_invalid(gains)
         images.append(axis.imshow(seen, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto"))
         for (y, x), value in np.ndenumerate(accuracies):
@@ -294,7 +317,7 @@ def heat_map(rows: Sequence[Row]) -> bytes:
                 text += f"\n({gain * 100:+.1f})"
             axis.text(x, y, text, ha="center", va="center", fontsize=8, color="white" if dark else "black")
         axis.set_title(title, fontsize=10, loc="left")
-        # Names come from users; a pair of $ in one is not a formula.
+        # Names come from users: a pair of $ in one is no formula.
         axis.set_yticks(range(len(models)), [_wrap(name) for name in models], fontsize=8, parse_math=False)
         axis.tick_params(length=0)
         for spine in axis.spines.values():
@@ -309,7 +332,7 @@ def heat_map(rows: Sequence[Row]) -> bytes:
 
 
 def _grid(rows: Sequence[Row], models: Sequence[str], shown: Sequence[str]) -> tuple[Any, Any]:
-    """Mean accuracies and gains (n_models, n_shown); NaN where there is none."""
+    """Return mean accuracies and mean gains, each (n_models, n_shown); NaN where there is none."""
     accuracies, gains = (np.full((len(models), len(shown)), np.nan) for _ in range(2))
     for y, model in enumerate(models):
         for x, name in enumerate(shown):
@@ -322,12 +345,12 @@ def _grid(rows: Sequence[Row], models: Sequence[str], shown: Sequence[str]) -> t
 
 
 def _names(rows: Sequence[Row], key: str) -> list[str]:
-    """Models, or what is shown, in the order of the rows."""
+    """Return the models (`model`) or the columns (`shown`), in the order of the rows."""
     return list(dict.fromkeys(getattr(row, key) for row in rows))
 
 
 def _corruptions(rows: Sequence[Row]) -> dict[str, list[int]]:
-    """Corruption -> its severities."""
+    """Return each corruption with its severities."""
     found: dict[str, list[int]] = {}
     for row in rows:
         if row.corruption and row.severity not in found.setdefault(row.corruption, []):
@@ -356,7 +379,7 @@ def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def _wrap(name: str) -> str:
-    """A name in lines short enough for a tick; a path by its last two parts."""
+    """Break a name into lines that are short enough for a tick. Of a long path, keep the last two parts."""
     if len(name) > 32 and name.count("/") > 1:
         name = "…/" + "/".join(name.split("/")[-2:])
     return textwrap.fill(name.replace(" px", "\u00a0px"), 20)  # a number stays with its unit

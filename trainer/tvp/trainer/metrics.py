@@ -1,4 +1,4 @@
-"""What is reported of a task's answers: accuracy, and what Hateful Memes and POPE are measured by."""
+"""The metrics of a task's answers: accuracy, and those of Hateful Memes and POPE."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from tvp.sdk.errors import RequestError, near
 
 from .data import Question
+from .task_definition import METRICS
 
-METRICS = ("accuracy", "auc", "pope")
 YES, NO = "yes", "no"
 _NAN = float("nan")
 
@@ -21,23 +21,30 @@ def measure(
 ) -> dict[str, float]:
     """Measure answers.
 
-    metric: `accuracy` gives accuracy: the share of answers that are right (exact match).
-        `auc` gives accuracy and roc_auc: how often a question whose answer is yes is scored above one whose
-        answer is no.
-        `pope` gives accuracy, precision, recall, f1 and yes_rate, with yes as the positive class. Whatever is not
-        exactly `yes` counts as not answered yes.
-    answers: the texts given, one a question.
-    scores: of each question's labels in their order, (n, n_labels); log-probabilities or logits. For `auc`.
-    Returns shares in [0, 1] by name. A figure is NaN where the questions do not define it: every one of no
-        questions; roc_auc without scores, with a NaN among them, or where all answers are the same; recall and f1
-        where no answer is yes. Precision is 0 where nothing is answered with yes.
-    Raises RequestError for an unknown metric, and for `auc` of questions that have not yes and no as labels.
+    Args:
+        metric: `accuracy` gives accuracy, the share of answers that match exactly. `auc` adds roc_auc: how often a
+            question whose right answer is yes scores higher than one whose right answer is no. `pope` adds
+            precision, recall, f1 and yes_rate, with yes as the positive class; any other answer counts as no.
+        questions: with their right answers.
+        answers: the texts that were given, one for each question.
+        scores: for `auc`: (n, n_labels), the log-probabilities or logits of each question's labels, in their order.
+
+    Returns:
+        Shares in [0, 1] by name. A share is NaN where it is not defined: every one if there are no questions;
+        roc_auc without scores, with a NaN among them, or if all right answers are the same; recall and f1 if no
+        right answer is yes. Precision is 0 if nothing was answered with yes.
+
+    Raises:
+        RequestError: the metric is unknown, the lengths differ, or `auc` is asked of questions whose labels lack yes
+            or no.
     """
     if metric not in METRICS:
-        raise RequestError(f"There is no metric {metric!r}; there are {', '.join(METRICS)}.{near(metric, METRICS)}")
+        raise RequestError(f"There is no metric {metric!r}. There are {', '.join(METRICS)}.{near(metric, METRICS)}")
     if len(answers) != len(questions) or (scores is not None and len(scores) != len(questions)):
         n_scores = "none" if scores is None else len(scores)
-        raise RequestError(f"{len(questions)} questions need as many answers and scores: {len(answers)}, {n_scores}.")
+        raise RequestError(
+            f"{len(questions)} questions need as many answers and scores, not {len(answers)} and {n_scores}."
+        )
     truth = np.array([question.answer == YES for question in questions], bool)
     given = np.array([answer == YES for answer in answers], bool)
     right = [answer == question.answer for answer, question in zip(answers, questions, strict=True)]
@@ -71,8 +78,8 @@ def _roc_auc(truth: NDArray[np.bool_], questions: Sequence[Question], scores: ND
     rows = np.arange(len(questions))
     columns = [np.array([question.labels.index(label) for question in questions]) for label in (YES, NO)]
     yes, no = (np.asarray(scores, np.float64)[rows, column] for column in columns)
-    # The probability of yes among the two is a rising function of the difference, which orders the same without
-    # the ties that rounding to 0 and 1 would make. A label that is impossible has -inf; scikit-learn wants numbers.
+    # The difference orders questions as the probability of yes does, without the ties from rounding to 0 and 1.
+    # An impossible label has the score -inf; scikit-learn needs finite numbers.
     with np.errstate(invalid="ignore"):
         difference = yes - no
     if np.isnan(difference).any():

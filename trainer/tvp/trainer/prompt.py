@@ -1,9 +1,9 @@
-"""The visual prompt: a learned frame of pixels around a shrunk picture, and the file that holds it."""
+"""The visual prompt: a learned frame of pixels around or over a picture, and the file that holds it."""
 
 from __future__ import annotations
 
+import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,41 +21,47 @@ from torch import Tensor
 
 from tvp.sdk.errors import DataError, RequestError
 
-FORMAT = 2  # 2 knows frames that lie over the picture
+from .files import write_whole
+
+FORMAT = 2  # of prompt files; 2 has frames that lie over the picture
+IN_FILE = {"placement": "layout"}  # a field of Geometry -> its name in files of format 2
 Fit = Literal["crop", "pad"]
-Layout = Literal["around", "over"]
+Placement = Literal["around", "over"]
 PixelRange = Literal["free", "image"]
-NEUTRAL = 128 / 255  # what changes nothing where a picture of a frame is merged with the picture below it
-DARK = 5 / 255  # close to the black that Feature Consistency Alignment holds a frame to, but not in its corner
+NEUTRAL = 128 / 255  # the value that changes nothing where a frame of 8-bit pixels is merged with a picture
+DARK = 5 / 255  # nearly the black that Feature Consistency Alignment compares with, but inside the range
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where the picture sits on the canvas.
+    """Where the picture and the frame lie on the canvas.
 
-    canvas: side of the square that the model is shown, px. Default 224, as in the paper.
-    inner: side of the square inside the frame, px; `inner == canvas` leaves no frame.
-    fit: what happens to a picture that is not square: `crop` keeps the middle square,
-        `pad` keeps everything between black bars.
-    layout: the frame lies `around` a picture that is shrunk to the inner size, or `over` the edges of one
-        that fills the canvas.
+    Args:
+        canvas: side of the square that models are shown, px. Default 224, as in the paper.
+        inner: side of the square inside the frame, px; `inner == canvas` leaves no frame. Default 164.
+        fit: how a picture becomes a square: `crop` keeps the middle, `pad` keeps everything between black bars.
+        placement: the frame lies `around` a picture that is shrunk to the inner size, or `over` the edges of one
+            that fills the canvas.
+
+    Raises:
+        RequestError: the sizes do not fit, or the fit or the placement is unknown.
     """
 
     canvas: int = 224
     inner: int = 164
     fit: Fit = "crop"
-    layout: Layout = "around"
+    placement: Placement = "around"
 
     def __post_init__(self) -> None:
         if not 0 < self.inner <= self.canvas or (self.canvas - self.inner) % 2:
             raise RequestError(
-                f"A picture of {self.inner} px does not sit in the middle of a canvas of {self.canvas} px; "
-                "the inner size must be at most the canvas and differ from it by an even number."
+                f"A picture of {self.inner} px cannot lie in the middle of a canvas of {self.canvas} px. "
+                "The inner size must be at most the canvas, and differ from it by an even number."
             )
         if self.fit not in ("crop", "pad"):
             raise RequestError(f"The fit {self.fit!r} is unknown; it is 'crop' or 'pad'.")
-        if self.layout not in ("around", "over"):
-            raise RequestError(f"The layout {self.layout!r} is unknown; it is 'around' or 'over'.")
+        if self.placement not in ("around", "over"):
+            raise RequestError(f"The placement {self.placement!r} is unknown; it is 'around' or 'over'.")
 
     @property
     def edge(self) -> int:
@@ -65,37 +71,37 @@ class Geometry:
     @property
     def side(self) -> int:
         """Side of the picture on the canvas, px."""
-        return self.canvas if self.layout == "over" else self.inner
+        return self.canvas if self.placement == "over" else self.inner
 
     def mask(self) -> Float[Tensor, "1 canvas canvas"]:
-        """1 on the frame, 0 where the picture is."""
+        """1 on the frame, 0 inside it."""
         return F.pad(torch.zeros(1, self.inner, self.inner), [self.edge] * 4, value=1.0)
 
     def shrink(self, picture: Image.Image | NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Fit a picture into its square on the canvas: uint8 (side, side, 3), Pillow's bicubic."""
+        """Fit a picture into its square on the canvas with Pillow's bicubic filter; returns uint8 (side, side, 3)."""
         image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
         image = image.convert("RGB")
         width, height = fitted_size(image.width, image.height, self.side, self.fit)
         if (width, height) != image.size:
             image = image.resize((width, height), Image.Resampling.BICUBIC)
         left, top = (width - self.side) // 2, (height - self.side) // 2
-        # Outside of the image, crop() fills with black: that is the padding.
+        # crop() fills with black outside of the image, which pads it.
         return np.asarray(image.crop((left, top, left + self.side, top + self.side)))
 
     def show(
         self, pictures: Sequence[Image.Image | NDArray[np.uint8]], device: torch.device | str = "cpu"
     ) -> Float[Tensor, "n 3 canvas canvas"]:
-        """Fit pictures and put them on a black canvas, in [0, 1]."""
+        """Fit pictures and put each on a black canvas; values in [0, 1]."""
         return self.place(torch.from_numpy(np.stack([self.shrink(picture) for picture in pictures])).to(device))
 
     def place(self, pictures: UInt8[Tensor, "n side side 3"]) -> Float[Tensor, "n 3 canvas canvas"]:
-        """Put fitted pictures on a black canvas, in [0, 1]."""
+        """Put pictures that are fitted already on a black canvas; values in [0, 1]."""
         canvas = pictures.permute(0, 3, 1, 2).float() / 255  # (n, h, w, 3) -> (n, 3, h, w)
         return F.pad(canvas, [(self.canvas - self.side) // 2] * 4)
 
 
 def fitted_size(width: int, height: int, side: int, fit: Fit) -> tuple[int, int]:
-    """Size (width, height) to which a picture is resized before it is cut or padded to a square."""
+    """The size (width, height), in px, to which a picture is resized before it is cropped or padded to a square."""
     reference = min(width, height) if fit == "crop" else max(width, height)
     # Integer arithmetic, rounding half up, so that the exported graph computes the same numbers.
     return tuple(max(1, (length * side * 2 + reference) // (2 * reference)) for length in (width, height))  # type: ignore[return-value]
@@ -105,10 +111,12 @@ def fitted_size(width: int, height: int, side: int, fit: Fit) -> tuple[int, int]
 class Prompt:
     """A learned frame.
 
-    frame: float32 (3, canvas, canvas) in [0, 1] units, zero where the picture is.
-    pixel_range: `free`, or `image` for values kept in [0, 1] and shown on the 8-bit grid, so that the
-        PNG is the prompt.
-    facts: where it comes from: task, source models, method, hyper-parameters, metrics, versions.
+    Args:
+        frame: float32 (3, canvas, canvas), with 1 for white; zero inside the frame.
+        geometry: where it lies.
+        pixel_range: `free`, or `image` for values that stay in [0, 1] and are rounded to 8 bits when shown, so that
+            the PNG is the whole prompt. Default `free`.
+        facts: where it comes from: task, source models, method, configuration, validation, versions.
     """
 
     frame: Tensor
@@ -118,58 +126,68 @@ class Prompt:
 
     @staticmethod
     def start(geometry: Geometry, pixel_range: PixelRange) -> Prompt:
-        """The frame before training, which is inside of its range: in a corner of the box, as black is in the
-        `image` range around a picture, half of all steps lead nowhere."""
-        inside = {"around": DARK, "over": NEUTRAL}[geometry.layout]
+        """The frame before training.
+
+        It starts inside its range: from the edge of the range, as black is in the `image` range, half of all steps
+        would lead nowhere.
+        """
+        inside = {"around": DARK, "over": NEUTRAL}[geometry.placement]
         frame = geometry.mask().expand(3, -1, -1) * (inside if pixel_range == "image" else 0.0)
         return Prompt(frame.clone(), geometry, pixel_range)
 
     def on(self, canvas: Float[Tensor, "n 3 canvas canvas"]) -> Float[Tensor, "n 3 canvas canvas"]:
-        """Show the frame on canvases from `Geometry.show`; differentiable in `frame`."""
+        """Put the frame on canvases from `Geometry.show`; differentiable in `frame`."""
         prompted = canvas + self.added().to(canvas.device)
         return prompted.clamp(0, 1) if self.merges else prompted
 
     def added(self) -> Float[Tensor, "3 canvas canvas"]:
-        """What is added to a canvas: the frame, as in the papers; where it merges, its distance from neutral."""
+        """Return what `on` adds to a canvas: the frame, as in the papers, or if it merges its distance from neutral."""
         mask = self.geometry.mask().to(self.frame)
         frame = self.frame * mask
         if self.pixel_range == "image":
-            # What is seen is what an 8-bit picture holds; the gradient passes straight through.
+            # Models see what an 8-bit picture can hold; the gradient passes through the rounding unchanged.
             frame = frame + ((frame * 255).round() / 255 - frame).detach()
         return frame - NEUTRAL * mask if self.merges else frame
 
     @property
     def merges(self) -> bool:
-        """Whether the frame is a picture over another picture: it is merged as image editors' *grain merge* does,
-        picture + frame - 128 in 8-bit levels, cut off at black and white, since adding alone could only brighten."""
-        return self.pixel_range == "image" and self.geometry.layout == "over"
+        """Whether the frame is merged with the picture below it instead of added.
+
+        That is so for frames in the `image` range that lie over the picture, because adding could only brighten.
+        Merging is image editors' *grain merge*: picture + frame - 128 in 8-bit levels, clipped at black and white.
+        """
+        return self.pixel_range == "image" and self.geometry.placement == "over"
 
     def picture(self) -> Image.Image:
-        """The frame as an 8-bit picture; in the `image` range nothing is lost, and merging all of it is `on`."""
+        """The frame as an 8-bit picture; in the `image` range nothing is lost."""
         levels = (self.frame.detach().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
         if self.merges:
             levels = torch.where(self.geometry.mask() > 0, levels, round(NEUTRAL * 255)).to(torch.uint8)
         return Image.fromarray(levels.permute(1, 2, 0).numpy())  # (3, h, w) -> (h, w, 3)
 
     def save(self, path: str | Path) -> None:
-        """Write `path` (safetensors) and a PNG beside it, each whole or not at all."""
+        """Write the prompt to `path` (safetensors) and its picture to a PNG beside it, each whole or not at all."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         about = {
             "format": str(FORMAT),
-            "geometry": json.dumps(vars(self.geometry)),
+            "geometry": json.dumps({IN_FILE.get(name, name): value for name, value in vars(self.geometry).items()}),
             "pixel_range": self.pixel_range,
             "facts": json.dumps(self.facts),
         }
         data = save({"frame": self.frame.detach().cpu().contiguous()}, metadata=about)
         write_whole(path, data)
-        temporary = path.with_suffix(".png.tmp")
-        self.picture().save(temporary, format="PNG")
-        os.replace(temporary, path.with_suffix(".png"))
+        picture = io.BytesIO()
+        self.picture().save(picture, format="PNG")
+        write_whole(path.with_suffix(".png"), picture.getvalue())
 
     @staticmethod
     def load(path: str | Path) -> Prompt:
-        """Read a prompt file; raises DataError for one that is missing, damaged or of a newer format."""
+        """Read a prompt file.
+
+        Raises:
+            DataError: the file is missing, damaged or of a newer format.
+        """
         path = Path(path)
         if not path.is_file():
             raise DataError(f"There is no prompt file {path}. `tvp train` writes one as prompt.safetensors.")
@@ -180,7 +198,8 @@ class Prompt:
             version = int(about["format"])
             if version > FORMAT:
                 raise DataError(f"{path} is of prompt format {version}; this TVP reads up to {FORMAT}. Update TVP.")
-            geometry = Geometry(**json.loads(about["geometry"]))
+            names = {stored: name for name, stored in IN_FILE.items()}
+            geometry = Geometry(**{names.get(key, key): value for key, value in json.loads(about["geometry"]).items()})
             facts = json.loads(about["facts"])
             pixel_range = about["pixel_range"]
         except (SafetensorError, KeyError, ValueError, TypeError, RequestError) as error:
@@ -189,10 +208,3 @@ class Prompt:
         if frame.shape != (3, side, side) or not torch.isfinite(frame).all() or pixel_range not in ("free", "image"):
             raise DataError(f"{path} is not an intact prompt file: its frame must be finite, (3, {side}, {side}).")
         return Prompt(frame.float(), geometry, pixel_range, facts)  # type: ignore[arg-type]
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write to a temporary name and rename, so that a reader never meets half a file."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)

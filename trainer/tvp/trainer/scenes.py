@@ -1,14 +1,15 @@
-"""Scenes: pictures the project draws itself, with questions whose answers are known.
+"""Scenes: drawn pictures, with questions whose answers are known.
 
-A scene is one to four coloured shapes on a plain background. Because it is drawn, everything about
-it is known exactly, which makes it a data source that needs no download and a teacher for tiny
-models. All lengths are fractions of the picture's side, so that a scene can be drawn at any size.
+A scene is one to four coloured shapes on a plain background. Everything about it is known, because it is drawn. So it
+needs no download, and it can teach tiny models. All lengths are fractions of the picture's side; a scene can be drawn
+at any size.
 
-Four tasks mirror the paper's: recognition (the kind or the colour of a shape, or, in a picture that
-singles none out, whether there is one; CIFAR-10), counting
-(CLEVR), existence (yes or no, balanced, the absent shape made of the picture's own colours and
-kinds; adversarial POPE) and reasoning (a short text that the picture makes true or false, and that
-neither text nor picture alone decides; Hateful Memes).
+Four tasks are modelled on the paper's:
+
+- recognition (CIFAR-10): the kind or the colour of a shape; if no shape can be singled out, whether there is one.
+- counting (CLEVR): the number of shapes.
+- existence (adversarial POPE): yes or no, equally often. The absent shape has colours and kinds of the picture.
+- reasoning (Hateful Memes): whether a short text about the picture is true. Neither of them alone decides that.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ TASKS = {
     "existence": ("existence",),
     "reasoning": ("reasoning",),
 }
-# What a blind guesser reaches: each topic is asked equally often, its answers nearly evenly spread.
+# The accuracy of blind guessing: each topic is asked equally often, and its answers are nearly equally frequent.
 CHANCE = sum(1 / len(labels) for labels in (COUNTS, KINDS, COLOURS, YES_NO, TRUE_FALSE)) / len(TOPICS)
 
 _SUPERSAMPLE = 4  # a shape's edge is anti-aliased over 4 x 4 points a pixel
@@ -49,7 +50,7 @@ Picture = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Shape:
-    """One shape: its kind, colour name, centre (x, y) and side, the last three as fractions."""
+    """One shape: kind, colour, centre (x, y) and side; the last three are fractions of the picture's side."""
 
     kind: str
     colour: str
@@ -64,21 +65,21 @@ class Shape:
 
 @dataclass(frozen=True)
 class Scene:
-    """Shapes on a background; `background` holds the RGB values in [0, 1]."""
+    """Shapes on a background, whose RGB values are in [0, 1]."""
 
     shapes: tuple[Shape, ...]
     background: tuple[float, float, float]
 
     @property
     def caption(self) -> str:
-        """What is in the picture, in words: 'a red star and a blue circle'."""
+        """The picture in words: 'a red star and a blue circle'."""
         names = [f"a {shape.name}" for shape in self.shapes]
         return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
 
 
 @dataclass(frozen=True)
 class SceneQuestion:
-    """A question about a scene, its one right answer and the answers it could have had."""
+    """A question about a scene, its right answer, and all answers to choose from."""
 
     text: str
     answer: str
@@ -88,10 +89,12 @@ class SceneQuestion:
 
 @dataclass(frozen=True)
 class Camera:
-    """A bad camera: dims and tints every picture alike, and adds noise.
+    """A bad camera: it dims and tints every picture alike, and adds noise.
 
-    dim and cast multiply the picture (`cast` per channel); noise is the standard deviation of
-    Gaussian noise. All are in [0, 1] units of brightness.
+    Args:
+        dim: factor of all values. Default 1.
+        cast: factors of red, green and blue. Default 1.
+        noise: standard deviation of Gaussian noise, where white is 1. Default 0.
     """
 
     dim: float = 1.0
@@ -99,7 +102,7 @@ class Camera:
     noise: float = 0.0
 
     def shoot(self, pictures: Picture, rng: np.random.Generator) -> Picture:
-        """Return what the camera records of uint8 pictures (..., height, width, 3)."""
+        """Return what the camera records of pictures, uint8 (..., height, width, 3)."""
         gain = np.asarray(self.cast, np.float32) * np.float32(self.dim)
         seen = pictures.astype(np.float32) * gain
         if self.noise:
@@ -108,7 +111,7 @@ class Camera:
 
 
 def make_scene(rng: np.random.Generator) -> Scene:
-    """Draw one scene: 1 to 4 shapes of independent kinds and colours, in different cells of a grid."""
+    """Make a random scene: 1 to 4 shapes of independent kinds and colours, in different cells of a grid."""
     n_shapes = int(rng.integers(1, len(COUNTS) + 1))
     cells = rng.permutation(GRID * GRID)[:n_shapes]
     colour_names = tuple(COLOURS)
@@ -146,12 +149,17 @@ def draw(scene: Scene, size: int = 64) -> Picture:
 
 
 def ask(scene: Scene, rng: np.random.Generator, topic: str | None = None) -> SceneQuestion:
-    """Ask one question of a topic (default: any that the scene allows, evenly), or of existence where the scene
-    allows none of the topic.
+    """Make a question about a scene.
 
-    A colour or kind is asked only of a shape that its other attribute singles out. The shape that
-    an existence question names wrongly is made of the picture's own colours and kinds where that is
-    possible, so that a look at one attribute alone does not answer it.
+    The colour (or the kind) of a shape is asked only if its kind (or its colour) singles it out. The absent shape of
+    an existence question has a colour and a kind of the picture where possible, so that neither of them alone
+    answers it.
+
+    Args:
+        scene: what is asked about.
+        rng: the source of chance.
+        topic: one of TOPICS. If the scene allows no question of it, existence is asked. Default: any that the scene
+            allows, with equal chances.
     """
     for name in [topic] if topic else [TOPICS[i] for i in rng.permutation(len(TOPICS))]:
         question = _ASK[name](scene, rng)
@@ -186,19 +194,19 @@ def _ask_existence(scene: Scene, rng: np.random.Generator) -> SceneQuestion:
 
 
 def _absent(scene: Scene) -> list[str]:
-    """Names of shapes that are not there, made of the picture's own colours and kinds where possible."""
+    """Return names of absent shapes; where possible, their colours and kinds are the picture's."""
     present = {shape.name for shape in scene.shapes}
     kinds = sorted({shape.kind for shape in scene.shapes})
     colours = sorted({shape.colour for shape in scene.shapes})
     absent = [f"{c} {k}" for c in colours for k in kinds if f"{c} {k}" not in present]
-    if not absent:  # every mixture is there: keep one attribute of the picture, change the other
+    if not absent:  # all combinations are there: keep one attribute of the picture, change the other
         absent = [f"{c} {k}" for c in colours for k in KINDS if f"{c} {k}" not in present]
         absent += [f"{c} {k}" for c in COLOURS for k in kinds if f"{c} {k}" not in present]
     return absent
 
 
 def _ask_reasoning(scene: Scene, rng: np.random.Generator) -> SceneQuestion:
-    """A statement of one of four forms, true in half of the cases."""
+    """Ask about a statement of one of four forms, which is true half of the time."""
     true = bool(rng.random() < 0.5)
     texts = [_STATE[i](scene, true, rng) for i in rng.permutation(len(_STATE))]
     text = next(text for text in texts if text is not None)
@@ -206,7 +214,7 @@ def _ask_reasoning(scene: Scene, rng: np.random.Generator) -> SceneQuestion:
 
 
 def _state_number(scene: Scene, true: bool, rng: np.random.Generator) -> str:
-    # Only the middle of the counts makes both texts true in half of all pictures.
+    # Only the middle count makes each text true in half of all pictures.
     middle = len(COUNTS) // 2
     many = len(scene.shapes) > middle
     return f"more than {middle} objects" if many == true else f"fewer than {middle + 1} objects"
@@ -232,7 +240,7 @@ def _state_both(scene: Scene, true: bool, rng: np.random.Generator) -> str | Non
 
 
 def _state_but_no(scene: Scene, true: bool, rng: np.random.Generator) -> str | None:
-    """'a star but no circle'. False in either part, equally often, where the picture allows both."""
+    """Make a text like 'a star but no circle'. If false, either half is wrong equally often, where possible."""
     present = sorted({shape.kind for shape in scene.shapes})
     absent = [kind for kind in KINDS if kind not in present]
     pairs = [(present, absent)] if true else [(present, present), (absent, absent)]
@@ -271,7 +279,7 @@ def _ink(colour: str) -> NDArray[np.float32]:
 
 @lru_cache(maxsize=512)
 def _mask(kind: str, side: int) -> NDArray[np.float32]:
-    """How much of each pixel a shape covers: float32 (side, side, 1) in [0, 1]."""
+    """Return the share of each pixel that a shape covers: float32 (side, side, 1) in [0, 1]."""
     n_points = side * _SUPERSAMPLE
     axis = (np.arange(n_points) + 0.5) / n_points * 2 - 1
     x, y = axis[None, :], axis[:, None]

@@ -1,25 +1,22 @@
-"""One step of training: the loss of a batch, and its gradient by what is learned.
+"""One step of training: the loss of a batch, and its gradient by the learned values.
 
-The sum is exact however it is cut up: into parts that fit the memory, or among processes. Each part's mean
-counts by its share of the whole batch's pictures, questions and answer tokens.
+The batch may be cut into parts that fit into memory, or shared among processes; the loss is the same. For that, the
+mean of each part is weighted by its share of the batch's pictures, questions and answer tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Float
-from numpy.typing import NDArray
 from torch import Tensor
 
 from tvp.sdk.errors import RequestError
 
-from .augment import augment
+from .batches import Batch
 from .config import TrainConfig
-from .data import Data, Question
+from .data import Data
 from .families import Family
 from .frame import Frame
 from .losses import Guide, feature_consistency
@@ -27,90 +24,46 @@ from .prompt import Geometry, Prompt
 from .team import Team
 
 CLEAN_BUDGET = 2 * 2**30  # bytes of clean features kept in memory, all source models together
-FIRST_SCALE, LEAST_SCALE = 2.0**14, 2.0**-10  # of a loss in float16, whose gradients would vanish without
+FIRST_SCALE, LEAST_SCALE = 2.0**14, 2.0**-10  # of a loss in float16, whose gradients would vanish without a scale
 RAISE_SCALE_AFTER = 500  # steps without an overflow
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Samples that are ready to be shown.
-
-    indices: of the samples in the data. pictures: uint8 (n, side, side, 3), fitted to their place on the
-    canvas. questions: some of each sample's. captions: for the guide. varied: whether the pictures are
-    augmented, and so are not what the indices alone name.
-    """
-
-    indices: list[int]
-    pictures: NDArray[np.uint8]
-    questions: list[tuple[Question, ...]]
-    captions: list[str]
-    varied: bool = False
-
-    def parts(self, n: int) -> list[Batch]:
-        """Cut into at most n batches of neighbours."""
-        cuts = [list(c) for c in np.array_split(np.arange(len(self.indices)), n) if len(c)]
-        return [
-            Batch(
-                [self.indices[i] for i in cut],
-                self.pictures[cut],
-                [self.questions[i] for i in cut],
-                [self.captions[i] for i in cut],
-                self.varied,
-            )
-            for cut in cuts
-        ]
-
-
-def load_batch(
-    data: Data,
-    indices: Sequence[int],
-    geometry: Geometry,
-    n_questions: int,
-    augmentations: Sequence[str] = (),
-    seed: Sequence[int] = (),
-) -> Batch:
-    """Read samples and fit their pictures; augmented by `seed` and their index where any are named."""
-    samples = [data[i] for i in indices]
-    pictures = [sample.picture for sample in samples]
-    if augmentations:
-        pictures = [
-            augment(picture, augmentations, np.random.default_rng([*seed, i]))
-            for i, picture in zip(indices, pictures, strict=True)
-        ]
-    return Batch(
-        list(indices),
-        np.stack([geometry.shrink(picture) for picture in pictures]),
-        [sample.questions[:n_questions] for sample in samples],
-        [sample.caption for sample in samples],
-        bool(augmentations),
-    )
-
-
 class CleanFeatures:
-    """What a model sees of pictures with a black frame, each computed once: the image embeddings, or, where
-    they depend on the question, what the vision encoder gives before it.
+    """A model's features of pictures with a black frame, each computed once.
 
-    They are computed in fixed groups of neighbouring indices, so that a picture's features have the
-    same bits whichever batch asks for it first, and a resumed run equals an uninterrupted one. Where
-    all of them would not fit the budget, each batch computes its own.
+    These are the image embeddings, or the output of the vision encoder if the embeddings depend on the question.
+
+    They are computed in fixed groups of neighbouring indices. So a picture's features have the same bits whichever
+    batch asks for them first, and a resumed run equals one that was not interrupted. If the features of all data do
+    not fit into the budget, each batch computes its own and nothing is kept.
+
+    Args:
+        family: the model.
+        data: all pictures.
+        geometry: how they lie on the canvas.
+        group: pictures in a group.
+        budget: bytes of features to keep; 0 keeps none.
     """
 
     def __init__(self, family: Family, data: Data, geometry: Geometry, group: int, budget: int) -> None:
         self._family, self._data, self._geometry, self._group = family, data, geometry, group
         self._budget = budget
         self._kept: list[Tensor | None] = [None] * -(-len(data) // group)
-        self._keep = None if budget else False  # not known before the first embedding is seen
+        self._keep = None if budget else False  # None: not known before the size of the first features
 
     @torch.no_grad()
     def __call__(
         self, indices: Sequence[int], canvas: Float[Tensor, "n 3 canvas canvas"], varied: bool = False
     ) -> Tensor:
-        """Features of the samples `indices`, whose clean canvases are given.
+        """Return the features of some samples.
 
-        varied: the canvases are not those of the data, and what is seen of them is not kept.
+        Args:
+            indices: of the samples.
+            canvas: their pictures without a prompt.
+            varied: the pictures are augmented, so that their features are not kept.
         """
         if self._keep is None and not varied:
-            self._of_group(indices[0] // self._group)  # its size tells whether all will fit
+            self._of_group(indices[0] // self._group)  # its size says whether all will fit
         if self._keep and not varied:
             return torch.stack([self._of_group(i // self._group)[i % self._group] for i in indices])
         return self._see(canvas)
@@ -134,10 +87,18 @@ class CleanFeatures:
 class Objective:
     """L = L_LM + fca · L_FCA − tse · S_TSE, averaged over the source models (method of arXiv 2404.11207).
 
-    offload: keep source models on the CPU, but for the one whose turn it is.
-    clean_budget: bytes of clean features to remember, all sources together.
-    scale: what losses are multiplied by in float16; changed as overflows happen, and part of a checkpoint.
-    n_good: steps since then.
+    Args:
+        config: weights of the losses, and how a batch is cut.
+        data: all training data.
+        sources: the source models.
+        guide: for S_TSE; None leaves it out.
+        geometry: how pictures lie on the canvas.
+        offload: keep source models on the CPU, except the one whose turn it is. Default False.
+        clean_budget: bytes of clean features to remember, of all sources together. Default 2 GiB.
+
+    Attributes:
+        scale: the factor of losses in float16. It falls when a gradient overflows, and rises again after some steps.
+        n_good: steps since the last overflow.
     """
 
     def __init__(
@@ -157,9 +118,12 @@ class Objective:
         self.scale, self._fixed_scale, self.n_good = (FIRST_SCALE, False, 0) if half else (1.0, True, 0)
 
     def __call__(self, batch: Batch, frame: Frame, team: Team) -> tuple[dict[str, float], list[Tensor]]:
-        """The loss's parts over the whole batch, and the gradients by `frame.values`, the same in every process.
+        """Return the parts of the loss over the whole batch, and the gradients by `frame.values`.
 
-        Raises RequestError where the gradient is not finite.
+        Both are the same in every process.
+
+        Raises:
+            RequestError: the gradient is not finite.
         """
         while True:
             facts, gradients = self._sum(batch, frame, team)
@@ -170,8 +134,8 @@ class Objective:
                 return facts, gradients
             if self._fixed_scale or self.scale <= LEAST_SCALE:
                 raise RequestError(
-                    "The gradient is not finite; the model or the data holds NaN or infinite values"
-                    + ("." if self._fixed_scale else ", or the model overflows in float16: try --precision bf16.")
+                    "The gradient is not finite. The model or the data holds NaN or infinite values"
+                    + ("." if self._fixed_scale else ", or the model overflows in float16; try --precision bf16.")
                 )
             self.scale, self.n_good = self.scale / 2, 0
 
@@ -221,9 +185,9 @@ class Objective:
     def _ask(
         self, source: Family, clean: CleanFeatures, part: Batch, canvas: Tensor, prompted: Tensor
     ) -> tuple[Tensor, Tensor | None, int]:
-        """L_LM and L_FCA of one source, and how many answer tokens they are of.
+        """Return L_LM and L_FCA of one source, and the number of answer tokens.
 
-        The prompted pictures are encoded once; both losses read that one encoding.
+        The prompted pictures are encoded once, for both losses.
         """
         picked = [(i, q) for i, questions in enumerate(part.questions) for q in questions]
         rows = torch.tensor([i for i, _ in picked], device=canvas.device)

@@ -15,8 +15,10 @@ T = TypeVar("T")
 class Team:
     """The processes that `accelerate launch` or `torchrun` started; without them, this process alone.
 
-    rank, size: this process's number, and how many there are.
-    device: the accelerator that this process was given; None where it is alone, and may choose.
+    Attributes:
+        rank: this process's number, from 0.
+        size: number of processes.
+        device: the accelerator that this process was given; None for a process alone, which may choose.
     """
 
     def __init__(self) -> None:
@@ -25,13 +27,13 @@ class Team:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             from accelerate import PartialState
 
-            # By default a process waits ten minutes for the others, and a download may take longer.
+            # The default waits ten minutes for the other processes, and a download may take longer.
             state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=6))
             self.rank, self.size, self.device = state.process_index, state.num_processes, state.device
 
     @property
     def leads(self) -> bool:
-        """Whether this is the process that writes files and talks."""
+        """Whether this process writes the files and shows progress."""
         return self.rank == 0
 
     def sum(self, tensor: Tensor) -> Tensor:
@@ -41,7 +43,7 @@ class Team:
         return tensor
 
     def gather(self, items: list[T]) -> list[T]:
-        """All processes' items, in the order of their ranks."""
+        """The items of all processes, in the order of their ranks."""
         if self.size == 1:
             return items
         lists: list[list[T]] = [[] for _ in range(self.size)]

@@ -1,4 +1,4 @@
-"""How what is learned is changed by its gradient."""
+"""How the learned values follow their gradient."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ UpdateRule = Literal["normalized", "adam", "sign"]
 
 
 class Update:
-    """Steps of tensors against their gradients, with a cosine rate after a warm-up.
+    """Steps against the gradient. The learning rate rises in a warm-up, then falls with a cosine.
 
-    rule: `normalized` is p - lr · g / |g|, the norm taken over the frame (the paper's update; its
-        release takes it over the whole canvas, which makes every step shorter than lr). `adam` is
-        Adam and `sign` is p - lr · sign(g); their lr is per value.
-    lr: the length of a step at its largest, in [0, 1] units of brightness.
+    Args:
+        rule: `normalized` is p - lr · g / |g|, with the norm over the frame. This is the paper's update; its
+            release takes the norm over the whole canvas, which makes every step shorter than lr. `adam` is Adam, and
+            `sign` is p - lr · sign(g).
+        lr: the highest learning rate, where white is 1: the length of a whole step for `normalized`, the step of
+            one value for the others.
+        n_steps: number of steps in all.
+        n_warm_up: steps in which the rate rises. Default 0.
     """
 
     def __init__(self, rule: UpdateRule, lr: float, n_steps: int, n_warm_up: int = 0) -> None:
@@ -26,14 +30,14 @@ class Update:
         self._moments: list[tuple[Tensor, Tensor]] = []
 
     def rate(self, step: int) -> float:
-        """The learning rate of a step, counted from 0."""
+        """The learning rate of a step; the first step is 0."""
         if step < self.n_warm_up:
             return self.lr * (step + 1) / self.n_warm_up
         done = (step - self.n_warm_up) / max(1, self.n_steps - self.n_warm_up)
         return self.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
     def apply(self, values: Sequence[Tensor], gradients: Sequence[Tensor], step: int) -> list[Tensor]:
-        """Return the values after one step; both lists hold tensors of the same shapes."""
+        """Return the values after a step; values and gradients have the same shapes."""
         rate = self.rate(step)
         return [v - rate * d for v, d in zip(values, self._directions(gradients, step), strict=True)]
 
@@ -54,7 +58,7 @@ class Update:
         return directions
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint needs to go on exactly."""
+        """The state that a checkpoint needs, so that a resumed run has the same bits."""
         return {"moments": self._moments}
 
     def restore(self, state: dict[str, Any]) -> None:

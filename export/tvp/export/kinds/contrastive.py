@@ -23,7 +23,7 @@ from tvp.sdk.formats.tokenizer import read_text_tokenizer
 from tvp.trainer.data import Sample
 from tvp.trainer.families.clip import ContrastiveFamily
 from tvp.trainer.prompt import Geometry, Prompt
-from tvp.trainer.tasks import Task as TaskDefinition
+from tvp.trainer.task_definition import TaskDefinition
 
 from ..attention import fused_vision_encoder, plain_vision_encoder
 from ..contrastive_tokenizers import tokenizer_of

@@ -15,7 +15,7 @@ from tvp.trainer.evaluate import MAX_NEW_TOKENS
 from tvp.trainer.families.family import GenerativeFamily
 from tvp.trainer.families.instructblip import QuestionAwareFamily
 from tvp.trainer.prompt import Geometry, Prompt
-from tvp.trainer.tasks import Task as TaskDefinition
+from tvp.trainer.task_definition import TaskDefinition
 
 from .. import graphs, parity
 from ..parity import Case, Parity

@@ -10,7 +10,7 @@ from tvp import sdk
 from tvp.sdk.formats.manifest import BaseManifest
 from tvp.trainer.data import Sample
 from tvp.trainer.prompt import Geometry, Prompt
-from tvp.trainer.tasks import Task as TaskDefinition
+from tvp.trainer.task_definition import TaskDefinition
 
 from ..parity import Case, Parity
 

@@ -1,7 +1,7 @@
 """Where pictures and questions come from.
 
-A kind of source a file: drawn scenes, parquet folders, JSONL of your own, class folders, what torchvision loads,
-Hateful Memes, POPE. `open_data` tells which of them a name or a folder is.
+Each source has a file: drawn scenes, parquet folders, JSONL files, class folders, torchvision's data sets, Hateful
+Memes and POPE. `open_data` finds out which of them a name or a folder is.
 """
 
 from .drawn import Scenes

@@ -1,4 +1,4 @@
-"""Scenes: pictures that are drawn on demand."""
+"""Scenes, drawn on demand."""
 
 from __future__ import annotations
 
@@ -11,9 +11,15 @@ from .sample import Question, Sample
 
 
 class Scenes:
-    """Scenes drawn on demand from a seed, through a camera.
+    """Scenes drawn on demand from a seed, and seen through a camera.
 
-    n_questions: questions about each picture, of the topics in turn.
+    Args:
+        n: number of scenes.
+        seed: of the scenes and of the camera's noise.
+        size: side of a picture, px. Default 64.
+        n_questions: questions about each picture. Default 4.
+        camera: Default: none.
+        topics: of the questions, in turn. Default: all.
     """
 
     def __init__(

@@ -12,22 +12,30 @@ from tvp.sdk import errors, read_image
 from .sample import CAPTION, SPLITS, Question, Sample, check_names, report
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
-# What file managers leave behind, besides hidden files.
+# Files that file managers leave behind, besides hidden ones.
 _NO_DATA = ("thumbs.db", "desktop.ini")
-TEST_SHARE = 5  # of a folder without splits, every fifth picture of a class is for the test
+TEST_SHARE = 5  # in a folder without splits, one of five pictures of a class is for the test
 
 
 class ClassFolder:
-    """A folder with a folder of pictures for each class, named like the class (`_` is read as a space).
+    """A folder that holds one folder of pictures for each class, named like the class (`_` is read as a space).
 
-    Either root/<split>/<class>/…, with the splits train and test (or training, testing, val,
-    valid, validation; in small letters or not), or root/<class>/….
-    The second is split here: a fifth of each class's pictures, drawn the same way on every machine and at
-    every seed, is for the test. The classes are those of the training pictures, in the order of their names.
+    The pictures are in root/<split>/<class>/ or in root/<class>/. Splits may be called train or training, and test,
+    testing, val, valid or validation, in any case. Without splits, a fifth of each class is for the test: the same
+    pictures on every machine and with every seed. The classes are those of the training pictures, sorted by name.
 
-    labels: the task's; where it has some, they are the classes, and every class folder must be one of them.
-    rename: class names of folders that are called otherwise.
-    skip_bad: files that are no pictures by their name are left out and their messages appended to it.
+    Args:
+        root: the folder.
+        split: `train` or `test`.
+        question: asked about every picture.
+        caption: what the guide reads, with {label} for the class.
+        labels: the task's. If there are some, they are the classes, and every class folder must be one of them.
+        rename: folder name -> class name, where they differ.
+        skip_bad: a list, to which messages are appended about files that are left out because their names are not
+            those of pictures. Default: such a file is an error.
+
+    Raises:
+        DataError: the folder is laid out otherwise, or a file is bad.
     """
 
     def __init__(
@@ -49,11 +57,11 @@ class ClassFolder:
             )
         folder = own.get(split, root)
         classes = _classes(folder, rename or {})
-        # The classes that a model may answer with are the same in both splits, whichever pictures these hold.
+        # The classes to choose from are the same in both splits, whichever pictures they hold.
         train_folder = own.get("train", folder)
         train = _classes(train_folder, rename or {})
         if not classes:
-            raise errors.DataError(f"{root} holds no class folders; it needs one for each class, with its pictures.")
+            raise errors.DataError(f"{root} holds no class folders. It needs one for each class, with its pictures.")
         check_names(str(folder), list(classes.values()), labels)
         check_names(str(train_folder), list(train.values()), labels)
         self.names = tuple(labels or train.values())
@@ -67,7 +75,8 @@ class ClassFolder:
             self._files += [(file, name) for file in (files if own else _share(files, split))]
         if not self._files:
             raise errors.DataError(
-                f"{folder} has no pictures for {split}: {len(classes)} class folders, none of two pictures or more."
+                f"{folder} has no pictures for {split}: none of its {len(classes)} class folders holds "
+                "two pictures or more."
             )
 
     def __len__(self) -> int:
@@ -83,7 +92,7 @@ class ClassFolder:
 
 
 def is_class_folder(root: Path) -> bool:
-    """Whether a folder holds two class folders with pictures or more, or splits of them."""
+    """Whether a folder holds at least two class folders with pictures, or splits with class folders."""
     if own := _splits(root):
         return any(map(_holds_pictures, own.values()))
     return sum(map(_holds_pictures, _folders(root))) > 1
@@ -94,7 +103,7 @@ def _holds_pictures(folder: Path) -> bool:
 
 
 def _splits(root: Path) -> dict[str, Path]:
-    """The split folders that hold class folders, by split; none for a folder that is not split."""
+    """Return the folder of each split; none for a folder without splits."""
     own: dict[str, Path] = {}
     there = {path.name.lower(): path for path in _folders(root) if _folders(path)}
     for split, names in SPLITS.items():
@@ -118,7 +127,7 @@ def _is_picture(file: Path) -> bool:
 
 
 def _pictures(folder: Path, skip_bad: list[str] | None) -> list[Path]:
-    """The pictures in a folder and the folders below it, by name; anything else there is a bad row."""
+    """Return the pictures in a folder and in folders below it, sorted by path; any other file is a bad row."""
     pictures = []
     for file in sorted(folder.rglob("*"), key=lambda path: path.relative_to(folder).as_posix()):
         if file.is_dir() or file.name.startswith(".") or file.name.lower() in _NO_DATA:
@@ -126,15 +135,13 @@ def _pictures(folder: Path, skip_bad: list[str] | None) -> list[Path]:
         if _is_picture(file):
             pictures.append(file)
         else:
-            message = (
-                f"{file} is no picture by its name; what is read here ends in {', '.join(SUFFIXES)}. Move it away."
-            )
+            message = f"{file} is no picture by its name: names must end in {', '.join(SUFFIXES)}. Move it away."
             report(errors.DataError(message), skip_bad)
     return pictures
 
 
 def _share(files: list[Path], split: str) -> list[Path]:
-    """A split's share of a class's pictures; of one picture alone, training has it."""
-    order = np.random.default_rng(0).permutation(len(files))  # not the run's seed: a test picture is one for good
+    """Return a split's share of the pictures of a class; a single picture is for training."""
+    order = np.random.default_rng(0).permutation(len(files))  # not the run's seed: a test picture stays one
     n_test = max(1, len(files) // TEST_SHARE) if len(files) > 1 else 0
     return [files[i] for i in sorted(order[:n_test] if split == "test" else order[n_test:])]

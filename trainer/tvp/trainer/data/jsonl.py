@@ -1,4 +1,4 @@
-"""JSONL of your own: pictures, questions and answers."""
+"""JSONL files with pictures, questions and answers."""
 
 from __future__ import annotations
 
@@ -15,11 +15,20 @@ KEYS = ("image", "question", "answer", "label", "labels", "caption")
 
 
 class Jsonl(Rows):
-    """A file with one JSON object a line: image (a path, from the file's folder), question, answer (or label,
-    which means the same), and if wanted labels (list) and caption. Every line is checked when the file is opened.
+    """A file with one JSON object a line.
 
-    skip_bad: bad lines are left out and their messages appended to it.
-    labels, caption: of rows that say nothing of theirs; caption with the place of the answer, as `{label}`.
+    A row has image (a path, from the file's folder), question, and answer (or label, which means the same). It may
+    have labels (a list) and caption. Every line is checked when the file is opened.
+
+    Args:
+        file: the file.
+        skip_bad: a list, to which messages about bad lines that are left out are appended. Default: a bad line is an
+            error.
+        labels: of rows without labels. Default: none.
+        caption: of rows without a caption, with {label} for the answer.
+
+    Raises:
+        DataError: the file or a line is bad.
     """
 
     needs = "image, question, answer"
@@ -32,22 +41,22 @@ class Jsonl(Rows):
 
     def _parse(self, where: str, row: dict[str, Any]) -> tuple[Path, Question, str]:
         if "answer" in row and "label" in row:
-            raise DataError(f"{where} has both 'answer' and 'label'; they mean the same, give one of them.")
+            raise DataError(f"{where} has both 'answer' and 'label'. They mean the same; give one of them.")
         image = self._text(where, row, "image")
         question = self._text(where, row, "question")
         answer = self._text(where, row, "label" if "label" in row else "answer")
         unknown = sorted(set(row) - set(KEYS))
         if unknown:
             raise DataError(
-                f"{where} has the unknown key {unknown[0]!r}; allowed besides image, question and answer: "
-                "label (for answer), labels, caption."
+                f"{where} has the unknown key {unknown[0]!r}. Besides image, question and answer it may have "
+                "label (instead of answer), labels and caption."
             )
         labels = row.get("labels", self._labels)
         if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
             raise DataError(f"{where}: labels must be a list of texts.")
         labels = [label.strip() for label in labels]
         if len(set(labels)) < len(labels):
-            raise DataError(f"{where} has a label twice in {labels}; each may be there once.")
+            raise DataError(f"{where} has a label twice in {labels}. Each may be there once.")
         if labels and answer not in labels:
             raise DataError(f"{where}: the answer {answer!r} is none of its labels {labels}.")
         caption = self._text(where, row, "caption") if row.get("caption") else self._caption.replace("{label}", answer)

@@ -1,4 +1,4 @@
-"""Hateful Memes (arXiv 2005.04790), as it is published: JSON lines and a folder of pictures."""
+"""Hateful Memes (arXiv 2005.04790) as published: JSON lines, and a folder of pictures."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from tvp.sdk.errors import DataError
 from .rows import Rows, find_picture
 from .sample import Question
 
-LABELS = ("no", "yes")  # by the number that the set gives
+LABELS = ("no", "yes")  # by the number in the file
 CAPTIONS = ("a harmless meme", "a hateful meme")
-# The first file that a folder holds is a split's: the labels of the `seen` test were published late.
+# The test is the first of these that is there: labels of the test set were published late.
 NAME = re.compile(r"(train|dev|test)(_seen|_unseen)?\.jsonl")  # of any file of the set
 FILES = {"train": ("train.jsonl",), "test": ("test_seen.jsonl", "dev_seen.jsonl")}
 
 
 class HatefulMemes(Rows):
-    """A file of the set, such as train.jsonl: one JSON object a line with img (a path, from the file's folder),
-    label (0 or 1) and the text that is written on the meme. Its other keys, such as id, are not read.
+    """A file of the set, such as train.jsonl, with one JSON object a line.
 
-    skip_bad: bad lines are left out and their messages appended to it.
+    A row has img (a path, from the file's folder), label (0 or 1), and text, which is written on the meme. Other
+    keys, such as id, are not read. For the arguments and errors see `Rows`.
     """
 
     needs = "img, label (0 or 1), text"
@@ -32,8 +32,8 @@ class HatefulMemes(Rows):
         text = self._text(where, row, "text")
         if "label" not in row:
             raise DataError(
-                f"{where} has no label. The first release kept those of its test secret; "
-                "use a file that has them, such as test_seen.jsonl or dev_seen.jsonl."
+                f"{where} has no label. The first release kept the labels of its test secret. "
+                "Use a file that has them, such as test_seen.jsonl or dev_seen.jsonl."
             )
         label = row["label"]
         if type(label) is not int or label not in (0, 1):

@@ -1,4 +1,4 @@
-"""Parquet folders in the layout of hub data sets."""
+"""Folders of parquet files, as hub data sets have them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NEEDS = "columns image {bytes, path} and label (int), and class names in its hug
 
 
 def parquet_files(folder: Path, split: str) -> list[Path]:
-    """The files of a split, in the folder or its `data` folder: train*.parquet; test*.parquet or else val*.parquet."""
+    """Return the files of a split, in the folder or in its folder `data`, such as train*.parquet or test*.parquet."""
     for name in SPLITS.get(split, (split,)):
         for place in (folder, folder / "data"):
             if files := sorted(place.glob(f"{name}*.parquet")):
@@ -26,14 +26,22 @@ def parquet_files(folder: Path, split: str) -> list[Path]:
 
 
 class Parquet:
-    """A split of a hub-style parquet folder: column `image` (or `img`) {bytes, path}, column `label` (int).
+    """A split of a folder of parquet files.
 
-    Class names come from the schema's `huggingface` metadata.
+    The files have a column `image` (or `img`) {bytes, path} and a column `label` (int). Class names come from the
+    `huggingface` metadata of the schema.
 
-    question, caption: what is asked about every picture, and what the guide reads ({label}: the class name).
-    labels: the task's; where it has some, every class must be one of them.
-    skip_bad: rows of a wrong label are left out and their messages appended to it.
-    Raises DataError for a file or row that cannot be read; rows are counted from 0 in each file.
+    Args:
+        folder: the folder.
+        split: `train` or `test`.
+        question: asked about every picture.
+        caption: what the guide reads, with {label} for the class.
+        labels: the task's. If there are some, every class must be one of them.
+        skip_bad: a list, to which messages are appended about rows that are left out because of a wrong label.
+            Default: such a row is an error.
+
+    Raises:
+        DataError: a file or a row cannot be read. Rows are counted from 0 in each file.
     """
 
     def __init__(
@@ -49,7 +57,7 @@ class Parquet:
 
         self._files = parquet_files(folder, split)
         if not self._files:
-            raise errors.DataError(f"There is no {split}*.parquet in {folder}; a parquet folder holds one a split.")
+            raise errors.DataError(f"There is no {split}*.parquet in {folder}; it needs one for each split.")
         opened = [_read(file) for file in self._files]
         self.names: tuple[str, ...] = opened[0][2]
         for file, (_, _, names) in zip(self._files, opened, strict=True):
@@ -81,7 +89,7 @@ class Parquet:
         row, name = self._rows[index]
         image = self._images[row].as_py()
         if image is None or image["bytes"] is None:
-            raise errors.DataError(f"{self._where(row)} holds no bytes of a picture; paths alone are not followed.")
+            raise errors.DataError(f"{self._where(row)} holds no bytes of a picture. A path alone is not followed.")
         try:
             picture = read_image(image["bytes"])
         except errors.ImageError as error:
@@ -90,14 +98,14 @@ class Parquet:
 
 
 def _read(file: Path) -> tuple[Any, list[int | None], tuple[str, ...]]:
-    """The images (a chunked array of structs), the labels and the class names of a file."""
+    """Return a file's images (a chunked array of structs), labels and class names."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         schema = pq.read_schema(file)
         column = "img" if "image" not in schema.names and "img" in schema.names else "image"
-        # partitioning: a folder that is called `a=b` is no column
+        # partitioning=None: a folder named `a=b` is no column
         table = pq.read_table(file, columns=[column, "label"], partitioning=None)
         images, labels = table[column], table["label"]
         about = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
@@ -107,9 +115,9 @@ def _read(file: Path) -> tuple[Any, list[int | None], tuple[str, ...]]:
     struct = images.type
     if not len(table) or not pa.types.is_struct(struct) or struct.get_field_index("bytes") < 0:
         raise errors.DataError(
-            f"{file} has {len(table)} rows, images of type {struct}; it needs at least one "
-            "row and images as {bytes, path}."
+            f"{file} has {len(table)} rows, with images of type {struct}. It needs at least one "
+            "row, and images as {bytes, path}."
         )
     if not pa.types.is_integer(labels.type):
-        raise errors.DataError(f"{file} has labels of type {labels.type}; it needs {NEEDS}.")
+        raise errors.DataError(f"{file} has labels of type {labels.type}. It needs {NEEDS}.")
     return images, labels.to_pylist(), names

@@ -1,4 +1,4 @@
-"""POPE (arXiv 2305.10355), as it is published: JSON lines, and pictures of COCO's val2014."""
+"""POPE (arXiv 2305.10355) as published: JSON lines, and pictures of COCO's val2014."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from .rows import Rows, find_picture
 from .sample import Question
 
 LABELS = ("yes", "no")
-_OBJECT = re.compile(r"is there (an? .+?)(?: in the \w+)?\s*\?", re.IGNORECASE)  # POPE has 'imange' for image, too
+_OBJECT = re.compile(r"is there (an? .+?)(?: in the \w+)?\s*\?", re.IGNORECASE)  # POPE also spells it 'imange'
 
 
 class Pope(Rows):
-    """A file of the set, such as coco_pope_random.json: one JSON object a line with question_id (not read), image
-    (the name of a COCO picture), text (the question) and label (yes or no).
+    """A file of the set, such as coco_pope_random.json, with one JSON object a line.
 
-    The pictures are looked for in the folders val2014 and images beside the file, and beside the file itself.
-    skip_bad: bad lines are left out and their messages appended to it.
+    A row has image (the name of a COCO picture), text (the question), and label (yes or no); question_id is not
+    read. Pictures are looked for in the folders val2014 and images beside the file, then beside the file itself. For
+    the arguments and errors see `Rows`.
     """
 
     needs = "image, text, label (yes or no)"

@@ -1,4 +1,4 @@
-"""Files with one JSON object a line, each about a picture: what JSONL, Hateful Memes and POPE share."""
+"""Files with one JSON object a line, each about a picture: the common part of JSONL, Hateful Memes and POPE."""
 
 from __future__ import annotations
 
@@ -12,11 +12,17 @@ from .sample import Question, Sample, report
 
 
 class Rows:
-    """The rows of a file. Every line is checked when the file is opened, its picture when it is asked for.
+    """The rows of a file. Lines are checked when the file is opened, and pictures when they are read.
 
-    A subclass says what a row `needs`, for the messages, and gives `_parse`.
+    A subclass defines `_parse`, and `needs`: what a row must hold, for messages.
 
-    skip_bad: bad lines are left out and their messages appended to it; without a list they are a DataError.
+    Args:
+        file: the file.
+        skip_bad: a list, to which messages about bad lines that are left out are appended. Default: a bad line is an
+            error.
+
+    Raises:
+        DataError: the file or a line is bad.
     """
 
     needs = ""
@@ -28,7 +34,7 @@ class Rows:
             data = file.read_bytes()
         except OSError as error:
             raise errors.DataError(f"{file} cannot be read: {error.strerror}.") from error
-        # Split at newlines alone: U+2028 and its like are characters of a text.
+        # Split at newlines only: U+2028 and the like are characters of a text.
         for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
             if not line.strip():
                 continue
@@ -53,17 +59,25 @@ class Rows:
         return row
 
     def _parse(self, where: str, row: dict[str, Any]) -> tuple[Path, Question, str]:
-        """Turn a row into a picture's path, its question and its caption; raises DataError, naming `where`."""
+        """Return the path of a row's picture, its question and its caption.
+
+        Raises:
+            DataError: the row is bad; the message begins with `where`.
+        """
         raise NotImplementedError
 
     def _text(self, where: str, row: dict[str, Any], key: str) -> str:
-        """The text under a key, stripped; a DataError where there is none."""
+        """Return the text under a key, without spaces around it.
+
+        Raises:
+            DataError: there is none.
+        """
         text = row.get(key)
         if not isinstance(text, str) or not text.strip():
             raise errors.DataError(f"{where} has no text under {key!r}; every row needs {self.needs}.")
         try:
             text.encode()
-        except UnicodeEncodeError as error:  # JSON can spell it, no tokenizer can read it
+        except UnicodeEncodeError as error:  # JSON can spell it, but no tokenizer can read it
             raise errors.DataError(f"{where} has half a character (a lone surrogate) under {key!r}.") from error
         return text.strip()
 
@@ -83,10 +97,14 @@ class Rows:
 
 
 def find_picture(where: str, name: str, *folders: Path) -> Path:
-    """The picture of this name in the first of the folders that holds it; a DataError where none does."""
+    """Return the picture of this name from the first folder that holds it.
+
+    Raises:
+        DataError: none does.
+    """
     for folder in folders:
         if (folder / name).is_file():
             return folder / name
     raise errors.DataError(
-        f"{where} names the picture {name!r}, and there is no file {' or '.join(str(f / name) for f in folders)}."
+        f"{where} names the picture {name!r}, but there is no file {' or '.join(str(f / name) for f in folders)}."
     )

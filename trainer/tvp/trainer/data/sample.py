@@ -1,4 +1,4 @@
-"""What a source of data gives, and what all sources share: subsets, the split, bad rows that are left out."""
+"""Samples, and the common parts of all sources: subsets, the validation split, and leaving bad rows out."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from tqdm import tqdm
 
 from tvp.sdk.errors import DataError, near
 
-# How the files or folders of a split may be called. A set without test pictures, or that keeps their answers
-# secret, is tested on its validation pictures; training never sees those.
+# Split -> possible names of its files or folders. If a set has no test pictures, or keeps their answers secret, its
+# validation pictures are the test; training never sees them.
 SPLITS = {"train": ("train", "training"), "test": ("test", "testing", "val", "valid", "validation")}
 CAPTION = "a {label}"
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked about a picture: the text, its answer, and the labels it is chosen from."""
+    """A question about a picture: its text, its right answer, and the labels to choose from."""
 
     text: str
     answer: str
@@ -31,7 +31,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Sample:
-    """A picture, uint8 (height, width, 3), what is asked about it, and its caption for the guide."""
+    """A picture, uint8 (height, width, 3), with its questions, and its caption for the guide."""
 
     picture: NDArray[np.uint8]
     questions: tuple[Question, ...]
@@ -63,13 +63,23 @@ class Subset:
 
 
 def picture_of(data: Data, index: int) -> str:
-    """What names a sample's picture, where several samples may be about one."""
+    """Return a name for a sample's picture; samples with the same picture have the same name."""
     named = getattr(data, "picture_of", None)
     return named(index) if named else str(index)
 
 
 def split(data: Data, n_validation: int, seed: int) -> tuple[Data, Data]:
-    """Split training data into (train, validation) without overlap, of pictures neither; at least one picture each."""
+    """Split training data into (train, validation), which have no picture in common.
+
+    Args:
+        data: the training data.
+        n_validation: samples for validation, at least; all samples of a picture stay together. Training keeps at
+            least one picture.
+        seed: of the choice.
+
+    Raises:
+        DataError: there are fewer than two pictures.
+    """
     about: dict[str, list[int]] = {}
     for i in range(len(data)):
         about.setdefault(picture_of(data, i), []).append(i)
@@ -86,10 +96,14 @@ def split(data: Data, n_validation: int, seed: int) -> tuple[Data, Data]:
 
 
 def readable(data: Data, skip_bad: list[str]) -> Data:
-    """Read every sample once and leave out those that cannot be read.
+    """Read every sample once, and leave out those that cannot be read.
 
-    skip_bad: what is wrong with each sample left out is appended to it.
-    Raises DataError where none is left.
+    Args:
+        data: the samples.
+        skip_bad: a list, to which a message about each sample that is left out is appended.
+
+    Raises:
+        DataError: no sample is left.
     """
     good = []
     for i in tqdm(range(len(data)), disable=None, desc="looking for bad rows"):
@@ -105,22 +119,28 @@ def readable(data: Data, skip_bad: list[str]) -> Data:
 
 
 def report(error: DataError, skip_bad: list[str] | None) -> None:
-    """Raise a bad row's error, or append its message to the list where one is given."""
+    """Raise the error of a bad row; or, if there is a list, append its message."""
     if skip_bad is None:
         raise error
     skip_bad.append(str(error))
 
 
 def check_names(where: str, names: Sequence[str], labels: Sequence[str] = ()) -> None:
-    """Check class names: every one a text, none twice, and all among the task's labels, if it has any.
+    """Check that every class name is a text, that none is there twice, and that all are labels of the task.
 
-    where: the file or folder that the names come from.
+    Args:
+        where: the file or folder that the names come from.
+        names: the class names.
+        labels: the task's; none allows any name.
+
+    Raises:
+        DataError: a name is wrong.
     """
     for name, count in Counter(names).items():
         if not isinstance(name, str) or not name.strip():
-            raise DataError(f"{where} has a class without a name, {name!r}; a model can only answer with a name.")
+            raise DataError(f"{where} has a class without a name, {name!r}. A model can only answer with a name.")
         if count > 1:
-            raise DataError(f"{where} has {count} classes that are called {name!r}; a model cannot tell them apart.")
+            raise DataError(f"{where} has {count} classes that are called {name!r}. A model cannot tell them apart.")
         if labels and name not in labels:
             raise DataError(
                 f"{where} has the class {name!r}, which is none of the task's labels: {', '.join(labels)}."

@@ -1,4 +1,4 @@
-"""Which kind of source a name or folder is."""
+"""Opening data: which source a name or a folder is."""
 
 from __future__ import annotations
 
@@ -6,42 +6,42 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tvp.sdk import read_image
 from tvp.sdk.errors import DataError, RequestError
 
-from . import memes
+from ..task_definition import TaskDefinition
 from .drawn import Scenes
 from .folders import ClassFolder, is_class_folder
 from .jsonl import Jsonl
+from .memes import FILES as MEMES_FILES
+from .memes import NAME as MEMES_NAME
 from .memes import HatefulMemes
 from .parquet import Parquet, parquet_files
 from .pope import Pope
 from .sample import SPLITS, Data, readable
-from .through import Through
+from .through import ThroughCamera
 from .vision import IMAGENETTE, Vision
-
-if TYPE_CHECKING:
-    from ..tasks import Task  # which imports this module
 
 log = logging.getLogger("tvp.trainer")
 
-QUESTION = "What is in the photo?"  # of class folders and parquet, where the task has none
+QUESTION = "What is in the photo?"  # about class folders and parquet, if the task has none
 IMAGENETTE_SIZES = {"imagenette2": "full", "imagenette2-320": "320px", "imagenette2-160": "160px"}
 
 
 @dataclass(frozen=True)
-class Layout:
-    """A folder layout that a set is published in.
+class PublishedSet:
+    """A published data set, and the layout of its folder.
 
-    marks: paths below the folder, of which one at least is there.
-    open: opens a split of the set in such a folder; takes the folder, task, split, download and skip_bad.
-    downloads: whether torchvision can fetch the set.
+    Args:
+        marks: paths below the folder; at least one of them is there.
+        open: opens a split; its arguments are the folder, task, split, download and skip_bad.
+        downloads: whether torchvision can download the set. Default False.
     """
 
     marks: tuple[str, ...]
-    open: Callable[[Path, Task, str, bool, list[str] | None], Data]
+    open: Callable[[Path, TaskDefinition, str, bool, list[str] | None], Data]
     downloads: bool = False
 
     def is_in(self, folder: Path) -> bool:
@@ -50,7 +50,7 @@ class Layout:
 
 def open_data(
     source: str,
-    task: Task,
+    task: TaskDefinition,
     split: str,
     n: int,
     seed: int,
@@ -61,56 +61,63 @@ def open_data(
 ) -> Data:
     """Open a data source for a task.
 
-    source: '' for the task's own; `scenes`; a .jsonl file, or a file of the set that the task is of; or a folder,
-        which is taken for the first of
-        1. the layout that the task's data set is published in (LAYOUTS, by the task's `published`),
-        2. parquet: train*.parquet and test*.parquet, in it or in its folder data,
-        3. class folders: train/<class>/ and test/<class>/, or <class>/.
-        For a JSONL file the split is the file's own: name one file for training and another for the test.
-    split: `train` or `test`. Sets without (published) answers for the test give their validation pictures for it.
-    n: how many scenes to draw; other sources give all that they have.
-    seed: of scenes and of a camera's noise; train and test differ at any seed.
-    size: side of a scene, px.
-    skip_bad: leave bad rows and unreadable pictures out, and append what is wrong with each to this list. Every
-        picture is read once for that. Without a list, a bad row is a DataError: when the source is opened, or for
-        an unreadable picture when it is asked for.
-    download: let torchvision fetch the task's data set into the folder, where it is not there yet.
-    Raises RequestError for a task without data, DataError for data that is not there or not as it should be.
+    A folder is taken for the first of these that fits:
+
+    1. the task's published data set (PUBLISHED_SETS), in the layout that it is published in;
+    2. parquet: train*.parquet and test*.parquet, in the folder or in its folder data;
+    3. class folders: train/<class>/ and test/<class>/, or <class>/.
+
+    Args:
+        source: '' for the task's own data, `scenes`, a folder, a .jsonl file, or a file of the task's published set.
+            A JSONL file has no splits: use one file for training and another one for the test.
+        task: the task.
+        split: `train` or `test`. If a set has no published answers for its test, the test is its validation pictures.
+        n: number of scenes to draw; other sources are opened whole.
+        seed: of scenes and of the camera's noise; train and test differ with every seed.
+        size: side of a scene, px. Default 64.
+        skip_bad: a list. Bad rows and unreadable pictures are left out, and a message about each is appended. Every
+            picture is read once for this. Default: a bad row is an error when the source is opened, and an
+            unreadable picture is one when it is read.
+        download: let torchvision download the task's data set into the folder, if it is not there yet. Default False.
+
+    Raises:
+        RequestError: the task has no data of its own, the split is unknown, or the set cannot be downloaded.
+        DataError: the data is missing or bad.
     """
     source = source or task.source
     if not source:
-        raise RequestError(f"The task {task.name!r} has no data of its own; name some with --data.")
+        raise RequestError(f"The task {task.name!r} has no data of its own. Name some with --data.")
     if split not in SPLITS:
-        raise RequestError(f"There is no split {split!r}; there are {' and '.join(SPLITS)}.")
-    layout = LAYOUTS.get(task.published)
-    if download and not (layout and layout.downloads):
-        able = ", ".join(name for name, other in LAYOUTS.items() if other.downloads)
+        raise RequestError(f"There is no split {split!r}. There are {' and '.join(SPLITS)}.")
+    published = PUBLISHED_SETS.get(task.published)
+    if download and not (published and published.downloads):
+        able = ", ".join(name for name, other in PUBLISHED_SETS.items() if other.downloads)
         raise RequestError(f"The data of the task {task.name!r} cannot be downloaded; torchvision fetches {able}.")
     if source == "scenes":
         if task.source != "scenes":
-            raise RequestError(f"The task {task.name!r} is not about scenes; name its data with --data.")
-        n_questions = 1 if task.topics == ("number",) else 4  # there is one way to ask for a number
+            raise RequestError(f"The task {task.name!r} is not about scenes. Name its data with --data.")
+        n_questions = 1 if task.topics == ("number",) else 4  # there is only one way to ask for a number
         return Scenes(n, seed * 2 + (split == "test"), size, n_questions, task.camera, task.topics)
     path = Path(source)
-    if layout and (download or (path.is_dir() and layout.is_in(path))):
-        data = layout.open(path, task, split, download, skip_bad)
+    if published and (download or (path.is_dir() and published.is_in(path))):
+        data = published.open(path, task, split, download, skip_bad)
     elif path.is_dir():
         data = _open_folder(path, task, split, skip_bad)
     elif path.is_file():
         data = _open_file(path, task, split, skip_bad)
     else:
         raise DataError(
-            f"There is no data source {source!r}; give 'scenes', a folder (of parquet files, of class folders, or "
-            "as the task's data set is published), or a .jsonl file."
+            f"There is no data source {source!r}. Name scenes, a .jsonl file, or a folder: of parquet files, of class "
+            "folders, or of the task's published data set."
         )
     if skip_bad is not None:
         data = readable(data, skip_bad)
-    return data if task.camera is None else Through(data, task.camera, seed * 2 + (split == "test"))
+    return data if task.camera is None else ThroughCamera(data, task.camera, seed * 2 + (split == "test"))
 
 
-def _open_file(file: Path, task: Task, split: str, skip_bad: list[str] | None) -> Data:
-    """A file of the task's published set, told by its name, or a JSONL file of one's own."""
-    if task.published == "hateful-memes" and memes.NAME.fullmatch(file.name) and (file.parent / "img").is_dir():
+def _open_file(file: Path, task: TaskDefinition, split: str, skip_bad: list[str] | None) -> Data:
+    """Open a file of the task's published set, which its name tells, or else a JSONL file."""
+    if task.published == "hateful-memes" and MEMES_NAME.fullmatch(file.name) and (file.parent / "img").is_dir():
         return HatefulMemes(file, skip_bad)
     if task.published.startswith("pope-") and file.suffix == ".json":
         _refuse_training_on_pope(file, task, split)
@@ -118,16 +125,16 @@ def _open_file(file: Path, task: Task, split: str, skip_bad: list[str] | None) -
     return Jsonl(file, skip_bad, task.labels, task.caption)
 
 
-def _open_folder(folder: Path, task: Task, split: str, skip_bad: list[str] | None) -> Data:
+def _open_folder(folder: Path, task: TaskDefinition, split: str, skip_bad: list[str] | None) -> Data:
     question = task.question or QUESTION
     if any(parquet_files(folder, name) for name in SPLITS):
         return Parquet(folder, split, question, task.caption, task.labels, skip_bad)
-    others = [name for name, layout in LAYOUTS.items() if layout.is_in(folder)]
+    others = [name for name, other in PUBLISHED_SETS.items() if other.is_in(folder)]
     files = sorted(file.name for file in folder.glob("*.jsonl"))
-    # The folders of another set's layout, or beside a JSONL file, hold pictures too, and are no classes.
+    # Folders of another published set, or beside a JSONL file, hold pictures too, but are no classes.
     if not others and not files and is_class_folder(folder):
         return ClassFolder(folder, split, question, task.caption, task.labels, IMAGENETTE, skip_bad)
-    published = LAYOUTS.get(task.published)
+    published = PUBLISHED_SETS.get(task.published)
     looked = [f"{' or '.join(published.marks)} ({task.published})"] if published else []
     looked += [
         "train*.parquet or test*.parquet, in it or in its folder data",
@@ -136,18 +143,18 @@ def _open_folder(folder: Path, task: Task, split: str, skip_bad: list[str] | Non
     hint = f" It looks like the published set {others[0]}, which has a task of its own." if others else ""
     hint += f" To use one of its JSONL files, name the file: {', '.join(files)}." if files else ""
     raise DataError(
-        f"{folder} is in no layout that the task {task.name!r} can read. Looked for: {'; '.join(looked)}.{hint}"
+        f"{folder} has no layout that the task {task.name!r} can read. Looked for: {'; '.join(looked)}.{hint}"
     )
 
 
 def _vision(loader: str, splits: dict[str, dict[str, Any]], first: int = 0) -> Callable[..., Data]:
-    def open_set(root: Path, task: Task, split: str, download: bool, skip_bad: list[str] | None) -> Data:
+    def open_set(root: Path, task: TaskDefinition, split: str, download: bool, skip_bad: list[str] | None) -> Data:
         from torchvision import datasets
 
         chosen = dict(splits[split])
         if loader == "Imagenette":
             there = [size for name, size in IMAGENETTE_SIZES.items() if (root / name).is_dir()]
-            chosen["size"] = there[0] if there else "320px"  # the canvas is smaller than that
+            chosen["size"] = there[0] if there else "320px"  # the canvas is smaller
         return Vision(
             getattr(datasets, loader), root, chosen, task.labels, task.question, task.caption, first, download
         )
@@ -155,46 +162,46 @@ def _vision(loader: str, splits: dict[str, dict[str, Any]], first: int = 0) -> C
     return open_set
 
 
-def _open_memes(folder: Path, task: Task, split: str, download: bool, skip_bad: list[str] | None) -> Data:
-    names = memes.FILES[split]
+def _open_memes(folder: Path, task: TaskDefinition, split: str, download: bool, skip_bad: list[str] | None) -> Data:
+    names = MEMES_FILES[split]
     name = next((name for name in names if (folder / name).is_file()), None)
     if name is None:
-        raise DataError(f"{folder} has no {' or '.join(names)}; Hateful Memes has it beside the folder img.")
+        raise DataError(f"{folder} has no {' or '.join(names)}. Hateful Memes has it beside the folder img.")
     if name != names[0]:
         log.warning("%s has no %s; the test is on %s", folder, names[0], name)
     return HatefulMemes(folder / name, skip_bad)
 
 
-def _refuse_training_on_pope(place: Path, task: Task, split: str) -> None:
+def _refuse_training_on_pope(place: Path, task: TaskDefinition, split: str) -> None:
     if split == "train":
         raise DataError(
-            f"POPE has questions for the test only; {place} has nothing to train the task {task.name!r} on. "
-            "Train on a JSONL file of your own, about other pictures, and test on POPE."
+            f"POPE has questions for the test only, so {place} cannot train the task {task.name!r}. "
+            "Train on a JSONL file about other pictures, and test on POPE."
         )
 
 
-def _pope(kind: str) -> Layout:
+def _pope(kind: str) -> PublishedSet:
     name = f"coco_pope_{kind}.json"
 
-    def open_set(folder: Path, task: Task, split: str, download: bool, skip_bad: list[str] | None) -> Data:
+    def open_set(folder: Path, task: TaskDefinition, split: str, download: bool, skip_bad: list[str] | None) -> Data:
         _refuse_training_on_pope(folder, task, split)
         return Pope(folder / name, skip_bad)
 
-    return Layout((name,), open_set)
+    return PublishedSet((name,), open_set)
 
 
-# The validation pictures of Imagenette and CLEVR are their test: the first has no others, the second keeps the
-# answers of its test secret. Pictures are read by read_image, so that an unreadable one is named.
-LAYOUTS = {
-    "cifar10": Layout(
+# The test of Imagenette and CLEVR is their validation pictures: Imagenette has no others, and CLEVR keeps the answers
+# of its test secret. read_image reads their pictures, so that an unreadable one is named.
+PUBLISHED_SETS = {
+    "cifar10": PublishedSet(
         ("cifar-10-batches-py",), _vision("CIFAR10", {"train": {"train": True}, "test": {"train": False}}), True
     ),
-    "svhn": Layout(
+    "svhn": PublishedSet(
         ("train_32x32.mat", "test_32x32.mat"),
         _vision("SVHN", {"train": {"split": "train"}, "test": {"split": "test"}}),
         True,
     ),
-    "imagenette": Layout(
+    "imagenette": PublishedSet(
         tuple(IMAGENETTE_SIZES),
         _vision(
             "Imagenette",
@@ -202,7 +209,7 @@ LAYOUTS = {
         ),
         True,
     ),
-    "clevr": Layout(
+    "clevr": PublishedSet(
         ("clevr/CLEVR_v1.0",),
         _vision(
             "CLEVRClassification",
@@ -211,6 +218,6 @@ LAYOUTS = {
         ),
         True,
     ),
-    "hateful-memes": Layout(("img",), _open_memes),
+    "hateful-memes": PublishedSet(("img",), _open_memes),
     **{f"pope-{kind}": _pope(kind) for kind in ("random", "popular", "adversarial")},
 }

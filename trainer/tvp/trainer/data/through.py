@@ -1,4 +1,4 @@
-"""Another source's pictures, as a bad camera records them."""
+"""Another source's pictures, seen through a camera."""
 
 from __future__ import annotations
 
@@ -10,8 +10,14 @@ from ..scenes import Camera
 from .sample import Data, Sample, picture_of
 
 
-class Through:
-    """The same samples through a camera; a picture's noise depends on `seed` and its index alone."""
+class ThroughCamera:
+    """Another source's samples, seen through a camera.
+
+    Args:
+        data: the other source.
+        camera: the camera.
+        seed: of its noise, together with the index of each sample.
+    """
 
     def __init__(self, data: Data, camera: Camera, seed: int) -> None:
         self._data, self._camera, self._seed = data, camera, seed

@@ -1,4 +1,4 @@
-"""Data sets that torchvision loads, in the folders that it loads them from."""
+"""Data sets that torchvision loads, in torchvision's own folders."""
 
 from __future__ import annotations
 
@@ -25,14 +25,20 @@ IMAGENETTE = {
 
 
 class Vision:
-    """A split of a torchvision data set for classification.
+    """A split of one of torchvision's classification sets.
 
-    loader: torchvision's class. root: the folder that it is given.
-    split: its arguments that choose the split, such as {"train": False}.
-    names: the classes, in the order of the targets; first: the target of the first of them.
-    question, caption: what is asked about every picture, and what the guide reads ({label}: the class name).
-    download: fetch the set into root where it is not there yet.
-    Raises DataError where torchvision does not find its files, or finds them damaged.
+    Args:
+        loader: torchvision's class.
+        root: the folder that it reads.
+        split: its arguments that choose the split, such as {"train": False}.
+        names: the classes, in the order of their numbers.
+        question: asked about every picture.
+        caption: what the guide reads, with {label} for the class.
+        first: number of the first class. Default 0.
+        download: download the set into root, if it is not there yet. Default False.
+
+    Raises:
+        DataError: torchvision does not find its files, or they are damaged.
     """
 
     def __init__(
@@ -52,16 +58,16 @@ class Vision:
         try:
             self._set = loader(root, **split, download=download)
             self._n = len(self._set)
-        except Exception as error:  # torchvision passes on those of pickle, scipy, json, zip and the network
+        except Exception as error:  # torchvision passes on errors of pickle, scipy, json, zip and the network
             raise errors.DataError(
                 f"torchvision's {self._name} cannot load {root} with {dict(split)}: {type(error).__name__}: {error}"
             ) from error
         if not self._n:
             raise errors.DataError(f"torchvision's {self._name} finds no pictures in {root} with {dict(split)}.")
-        # Imagenette numbers the class folders that it finds: without one of them, all later ones are called wrongly.
+        # Imagenette numbers the class folders that it finds: if one is missing, all later ones get wrong names.
         found = [name if isinstance(name, str) else name[0] for name in getattr(self._set, "classes", self.names)]
         if found != list(self.names):
-            raise errors.DataError(f"{root} has the classes {found}; {self._name} has {list(self.names)}.")
+            raise errors.DataError(f"{root} has the classes {found}, but {self._name} has {list(self.names)}.")
 
     def __len__(self) -> int:
         return self._n

@@ -1,4 +1,4 @@
-"""The model families and how one is chosen: by the `model_type` of a checkpoint's config.json."""
+"""The model families. The `model_type` of a checkpoint's config.json chooses one."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 
 from tvp.sdk.errors import ModelError, RequestError, TvpError, near
 
+from ..zoo import locate
 from ._checkpoint import Checkpoint
 from .family import Family, GenerativeFamily
 from .pixels import PixelFormat
@@ -49,7 +50,6 @@ FAMILIES = {
 }
 T = TypeVar("T")
 OPEN_CLIP = "open_clip:"
-ZOO = Path(__file__).resolve().parents[4] / "samples" / "zoo"
 
 
 def load(
@@ -58,16 +58,20 @@ def load(
     dtype: torch.dtype = torch.float32,
     canvas: int | None = None,
 ) -> Family:
-    """Load a frozen model with everything around it.
+    """Load a frozen model with its tokenizer and its pixel format.
 
-    name: a folder in the layout of `from_pretrained`, a hub id, `zoo:NAME` for one of the
-        repository's tiny models, or for CLIP also `open_clip:NAME@TAG` and open_clip's folders.
-    device: where to; `auto` spreads a model that is too large for one device over all of them
-        (transformers' device map).
-    dtype: of the weights.
-    canvas: px; the size that a model of native resolution (Qwen2-VL) is shown pictures at, where its config.json has
-        no `tvp_canvas`. Default 224. Other models have a size of their own.
-    Raises ModelError for an architecture without a family and for an incomplete checkpoint.
+    Args:
+        name: a folder that `from_pretrained` reads, a hub id, or `zoo:NAME` for a tiny model of the repository; for
+            CLIP also `open_clip:NAME@TAG` or a folder of open_clip.
+        device: where it runs. `auto` spreads a model that is too large for one device over all of them
+            (transformers' device map). Default `cpu`.
+        dtype: of the weights. Default float32.
+        canvas: for models that see pictures of any size (Qwen2-VL): the size that they are shown, px, unless their
+            config.json has a `tvp_canvas`. Default 224.
+
+    Raises:
+        ModelError: no family covers the architecture, or the checkpoint is incomplete.
+        RequestError: the device cannot be used.
     """
     place = locate(name)
     family: Family
@@ -76,7 +80,7 @@ def load(
 
         family = make_open_clip(place)
         family.model = family.model.to(dtype)
-        if str(device) == "auto":  # which is transformers' own way, and these models are small
+        if str(device) == "auto":  # spreading is transformers' own, and these models are small
             device = "cuda" if torch.cuda.is_available() else "cpu"
     else:
         checkpoint = Checkpoint(str(name), place, dtype, "auto" if str(device) == "auto" else None, canvas)
@@ -93,7 +97,11 @@ def load(
 
 
 def moved(thing: T, device: str | torch.device) -> T:
-    """A model or a tensor on a device; raises RequestError for a device that cannot be used."""
+    """Move a model or a tensor to a device.
+
+    Raises:
+        RequestError: the device cannot be used.
+    """
     try:
         return thing.to(device)  # type: ignore[attr-defined, no-any-return]
     except (RuntimeError, AssertionError, ValueError) as error:  # torch's, for an unknown device and for no CUDA
@@ -101,7 +109,11 @@ def moved(thing: T, device: str | torch.device) -> T:
 
 
 def refuse_unknown(name: str | Path) -> None:
-    """Raise ModelError for a name, or a folder, that `load` would refuse before it reads weights."""
+    """Refuse a name or a folder that `load` would refuse before it reads weights.
+
+    Raises:
+        ModelError: there is no such model, or no family covers it.
+    """
     place = locate(name)
     if not place.startswith(OPEN_CLIP) and not Path(place, "open_clip_config.json").is_file():
         _known(Checkpoint(str(name), place))
@@ -116,19 +128,8 @@ def _known(checkpoint: Checkpoint) -> str:
     return FAMILIES[checkpoint.kind]
 
 
-def locate(name: str | Path) -> str:
-    """Turn `zoo:NAME` into a folder; leave any other name as it is."""
-    text = str(name)
-    if not text.startswith("zoo:"):
-        return text
-    known = sorted({p.parent.name for name in ("config.json", "open_clip_config.json") for p in ZOO.glob(f"*/{name}")})
-    if text[4:] not in known:
-        raise ModelError(f"There is no {text!r}; the zoo has {', '.join(known) or 'no models'}.{near(text[4:], known)}")
-    return str(ZOO / text[4:])
-
-
 def digest(name: str | Path) -> str:
-    """A sha256 that names a local checkpoint by its weights; '' for a model that is not a local folder."""
+    """Return a sha256 of a local checkpoint's weights; '' for a model that is not a local folder."""
     folder = Path(locate(name))
     total = hashlib.sha256()
     files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))

@@ -1,4 +1,4 @@
-"""BLIVA's weights: InstructBLIP, and a second projection that shows the patches themselves.
+"""BLIVA's weights: InstructBLIP, and a second projection for the patches themselves.
 
 Source: Hu et al., BLIVA, arXiv 2308.09936, and `bliva/models/bliva_vicuna7b.py` of its release.
 """
@@ -16,8 +16,8 @@ from transformers import InstructBlipConfig, InstructBlipForConditionalGeneratio
 class BlivaForConditionalGeneration(InstructBlipForConditionalGeneration):  # type: ignore[misc]
     """InstructBLIP with `vision_project`, a linear layer from the vision encoder's patches to the language model.
 
-    Its configuration is InstructBLIP's; the language model reads `num_query_tokens` embeddings and
-    one for every patch (32 + 256 in the release).
+    The configuration is InstructBLIP's. The language model reads `num_query_tokens` embeddings, then one for every
+    patch (32 + 256 in the release).
     """
 
     def __init__(self, config: InstructBlipConfig) -> None:
@@ -28,7 +28,7 @@ class BlivaForConditionalGeneration(InstructBlipForConditionalGeneration):  # ty
     def encoder_states(
         self, pixels: Float[Tensor, "n 3 size size"]
     ) -> tuple[Float[Tensor, "n n_patches n_encoder"], Float[Tensor, "n n_patches n_encoder"]]:
-        """What the Q-Former reads, and what the patches' projection reads; class token first in both."""
+        """Return the input of the Q-Former, and that of the patch projection; both begin with the class token."""
         encoder = self.vision_model
         before = states = encoder.embeddings(pixels)
         for layer in encoder.encoder.layers:
@@ -41,13 +41,15 @@ class BlivaForConditionalGeneration(InstructBlipForConditionalGeneration):  # ty
         qformer_input_ids: Int[Tensor, "n length"],
         qformer_attention_mask: Int[Tensor, "n length"] | None = None,
     ) -> Float[Tensor, "n n_image n_text"]:
-        """What the language model reads of a picture: the queries first, then the patches.
+        """Return the embeddings that the language model reads of a picture: the queries, then the patches.
 
-        qformer_input_ids, qformer_attention_mask: the question in the Q-Former's own tokens; its mask
-            is 1 where there is a token, and all ones by default.
+        The patches are "get_intermediate_layers(image)[-2]" without the class token: the output of the second-to-last
+        layer, not normalised. The order is "[inputs_llm, add_feature_llm, …]".
 
-        The patches are "get_intermediate_layers(image)[-2]" without the class token: what leaves the
-        second-to-last layer, not normalised. The order is "[inputs_llm, add_feature_llm, …]".
+        Args:
+            pixels: the pictures.
+            qformer_input_ids: the questions in the Q-Former's own tokens.
+            qformer_attention_mask: 1 where there is a token. Default: everywhere.
         """
         seen, before = self.encoder_states(pixels)
         queries = self.query_tokens.expand(len(pixels), -1, -1)
@@ -67,9 +69,9 @@ class BlivaForConditionalGeneration(InstructBlipForConditionalGeneration):  # ty
         interpolate_pos_encoding: bool | None = False,
         return_dict: bool | None = False,
     ) -> Any:
-        """`image_embeds` under the name that the inherited forward and generate call.
+        """Return `image_embeds`, under the name that the inherited forward and generate call.
 
-        They put the embeddings at the image tokens of `input_ids`, of which there must be as many.
+        They put the embeddings in place of the image tokens of `input_ids`, which must be as many.
         """
         embeddings = self.image_embeds(pixel_values, qformer_input_ids, qformer_attention_mask)
         return (embeddings, None, None) if return_dict else embeddings

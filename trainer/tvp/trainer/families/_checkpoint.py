@@ -1,4 +1,4 @@
-"""A model's folder or hub id, and what can be read from it; every failure is a ModelError."""
+"""Reading a checkpoint from a folder or the hub; every failure is a ModelError."""
 
 from __future__ import annotations
 
@@ -23,13 +23,22 @@ T = TypeVar("T")
 
 
 class Checkpoint:
-    """What a family reads a model from.
+    """The files that a family loads a model from.
 
-    name: as the user gave it, for messages; place: the folder or hub id.
-    kind: what chooses the family: `tvp_family` of config.json, where `tvp convert` wrote it, else
-        `model_type`.
-    dtype: of the weights. device_map: transformers' own, for a model that is spread over devices.
-    canvas: px, for models that are shown pictures at any size; None leaves it to the family.
+    Args:
+        name: as the user gave it, for messages.
+        place: the folder or hub id.
+        dtype: of the weights. Default float32.
+        device_map: transformers' own, for a model that is spread over devices. Default: none.
+        canvas: side of the canvas, px, for models that see pictures of any size. Default: the family's.
+
+    Attributes:
+        config: config.json as a dictionary.
+        kind: the name that chooses the family: `tvp_family` of config.json, which `tvp convert` writes, else
+            `model_type`.
+
+    Raises:
+        ModelError: there is no readable config.json.
     """
 
     def __init__(
@@ -52,7 +61,12 @@ class Checkpoint:
         self.kind = kind
 
     def weights(self, architecture: Any, dtype: torch.dtype | None = None) -> Any:
-        """Load the weights into a class with `from_pretrained`; dtype: another than the checkpoint is read in."""
+        """Load the weights.
+
+        Args:
+            architecture: the class, which has `from_pretrained`.
+            dtype: of the weights. Default: the checkpoint's.
+        """
         model, report = self._read(
             lambda: architecture.from_pretrained(
                 self.place, dtype=dtype or self.dtype, device_map=self._device_map, output_loading_info=True
@@ -66,30 +80,34 @@ class Checkpoint:
         return model
 
     def tokenizer(self, folder: str = "") -> PreTrainedTokenizerBase:
-        """Load the tokenizer, or the one in a folder inside the checkpoint."""
+        """Load the tokenizer; of a folder inside the checkpoint, if one is named."""
         return self._read(lambda: AutoTokenizer.from_pretrained(self.place, subfolder=folder))
 
     def pixel_format(self, size: int) -> PixelFormat:
-        """Read mean and standard deviation of the image processor, and its filter."""
-        # Without the file transformers would take its class's defaults, and so another model's, without a word.
+        """Read mean, standard deviation and filter of the image processor.
+
+        Args:
+            size: side of the square that the vision encoder takes, px.
+        """
+        # Without the file, transformers would silently use the defaults of the class, which are another model's.
         said, _ = self._read(lambda: ImageProcessingMixin.get_image_processor_dict(self.place))
         processor = self._read(lambda: AutoImageProcessor.from_pretrained(self.place, use_fast=False))
         mean, std = (said.get(name) for name in ("image_mean", "image_std"))
         if any(not isinstance(v, list | tuple) or len(v) != 3 for v in (mean, std)):
             raise ModelError(
-                f"The image processor of {self.name!r} has mean {mean} and deviation {std}; TVP needs three of each."
+                f"The image processor of {self.name!r} has mean {mean} and deviation {std}. TVP needs three of each."
             )
         resample = getattr(processor, "resample", None)
         resample = 3 if resample is None else int(resample)
         if resample not in PILLOW:
             raise ModelError(
-                f"The image processor resizes with Pillow's filter {resample}; TVP knows {', '.join(PILLOW.values())}."
+                f"The image processor resizes with Pillow's filter {resample}. TVP knows {', '.join(PILLOW.values())}."
             )
         return PixelFormat(size, tuple(mean or ()), tuple(std or ()), PILLOW[resample])
 
     def chat_template(self, tokenizer: PreTrainedTokenizerBase) -> str | None:
-        """The checkpoint's own chat template, which processors keep beside the tokenizer's."""
-        # Without its settings a processor gives none; a file that is there must be readable.
+        """Return the checkpoint's own chat template: the processor's, else the tokenizer's."""
+        # A processor without settings has none; but a file that is there must be readable.
         settings, _ = self._read(lambda: ProcessorMixin.get_processor_dict(self.place))
         found = settings.get("chat_template") or getattr(tokenizer, "chat_template", None)
         return found.get("default") if isinstance(found, dict) else found

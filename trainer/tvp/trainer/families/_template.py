@@ -1,4 +1,4 @@
-"""How a checkpoint wants to be asked: its own chat template, or its family's usual words."""
+"""The text around a question: the checkpoint's own chat template, or its family's usual prompt."""
 
 from __future__ import annotations
 
@@ -18,17 +18,25 @@ QUESTION = "{question}"
 def layout_of(
     family: GenerativeFamily, image_token: str, default: str, image: str = "{image}", apart: bool = False
 ) -> PromptLayout:
-    """The layout of a family's prompts.
+    """Return the layout of a family's prompts.
 
-    In this order: `tvp_prompt` of the checkpoint's config.json, its chat template, and `default`.
-    image_token: the text of the token that stands for the image in a template.
-    image: what the model's processor puts in its place, with the embeddings at `{image}`.
-    apart: answers are tokenised apart from the prompt, as encoder-decoders read them.
+    It comes from `tvp_prompt` of the checkpoint's config.json, else from its chat template, else it is `default`.
+
+    Args:
+        family: the model.
+        image_token: the text of the token that stands for the image in a template.
+        default: the family's usual prompt, with `{question}` and at most one `{image}` before it.
+        image: the text that the model's processor puts in place of the image token, with `{image}` for the
+            embeddings. Default: the embeddings alone.
+        apart: answers are tokenised apart from the prompt, as encoder-decoders read them. Default False.
+
+    Raises:
+        ModelError: the prompt or the template has no place for the question.
     """
     prompt = getattr(family.model.config, "tvp_prompt", None)
     if prompt is None and family.template:
         prompt = _render(family, family.template, image_token).replace(image_token, image)
-    # A space at the end would merge with the answer's first token; it is written before the answer instead.
+    # A space at the end would merge with the first token of the answer, so it is written before the answer instead.
     prompt = str(prompt or default).rstrip(" ")
     if QUESTION not in prompt or prompt.count("{image}") > 1 or "{image}" in prompt.partition(QUESTION)[2]:
         raise ModelError(
@@ -40,10 +48,10 @@ def layout_of(
 
 
 def _render(family: GenerativeFamily, template: str, image_token: str) -> str:
-    """One question about one picture in a chat template; begin tokens that the tokenizer adds are left out."""
+    """Write one question about one picture with a chat template, without a begin token that the tokenizer adds."""
     parts = [{"type": "image"}, {"type": "text", "text": QUESTION}]
     tokenizer = family.tokenizer
-    for content in (parts, f"{image_token}\n{QUESTION}"):  # templates of plain text take no parts
+    for content in (parts, f"{image_token}\n{QUESTION}"):  # templates for plain text take no parts
         try:
             text: str = tokenizer.apply_chat_template(
                 [{"role": "user", "content": content}],

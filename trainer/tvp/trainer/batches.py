@@ -1,0 +1,117 @@
+"""Batches: samples that are ready to be shown, and the order in which training reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .augment import augment
+from .config import TrainConfig
+from .data import Data, Question
+from .prompt import Geometry
+from .team import Team
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples that are ready to be shown.
+
+    Attributes:
+        indices: of the samples in the data.
+        pictures: uint8 (n, side, side, 3), fitted to their place on the canvas.
+        questions: for each sample, those that are asked.
+        captions: for the guide, one for each sample.
+        varied: whether the pictures are augmented, so that an index does not determine its picture.
+    """
+
+    indices: list[int]
+    pictures: NDArray[np.uint8]
+    questions: list[tuple[Question, ...]]
+    captions: list[str]
+    varied: bool = False
+
+    def parts(self, n: int) -> list[Batch]:
+        """Cut the batch into at most n batches of neighbours."""
+        cuts = [list(c) for c in np.array_split(np.arange(len(self.indices)), n) if len(c)]
+        return [
+            Batch(
+                [self.indices[i] for i in cut],
+                self.pictures[cut],
+                [self.questions[i] for i in cut],
+                [self.captions[i] for i in cut],
+                self.varied,
+            )
+            for cut in cuts
+        ]
+
+
+def load_batch(
+    data: Data,
+    indices: Sequence[int],
+    geometry: Geometry,
+    n_questions: int,
+    augmentations: Sequence[str] = (),
+    seed: Sequence[int] = (),
+) -> Batch:
+    """Read samples and fit their pictures.
+
+    Args:
+        data: where from.
+        indices: of the samples.
+        geometry: how their pictures are fitted.
+        n_questions: most questions about each.
+        augmentations: see `augment`. Default: none.
+        seed: of the augmentations, together with the index of each sample.
+    """
+    samples = [data[i] for i in indices]
+    pictures = [sample.picture for sample in samples]
+    if augmentations:
+        pictures = [
+            augment(picture, augmentations, np.random.default_rng([*seed, i]))
+            for i, picture in zip(indices, pictures, strict=True)
+        ]
+    return Batch(
+        list(indices),
+        np.stack([geometry.shrink(picture) for picture in pictures]),
+        [sample.questions[:n_questions] for sample in samples],
+        [sample.caption for sample in samples],
+        bool(augmentations),
+    )
+
+
+def read_batches(
+    config: TrainConfig, data: Data, geometry: Geometry, start: int, n_steps: int, team: Team
+) -> Iterator[Batch]:
+    """Read this process's share of every batch, one step ahead while the step before runs.
+
+    Each epoch goes through the data in an order of its own, drawn from the seed.
+
+    Args:
+        start, n_steps: the first step, and how many there are in all.
+    """
+    n_batches = len(data) // config.batch
+
+    @lru_cache(1)
+    def order(epoch: int) -> NDArray[np.int64]:
+        return np.random.default_rng([config.seed, epoch]).permutation(len(data))
+
+    def load(step: int) -> Batch:
+        epoch, place_in_epoch = divmod(step, n_batches)
+        indices = order(epoch)[place_in_epoch * config.batch :][: config.batch].tolist()
+        mine = indices[team.rank :: team.size]
+        return load_batch(data, mine, geometry, config.questions, config.augment, [config.seed, epoch])
+
+    if start >= n_steps:
+        return
+    with ThreadPoolExecutor(1) as reader:
+        following = reader.submit(load, start)
+        for step in range(start, n_steps):
+            batch = following.result()
+            if step + 1 < n_steps:
+                following = reader.submit(load, step + 1)
+            yield batch

@@ -1,0 +1,264 @@
+"""One training run and its folder: the lock, the checkpoint, the logs, and how the run is resumed."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from tvp.sdk.errors import DataError, RequestError
+
+from .config import RENAMED, TrainConfig, to_toml
+from .files import write_whole
+from .frame import Frame
+from .logs import CURVES, NO_LOSS, Line, Logs, draw_curves, save_frame
+from .prompt import Prompt
+from .step import Objective
+from .team import Team
+from .update import Update
+
+log = logging.getLogger("tvp.trainer")
+
+CHECKPOINT, LOCK = "checkpoint.pt", ".lock"
+
+
+@dataclass
+class Progress:
+    """All that changes during training. A run that starts from it ends as if it had never stopped.
+
+    Attributes:
+        step: steps done.
+        values: the learned values, `Frame.values`.
+        update: state of the update rule.
+        scale, n_good: state of the loss scaling, see `Objective`.
+        steps, validations: the lines of the log.
+        best: the best validation accuracy so far.
+        best_values: the learned values that reached it.
+        stale: validations since then.
+    """
+
+    step: int = 0
+    values: list[Tensor] = field(default_factory=list)
+    update: dict[str, Any] = field(default_factory=dict)
+    scale: float = 1.0
+    n_good: int = 0
+    steps: list[Line] = field(default_factory=list)
+    validations: list[Line] = field(default_factory=list)
+    best: float = -1.0
+    best_values: list[Tensor] = field(default_factory=list)
+    stale: int = 0
+
+
+class Run:
+    """A run's folder, and what has been done so far.
+
+    Only the leading process of a team writes files; every process may call every method.
+
+    Args:
+        folder: where the run writes; made by `opened`.
+        team: the processes that train together.
+        tensorboard: log for TensorBoard too.
+
+    Raises:
+        RequestError: the folder is a task bundle.
+    """
+
+    def __init__(self, folder: str | Path, team: Team, tensorboard: bool = False) -> None:
+        self.folder, self._team, self._tensorboard = Path(folder), team, tensorboard
+        self.progress = Progress()
+        self._logs: Logs | None = None
+        if (self.folder / "manifest.json").exists():  # the run's prompt.png would replace the bundle's
+            raise RequestError(f"{self.folder} is a task bundle. Choose another folder for the run.")
+
+    @contextmanager
+    def opened(
+        self, identity: dict[str, Any], frame: Frame, update: Update, objective: Objective, resume: bool
+    ) -> Iterator[None]:
+        """Keep other runs out of the folder, and go on from its checkpoint.
+
+        Args:
+            identity: what the run is made of, see `Prepared.identity`.
+            frame, update, objective: what a checkpoint holds the state of; restored from it.
+            resume: go on from a checkpoint; without, delete it.
+
+        Raises:
+            DataError: the checkpoint is damaged.
+            RequestError: another run is writing here, or the checkpoint is of another configuration, of other
+                weights or of other data.
+        """
+        self._identity, self._frame, self._update, self._objective = identity, frame, update, objective
+        with claimed(self.folder) if self._team.leads else nullcontext():
+            if not resume and self._team.leads:
+                (self.folder / CHECKPOINT).unlink(missing_ok=True)
+            self._team.wait()
+            self._restore(load_checkpoint(self.folder, identity, frame.mask.device))
+            if self._team.leads:
+                lines = [*self.progress.steps, *self.progress.validations]
+                self._logs = Logs(self.folder, lines, self.step, self._tensorboard)
+            try:
+                yield
+            finally:
+                if self._logs:
+                    self._logs.close()
+
+    def _restore(self, progress: Progress | None) -> None:
+        if progress is None:
+            return
+        self.progress, self._frame.values = progress, progress.values
+        self._update.restore(progress.update)
+        self._objective.scale, self._objective.n_good = progress.scale, progress.n_good
+        log.info("resumed after step %d", progress.step)
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return self.progress.step
+
+    @property
+    def is_validated(self) -> bool:
+        """Whether there was a validation after the last step."""
+        return bool(self.progress.validations) and self.progress.validations[-1]["step"] == self.step
+
+    def is_stale(self, patience: int) -> bool:
+        """Whether `patience` validations have passed without a new best; never with a patience of 0."""
+        return 0 < patience <= self.progress.stale
+
+    def shown(self) -> dict[str, str]:
+        """The last step's figures, for a progress bar."""
+        shown = {name: f"{value:.3f}" for name, value in self.progress.steps[-1].items() if name not in NO_LOSS}
+        if self.progress.validations:
+            shown["validation"] = f"{self.progress.validations[-1]['accuracy']:.1%}"
+        return shown
+
+    def add_step(self, facts: Line, rate: float, seconds: float) -> None:
+        """Log a step that was done: the parts of its loss, its learning rate and how long it took."""
+        self.progress.step += 1
+        self.progress.steps.append({"step": self.step, "seconds": seconds, "rate": rate, **facts})
+        if self._logs:
+            self._logs.add(self.progress.steps[-1])
+
+    def add_validation(self, accuracy: float) -> None:
+        """Log a validation, draw the curves and the frame, and remember the frame if it is the best so far."""
+        progress = self.progress
+        progress.validations.append({"step": self.step, "accuracy": accuracy})
+        if accuracy > progress.best:
+            progress.best, progress.best_values, progress.stale = accuracy, [v.clone() for v in self._frame.values], 0
+        else:
+            progress.stale += 1
+        if self._logs:
+            self._logs.add(progress.validations[-1])
+            draw_curves(self.folder / CURVES, progress.steps, progress.validations)
+            save_frame(self.folder, self._frame.prompt(), self.step)
+
+    def keep(self) -> None:
+        """Write the checkpoint."""
+        progress = self.progress
+        progress.values, progress.update = self._frame.values, self._update.state()
+        progress.scale, progress.n_good = self._objective.scale, self._objective.n_good
+        if self._team.leads:
+            save_checkpoint(self.folder, self._identity, progress)
+
+    def finish(self, config: TrainConfig) -> tuple[Prompt, Line]:
+        """Write the prompt and its configuration; returns the prompt and the validation of this very prompt.
+
+        With early stopping it is the prompt of the best validation, and of equals the first; else it is the last one.
+        """
+        chosen = self.progress.validations[-1]
+        if config.patience and self.progress.best_values:
+            self._frame.values = self.progress.best_values
+            chosen = max(self.progress.validations, key=lambda line: line["accuracy"])
+        prompt = self._frame.prompt()
+        prompt.facts = {
+            "method": config.method,
+            "task": config.task,
+            **self._identity,
+            "steps": chosen["step"],
+            "validation": [chosen],
+            "versions": {name: version(name) for name in ("torch", "transformers", "open_clip_torch")},
+        }
+        if self._team.leads:
+            write_whole(self.folder / "config.toml", to_toml(config).encode())
+            prompt.save(self.folder / "prompt.safetensors")
+        self._team.wait()
+        return prompt, chosen
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Make the folder and keep other runs out of it.
+
+    Raises:
+        RequestError: another run is there already.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK, timeout=0)  # it ends with the process, however that ends
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise RequestError(
+            f"Another run is writing to {folder}. Choose another folder, or wait for it. "
+            f"Where there is none, delete {folder / LOCK}."
+        ) from error
+    except OSError as error:  # a file system without locks
+        log.warning("%s cannot be locked, so a second run there would go unnoticed: %s", folder, error)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def save_checkpoint(folder: Path, identity: dict[str, Any], progress: Progress) -> None:
+    buffer = io.BytesIO()
+    torch.save({"identity": json.dumps(identity), **vars(progress)}, buffer)
+    write_whole(folder / CHECKPOINT, buffer.getvalue())
+
+
+def load_checkpoint(folder: Path, identity: dict[str, Any], device: torch.device | str) -> Progress | None:
+    """Read the progress that a folder holds; None where it holds none.
+
+    Raises:
+        DataError: the checkpoint is damaged.
+        RequestError: it is of another configuration, of other weights or of other data.
+    """
+    path = folder / CHECKPOINT
+    if not path.exists():
+        return None
+    try:
+        state = torch.load(path, weights_only=True, map_location=device)
+        theirs = _in_todays_names(json.loads(state.pop("identity")))
+        progress = Progress(**state)
+        complete = progress.step > 0 and progress.values
+    except Exception as error:  # torch.load raises whatever the damage leads to
+        raise DataError(f"The checkpoint {path} is damaged: {error}. Start anew with --restart.") from error
+    if not complete:
+        raise DataError(f"The checkpoint {path} is damaged: it holds no step. Start anew with --restart.")
+    mine = json.loads(json.dumps(identity))
+    changed = [
+        f"{key}: {theirs.get(part, {}).get(key)!r} there, {mine[part][key]!r} now"
+        for part in mine
+        for key in mine[part]
+        if mine[part][key] != theirs.get(part, {}).get(key)
+    ]
+    if changed:
+        raise RequestError(
+            f"{folder} holds a run with another configuration ({'; '.join(changed)}). "
+            "Choose another folder, or start anew with --restart."
+        )
+    return progress
+
+
+def _in_todays_names(identity: dict[str, Any]) -> dict[str, Any]:
+    """The identity of a checkpoint, in which earlier versions called a field and a class otherwise."""
+    config = {RENAMED.get(name, name): value for name, value in identity["config"].items()}
+    asked = {model: text.replace("(Layout(", "(PromptLayout(", 1) for model, text in identity.get("asked", {}).items()}
+    return {**identity, "config": config, "asked": asked}
