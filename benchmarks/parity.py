@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "samples" / "zoo"))
-from models import ENCODER_OF
+from samples.zoo.models import ENCODER_OF
 from tvp import sdk
 from tvp.export import parity
 from tvp.export.bundle import export

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import transformers as hf
+
 from tests.stand_in import byte_tokenizer
 
 CLIP = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}

@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from tests.published import WORDS, Published
 from tests.stand_in import build, make_pool
-
 from tvp import sdk
 from tvp.export import parity
 from tvp.export.bundle import export

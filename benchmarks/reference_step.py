@@ -34,11 +34,11 @@ import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
-from benchmarks.machine import load_average, machine
-from benchmarks.published_blip2 import save_published
 from torch import Tensor
 from torch.utils import flop_counter
 
+from benchmarks.machine import load_average, machine
+from benchmarks.published_blip2 import save_published
 from tvp.trainer import families, tasks
 from tvp.trainer.data import Question, Sample
 from tvp.trainer.families.blip2 import Blip2

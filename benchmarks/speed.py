@@ -26,11 +26,11 @@ from typing import Any
 import numpy as np
 import torch
 import transformers as hf
+from PIL import Image
+
 from benchmarks.engines import GenAI, Growing, LlamaCpp
 from benchmarks.machine import load_average, machine
 from benchmarks.published_models import SAVERS
-from PIL import Image
-
 from tvp import sdk
 from tvp.export.base import RECIPE
 from tvp.export.bundle import export

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -29,8 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "samples" / "zoo"))
-from models import CANVAS, ENCODER_OF
+from samples.zoo.models import CANVAS, ENCODER_OF
 from tvp.trainer import families, tasks
 from tvp.trainer.config import make_config
 from tvp.trainer.data import Data, Parquet, Scenes, Subset

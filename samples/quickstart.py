@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 
 from PIL import Image
-from report import Row, write_report
 
 from tvp import sdk
 from tvp.export.bundle import export
@@ -24,6 +23,8 @@ from tvp.trainer.evaluate import accuracy
 from tvp.trainer.prompt import Geometry
 from tvp.trainer.scenes import CHANCE
 from tvp.trainer.train import TrainConfig, train
+
+from .report import Row, write_report
 
 SOURCE = "zoo:blip2"
 ROLES = {

@@ -19,14 +19,13 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-sys.path.insert(0, str(Path(__file__).parent))
-import guide
-from encoders import encoder_parameters, language_parameters, take_encoder
-from lessons import LOOK_UPS, TURNS, Lesson, lessons, load_photos
-from models import ENCODER_OF, ENCODERS, MAKERS
-from save import save
-from teach import EncoderHeads, encoder_loss, lesson_loss, run
-from words import make_tokenizer
+from . import guide
+from .encoders import encoder_parameters, language_parameters, take_encoder
+from .lessons import LOOK_UPS, TURNS, Lesson, lessons, load_photos
+from .models import ENCODER_OF, ENCODERS, MAKERS
+from .save import save
+from .teach import EncoderHeads, encoder_loss, lesson_loss, run
+from .words import make_tokenizer
 
 ZOO = Path(__file__).parent
 WORK = ZOO / "_work"

@@ -8,22 +8,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).parent))
-from build import COURSES, ENCODER_STEPS, GUIDE_STEPS, SEEDS, STAGES, ZOO
-from models import ENCODER_OF, MAKERS
 from tvp.trainer import families, scenes, tasks
 from tvp.trainer.data import Data, Parquet, Scenes, Subset
 from tvp.trainer.evaluate import accuracy
 from tvp.trainer.losses import Guide
 from tvp.trainer.prompt import Geometry
-from words import PHOTO_LABELS
+
+from .build import COURSES, ENCODER_STEPS, GUIDE_STEPS, SEEDS, STAGES, ZOO
+from .models import ENCODER_OF, MAKERS
+from .words import PHOTO_LABELS
 
 FULL, FRAMED = Geometry(64, 64), Geometry(64, 48)
 LANGUAGE_MODEL = {

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import CANVAS, ENCODER_OF, MERGE, N_QUERIES, N_SIDE, PATCH, WIDTH
+from .models import CANVAS, ENCODER_OF, MERGE, N_QUERIES, N_SIDE, PATCH, WIDTH
 
 
 def vision_of(name: str, model: nn.Module) -> nn.Module:

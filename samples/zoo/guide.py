@@ -12,10 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-import models
-import words
-from lessons import MEAN, STD, Lesson
-from teach import run
+from . import models, words
+from .lessons import MEAN, STD, Lesson
+from .teach import run
 
 CONFIG = {
     "embed_dim": 96,

@@ -20,9 +20,10 @@ from PIL import Image
 from torch import Tensor
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from models import CANVAS, MERGE, PATCH
 from tvp.trainer import scenes
-from words import PHOTO_LABELS, PHOTO_QUESTIONS
+
+from .models import CANVAS, MERGE, PATCH
+from .words import PHOTO_LABELS, PHOTO_QUESTIONS
 
 N_HELD_OUT = 2000  # photos at the end of the training file, for looking at while models learn
 FULL_SHARE = 0.4  # of the batches show the picture over the whole canvas

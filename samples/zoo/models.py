@@ -33,7 +33,8 @@ from transformers import (
 )
 
 from tvp.trainer import scenes
-from words import IMAGE, QWEN_IMAGE
+
+from .words import IMAGE, QWEN_IMAGE
 
 CANVAS = 64
 PATCH = 8

@@ -24,8 +24,8 @@ from transformers import (
 )
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from models import CANVAS, MERGE, N_QUERIES, N_SIDE, PATCH
-from words import IMAGE, LAYOUTS, make_tokenizer
+from .models import CANVAS, MERGE, N_QUERIES, N_SIDE, PATCH
+from .words import IMAGE, LAYOUTS, make_tokenizer
 
 SQUARE = {"height": CANVAS, "width": CANVAS}
 

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from encoders import ask_queries, positions, project, see, text_model
-from lessons import Lesson
-from models import ENCODER_OF, WIDTH
 from tvp.trainer import scenes
-from words import LAYOUTS, PHOTO_LABELS
+
+from .encoders import ask_queries, positions, project, see, text_model
+from .lessons import Lesson
+from .models import ENCODER_OF, WIDTH
+from .words import LAYOUTS, PHOTO_LABELS
 
 CHECKPOINT_EVERY = 100
 IGNORE = -100

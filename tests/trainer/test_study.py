@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-import study
-
+from benchmarks import study
 from tvp.trainer import tasks
 
 COUNT, EXISTENCE = "bad-camera-count", "bad-camera-existence"
