@@ -2,12 +2,13 @@
 
 Each gets the weights of the same language model, in blocks of its own kind: the sdk and genai's builder share a scale
 of four bytes among 128 weights (8.25 and 4.25 bits a weight), llama.cpp's q8_0 and q4_0 one of two bytes among 32 (8.5
-and 4.5 bits), so that llama.cpp reads 3 % and 6 % more. Those that are not installed are left out.
+and 4.5 bits), so that llama.cpp reads 3 % and 6 % more. An engine that is not installed is left out.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -97,12 +98,12 @@ class GenAI:
         for precision in ("fp32", "int4"):
             place = folder / "genai" / name / precision
             if not place.exists():
-                sys.path.append(str(package / "models"))
-                from builder import create_model
-
-                more = {"exclude_embeds": "true", "int4_block_size": "128", "int4_accuracy_level": "4"}
                 text = text_model(family, folder, name)
-                create_model(None, str(text), str(place), precision, "cpu", str(folder / "cache"), **more)
+                where = ["-i", text, "-o", place, "-c", folder / "cache", "-p", precision, "-e", "cpu"]
+                options = ["exclude_embeds=true", "int4_block_size=128", "int4_accuracy_level=4"]
+                # A program of its own, which finds the modules beside it.
+                builder = [sys.executable, package / "models" / "builder.py", *where, "--extra_options", *options]
+                subprocess.run(builder, check=True)
             made[f"genai's graph {precision}"] = GenAI._call(place / "model.onnx", family, length, n_new)
         return made
 
