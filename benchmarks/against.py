@@ -108,8 +108,8 @@ class Comparison:
                 answers.append(side("ask")["tokens"])
             rows: dict[str, dict[str, float]] = {}
             for name, request in ((ASK, "ask"), ("see", "see"), ("a token", "token")):
-                turns = [turn(side, name, request, repeats(this, request)) for side in (this, other)]
-                rows |= summary(in_turns(*turns, self.n))
+                n = repeats(this, request)
+                rows |= summary(in_turns(turn(this, name, request, n), turn(other, name, request, n), self.n))
         return rows, {"tokens": len(answers[0]), "same answer": answers[0] == answers[1]}
 
     def report(self, module: str, cases: dict[str, dict[str, Any]]) -> dict[str, Any]:
