@@ -26,7 +26,7 @@ CLASSES = {"llama": hf.LlamaForCausalLM, "qwen2": hf.Qwen2ForCausalLM}
 
 
 def save_text_model(family: Any, folder: Path) -> None:
-    """The language model alone, as transformers' own text models are saved."""
+    """Save the language model alone, as transformers saves its text models."""
     config = family.text_config
     config.architectures = [CLASSES[config.model_type].__name__]
     model = CLASSES[config.model_type](config)
@@ -37,6 +37,7 @@ def save_text_model(family: Any, folder: Path) -> None:
 
 
 def text_model(family: Any, folder: Path, name: str) -> Path:
+    """The folder of the language model alone, made where it is missing."""
     place = folder / "text" / name
     if not place.exists():
         save_text_model(family, place)
@@ -44,6 +45,7 @@ def text_model(family: Any, folder: Path, name: str) -> Path:
 
 
 def open_session(file: Path) -> Any:
+    """Open a graph with onnxruntime on the CPU, with the sdk's options."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry("session.force_spinning_stop", "1")  # as the sdk
@@ -51,7 +53,7 @@ def open_session(file: Path) -> Any:
 
 
 class Growing:
-    """An encoder of standard operators and the decoder as Optimum exports it: ids in, a cache that grows by copying."""
+    """A vision encoder of standard operators, and the decoder as Optimum exports it: its cache grows by copying."""
 
     def __init__(self, family: Any, folder: Path, task: sdk.Task, ids: torch.Tensor) -> None:
         if not folder.exists():
@@ -65,7 +67,7 @@ class Growing:
         self._inputs = {value.name: value for value in self._decoder.get_inputs()}
 
     def ask(self, picture: Any, n_new: int) -> None:
-        """The same work as `ask`: the vision encoder, then a prompt of as many ids, then token after token."""
+        """Do the work of `ask`: the vision encoder, then a prompt of as many ids, then token after token."""
         self._encoder.run(None, {"pixel_values": self._task.pixel_values(picture)})
         past = {
             name: np.zeros((1, value.shape[1], 0, value.shape[3]), np.float32)
@@ -87,7 +89,7 @@ class Growing:
 
 
 class GenAI:
-    """The graph that onnxruntime-genai's builder writes, run by onnxruntime with buffers bound once."""
+    """The graph of onnxruntime-genai's builder, run by onnxruntime with buffers that are bound once."""
 
     @staticmethod
     def calls(family: Any, folder: Path, name: str, length: int, n_new: int) -> dict[str, Callable[[], Any]]:
@@ -118,7 +120,7 @@ class GenAI:
             zeros = np.zeros((1, n_kv_heads, capacity, head), np.float32)
             tensors.append(onnxruntime.OrtValue.ortvalue_from_numpy(zeros))
         binding = session.io_binding()
-        binding.bind_output("logits")  # the first bound is the first of get_outputs()
+        binding.bind_output("logits")  # bound first, so that it is the first of get_outputs()
         for i, tensor in enumerate(tensors):
             kind = ("key", "value")[i % 2]
             binding.bind_ortvalue_input(f"past_key_values.{i // 2}.{kind}", tensor)
@@ -188,7 +190,7 @@ class LlamaCpp:
             array = value.float().numpy()
             if config.model_type == "llama" and (".q_proj.weight" in key or ".k_proj.weight" in key):
                 n_heads = config.num_attention_heads if ".q_proj" in key else config.num_key_value_heads
-                # llama.cpp turns neighbours, transformers halves
+                # llama.cpp rotates pairs of neighbours, transformers pairs of the two halves
                 array = array.reshape(n_heads, 2, -1, array.shape[1]).swapaxes(1, 2).reshape(array.shape)
             new = names.get_name(key, try_suffixes=(".weight", ".bias"))
             wide = array.ndim == 2 and array.shape[-1] % 32 == 0 and kind != gguf.GGMLQuantizationType.F32

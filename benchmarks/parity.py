@@ -1,7 +1,7 @@
-"""How equal an exported zoo model is: `python benchmarks/parity.py [--photos FOLDER]`.
+"""How exactly exported zoo models agree with PyTorch: `python -m benchmarks.parity [--photos FOLDER]`.
 
-Exports each model with a random prompt and compares the bundle with the unpatched PyTorch model on
-100 scenes and, where the folder is given, 100 CIFAR-10 photos. Prints a table, writes JSON.
+Exports each model with a random prompt, and compares the bundle with the unpatched PyTorch model on 100 scenes and,
+where the folder is given, on 100 CIFAR-10 photos. Prints a table, and writes JSON where --output says.
 """
 
 from __future__ import annotations
