@@ -22,7 +22,7 @@ from benchmarks.machine import load_average, machine
 from benchmarks.paired import ENOUGH, FEWEST, ROOT, Checkout, Measured, Process, in_turns, summary
 from benchmarks.side import N_NEW
 
-SHORTEST = 0.1  # seconds of a measurement; what takes less is done several times in it, and the median counts
+SHORTEST = 0.1  # seconds of a measurement; a shorter request is repeated in it, and the median counts
 # Each checkout writes a prompt of its own format.
 PROMPT = (
     "from tvp.trainer.prompt import Geometry, Prompt; canvas, inner, file = sys.argv[1:]; "
@@ -51,7 +51,7 @@ def check_options(parser: argparse.ArgumentParser, arguments: argparse.Namespace
 
 
 class Comparison:
-    """Both checkouts, and where what is measured goes.
+    """Two checkouts, and how they are measured.
 
     Args:
         other: folder of the other checkout.
@@ -166,7 +166,7 @@ def turn(process: Process, name: str, request: str, n: int) -> Callable[[], Meas
 
 
 def show(title: str, rows: dict[str, dict[str, float]]) -> None:
-    """Print a table of what was measured."""
+    """Print a table of both sides' medians, the ratio and its interval."""
     print(f"\n{title:<28}{'this':>12}{'other':>12}{'this / other':>14}   95 % interval", flush=True)
     for name, row in rows.items():
         factor, unit = (1, "MiB") if name.startswith("memory") else (1e3, "ms")
@@ -177,8 +177,8 @@ def show(title: str, rows: dict[str, dict[str, float]]) -> None:
 
 
 def write(file: Path, report: dict[str, Any]) -> None:
-    """Write the report, and say how much it can be relied on."""
+    """Write the report, and say where it has too few blocks to be stated."""
     if report["blocks"] < ENOUGH:
-        print(f"\n{report['blocks']} blocks are for a try; state figures of at least {ENOUGH}.")
+        print(f"\nBlocks: {report['blocks']}. This is enough for a try; figures to be stated need {ENOUGH}.")
     file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(f"\nWrote {file}.")

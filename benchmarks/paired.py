@@ -1,9 +1,10 @@
-"""This checkout beside another in turns, so that what else the machine does slows both.
+"""Measure this checkout beside another in turns, so that other work on the machine slows both.
 
-A block is two measurements of each side in the order this, other, other, this (and the other way round in every second
-block): what changes steadily during a block, and what the first or the second of two gains by its place, cancels out.
-A block gives one ratio. Stated is the median of the ratios, and an interval that holds the true median with a
-probability of at least 95 %, whatever the distribution: two of the sorted ratios, chosen by the binomial distribution.
+A block measures each side twice, in the order this, other, other, this; every second block goes the other way round. A
+steady change during a block cancels out, and so does an advantage of being first or second. Each block gives a ratio.
+The result is the median of the ratios, and an interval that holds the true median with a probability of at least 95 %.
+The interval's ends are two of the sorted ratios, which the binomial distribution chooses, so it needs no assumption
+about how times are distributed.
 """
 
 from __future__ import annotations
@@ -36,13 +37,16 @@ class Checkout:
     home: Path
 
     def environment(self, *packages: str) -> dict[str, str]:
-        """Of a process that imports these of the checkout's packages; thread settings of the sdk's are its own."""
+        """The environment of a process that imports these packages of the checkout.
+
+        TVP_THREADS is left out, because older checkouts do not read it: both sides have the same threads.
+        """
         inherited = {key: value for key, value in os.environ.items() if key != "TVP_THREADS"}
         paths = os.pathsep.join(str(self.folder / package) for package in packages)
         return inherited | {"PYTHONPATH": paths, "TVP_HOME": str(self.home)}
 
     def code(self) -> str:
-        """A digest of the packages' source, by which bundles of other code are told apart."""
+        """A digest of the packages' source; bundles of different exporters are kept under it."""
         digest = hashlib.sha256()
         for package in PACKAGES:
             for file in sorted((self.folder / package).rglob("*.py")):
@@ -69,7 +73,7 @@ class Checkout:
 
 
 class Process:
-    """A process with a checkout's sdk; each call is a request to benchmarks/side.py, which names them."""
+    """A process with a checkout's sdk; each call sends a request, one of the methods in benchmarks/side.py."""
 
     def __init__(self, checkout: Checkout) -> None:
         command = [sys.executable, "-P", str(Path(__file__).with_name("side.py"))]

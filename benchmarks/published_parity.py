@@ -108,8 +108,8 @@ def exact(
 def asked(task: sdk.Task, family: GenerativeFamily, prompt: Prompt, cases: Cases) -> dict[str, Any]:
     """Compare the sdk's ways of asking with PyTorch, from the same pixel values.
 
-    Two pictures are asked a question each, and the second two more. Compared are the texts of `ask`, of `see` and `ask`,
-    of `ask_many` and of `stream`, and the order and scores of `rank`.
+    Two pictures are asked a question each, and the second two more. Compared are the texts of `ask`, `see` and `ask`,
+    `ask_many` and `stream`, and the order and scores of `rank`.
     """
     chosen = [cases[0], *cases[10:13]]
     together = task.ask_many(chosen, max_new_tokens=N_NEW)

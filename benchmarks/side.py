@@ -1,7 +1,7 @@
-"""One checkout's sdk in a process of its own; benchmarks/paired.py starts it and tells it what to do.
+"""One checkout's sdk in a process of its own, which benchmarks/paired.py starts and sends requests to.
 
-A line of JSON comes in for each thing to do, and a line of JSON goes out. PYTHONPATH says whose sdk it is. What is
-used of the sdk is public, so that checkouts of different ages do the same.
+A request comes in as a line of JSON, and the reply goes out as one. PYTHONPATH says which checkout's sdk is imported.
+Only public names of the sdk are used, so that checkouts of different ages can be measured.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ N_NEW = 16
 
 
 def resident() -> dict[str, float]:
-    """MiB of this process that are in memory now, and that were at most; nothing where the system does not say."""
+    """Resident memory of this process now and at most, in MiB; empty where the system has no /proc."""
     status = Path("/proc/self/status")
     if not status.exists():
         return {}
@@ -39,10 +39,10 @@ def timed(call: Callable[[], Any], repeats: int) -> tuple[float, Any]:
 
 
 class Side:
-    """What can be asked of a side: each method is a request, its keywords and its result are JSON."""
+    """The requests: a method for each, whose keywords and result are JSON."""
 
     def imports(self) -> dict[str, Any]:
-        """Seconds of the import, and with the modules that a first load needs; only the first call says them."""
+        """Seconds of the import alone, and with all modules that a first load needs. Counts once in a process."""
         self._before = resident()
         began = time.perf_counter()
         from tvp import sdk
@@ -52,7 +52,7 @@ class Side:
         return {"import": light, "import for a load": time.perf_counter() - began, "sdk": str(sdk.__file__)}
 
     def load(self, bundle: str) -> dict[str, Any]:
-        """Seconds of loading; the next requests are about this bundle."""
+        """Seconds of loading, and memory after it; the next requests are about this bundle."""
         import numpy as np
 
         began = time.perf_counter()
@@ -92,7 +92,7 @@ class Side:
 
 def main() -> None:
     replies = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # whatever prints does not print among the replies
+    os.dup2(2, 1)  # a library that prints does not print among the replies
     side = Side()
     for line in sys.stdin:
         request = json.loads(line)

@@ -58,7 +58,7 @@ SAME_BITS = {"fp32": "fp32", "int4": "int4", "f32": "fp32", "q8_0": "int8", "q4_
 
 
 class PyTorch:
-    """transformers, as its own documentation runs it: image processor, `generate`, key/value cache."""
+    """transformers as its documentation runs it: image processor, `generate`, key/value cache."""
 
     def __init__(self, folder: Path, family: Any) -> None:
         self.family, self.model = family, family.model
@@ -119,7 +119,7 @@ def sdk_tokens(task: sdk.Task, picture: Any, n_new: int) -> Callable[[], None]:
 
 
 def pairs(calls: dict[str, Callable[[], Any]], n: int) -> dict[str, list[float]]:
-    """Seconds of each call in n rounds, one after the other, after a round that warms up."""
+    """Seconds of each call in n rounds, in which they run one after the other; a round before them warms up."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for i in range(n + 1):
         for name, call in calls.items():
@@ -132,7 +132,7 @@ def pairs(calls: dict[str, Callable[[], Any]], n: int) -> dict[str, list[float]]
 
 
 def table(seconds: dict[str, list[float]], reference: str) -> dict[str, dict[str, float]]:
-    """Medians in ms, and how many times as fast as the reference: median, lowest, highest over pairs."""
+    """Each call's median in ms, and how many times as fast as the reference it is: median, lowest, highest."""
     rows = {}
     for name, values in seconds.items():
         ratios = [a / b for a, b in zip(seconds[reference], values, strict=True)]
@@ -146,7 +146,7 @@ def table(seconds: dict[str, list[float]], reference: str) -> dict[str, dict[str
 
 
 def bandwidth() -> float:
-    """Bytes a second that a plain copy reads and writes."""
+    """Bytes that a plain copy reads and writes in a second."""
     source, target = torch.ones(2**27), torch.empty(2**27)
     spent = []
     for _ in range(7):
@@ -173,7 +173,7 @@ def sides(family: Any) -> tuple[int, int]:
 def prepare(name: str, folder: Path) -> tuple[Path, dict[str, Path]]:
     """The model's folder and its bundles, made where they are missing."""
     model = model_of(name, folder)
-    # Of this recipe, so that graphs of an exporter before are not what is measured.
+    # The recipe is in the name, so that graphs of an earlier exporter are not measured.
     bundles = {precision: folder / "bundles" / name / f"{precision}-{RECIPE}" for precision in PRECISIONS}
     family = None
     for precision, bundle in bundles.items():
@@ -196,6 +196,7 @@ def prepare(name: str, folder: Path) -> tuple[Path, dict[str, Path]]:
 
 
 def measure(name: str, folder: Path, n: int) -> dict[str, Any]:
+    """A model's figures, of n rounds."""
     model, bundles = prepare(name, folder)
     family = families.load(model)
     theirs = PyTorch(model, family)
@@ -273,11 +274,12 @@ def measure_against(arguments: argparse.Namespace) -> None:
     with against.Comparison(arguments.against, arguments.pairs) as comparison:
         cases = {}
         for name, bundles in bundles_of_both(comparison, arguments):
-            rows, facts = comparison.steady(bundles)
-            rows |= comparison.start(bundles)
-            against.show(name, rows)
+            steady, facts = comparison.steady(bundles)
+            against.show(name, steady)
             print(f"  answers of {facts['tokens']} tokens, {'equal' if facts['same answer'] else 'DIFFERENT'}")
-            cases[name] = facts | {"measures": rows}
+            start = comparison.start(bundles)
+            against.show(f"{name}, new process", start)
+            cases[name] = facts | {"measures": steady | start}
         against.write(output, comparison.report("speed", cases))
 
 
@@ -297,6 +299,7 @@ def bundles_of_both(
 
 
 def show(name: str, row: dict[str, Any]) -> None:
+    """Print a model's figures."""
     print(f"\n{name}, a prompt of {row['prompt_tokens']} tokens")
     for part in ("ask", "16 tokens"):
         print(f"{part:<28}{'ms':>10}{'times transformers':>32}")
@@ -311,20 +314,24 @@ def show(name: str, row: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="where models and bundles are kept")
+    parser.add_argument("--folder", type=Path, help="where models and bundles are kept; not needed with --bundle")
     parser.add_argument(
         "--model", choices=[*SAVERS, *ZOO], action="append", metavar="NAME",
         help=f"repeatable; one of {', '.join(SAVERS)}, and with --against also of {', '.join(ZOO)}; default: both "
         f"shapes, or with --against {WITH_BOTH[0]} and the zoo",
     )  # fmt: skip
     parser.add_argument("-n", type=int, default=7, help="rounds (default 7); --against has blocks of turns")
-    parser.add_argument("--bundle", type=Path, action="append", default=[], help="with --against: measure this bundle")
+    parser.add_argument(
+        "--bundle", type=Path, action="append", default=[], help="with --against: measure this bundle; repeatable"
+    )
     against.add_options(parser)
     parser.add_argument("-o", "--output", type=Path, help="with --against: the JSON file to write")
     arguments = parser.parse_args()
     against.check_options(parser, arguments)
     torch.set_num_threads(2)
     hf.utils.logging.set_verbosity_error()
+    if not (arguments.folder or (arguments.against and arguments.bundle)):
+        parser.error("--folder is missing: models and bundles are kept there.")
     if arguments.against:
         measure_against(arguments)
         return
