@@ -283,7 +283,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         axes.set_title(f"trained on {source.replace('+', ' and ')}")
         axes.axhline(0, color="black", linewidth=0.8)
     panels[0].set_ylabel("gain, points of accuracy")
-    panels[0].legend()
+    panels[-1].legend(loc="lower right")  # where there is room
     figure.savefig(path, dpi=110)
 
 
