@@ -2,12 +2,13 @@
 
 Each gets the weights of the same language model, in blocks of its own kind: the sdk and genai's builder share a scale
 of four bytes among 128 weights (8.25 and 4.25 bits a weight), llama.cpp's q8_0 and q4_0 one of two bytes among 32 (8.5
-and 4.5 bits), so that llama.cpp reads 3 % and 6 % more. Those that are not installed are left out.
+and 4.5 bits), so that llama.cpp reads 3 % and 6 % more. An engine that is not installed is left out.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +26,7 @@ CLASSES = {"llama": hf.LlamaForCausalLM, "qwen2": hf.Qwen2ForCausalLM}
 
 
 def save_text_model(family: Any, folder: Path) -> None:
-    """The language model alone, as transformers' own text models are saved."""
+    """Save the language model alone, as transformers saves its text models."""
     config = family.text_config
     config.architectures = [CLASSES[config.model_type].__name__]
     model = CLASSES[config.model_type](config)
@@ -36,6 +37,7 @@ def save_text_model(family: Any, folder: Path) -> None:
 
 
 def text_model(family: Any, folder: Path, name: str) -> Path:
+    """The folder of the language model alone, made where it is missing."""
     place = folder / "text" / name
     if not place.exists():
         save_text_model(family, place)
@@ -43,6 +45,7 @@ def text_model(family: Any, folder: Path, name: str) -> Path:
 
 
 def open_session(file: Path) -> Any:
+    """Open a graph with onnxruntime on the CPU, with the sdk's options."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry("session.force_spinning_stop", "1")  # as the sdk
@@ -50,7 +53,7 @@ def open_session(file: Path) -> Any:
 
 
 class Growing:
-    """An encoder of standard operators and the decoder as Optimum exports it: ids in, a cache that grows by copying."""
+    """A vision encoder of standard operators, and the decoder as Optimum exports it: its cache grows by copying."""
 
     def __init__(self, family: Any, folder: Path, task: sdk.Task, ids: torch.Tensor) -> None:
         if not folder.exists():
@@ -64,7 +67,7 @@ class Growing:
         self._inputs = {value.name: value for value in self._decoder.get_inputs()}
 
     def ask(self, picture: Any, n_new: int) -> None:
-        """The same work as `ask`: the vision encoder, then a prompt of as many ids, then token after token."""
+        """Do the work of `ask`: the vision encoder, then a prompt of as many ids, then token after token."""
         self._encoder.run(None, {"pixel_values": self._task.pixel_values(picture)})
         past = {
             name: np.zeros((1, value.shape[1], 0, value.shape[3]), np.float32)
@@ -86,7 +89,7 @@ class Growing:
 
 
 class GenAI:
-    """The graph that onnxruntime-genai's builder writes, run by onnxruntime with buffers bound once."""
+    """The graph of onnxruntime-genai's builder, run by onnxruntime with buffers that are bound once."""
 
     @staticmethod
     def calls(family: Any, folder: Path, name: str, length: int, n_new: int) -> dict[str, Callable[[], Any]]:
@@ -97,12 +100,12 @@ class GenAI:
         for precision in ("fp32", "int4"):
             place = folder / "genai" / name / precision
             if not place.exists():
-                sys.path.append(str(package / "models"))
-                from builder import create_model
-
-                more = {"exclude_embeds": "true", "int4_block_size": "128", "int4_accuracy_level": "4"}
                 text = text_model(family, folder, name)
-                create_model(None, str(text), str(place), precision, "cpu", str(folder / "cache"), **more)
+                where = ["-i", text, "-o", place, "-c", folder / "cache", "-p", precision, "-e", "cpu"]
+                options = ["exclude_embeds=true", "int4_block_size=128", "int4_accuracy_level=4"]
+                # A program of its own, which finds the modules beside it.
+                builder = [sys.executable, package / "models" / "builder.py", *where, "--extra_options", *options]
+                subprocess.run(builder, check=True)
             made[f"genai's graph {precision}"] = GenAI._call(place / "model.onnx", family, length, n_new)
         return made
 
@@ -117,7 +120,7 @@ class GenAI:
             zeros = np.zeros((1, n_kv_heads, capacity, head), np.float32)
             tensors.append(onnxruntime.OrtValue.ortvalue_from_numpy(zeros))
         binding = session.io_binding()
-        binding.bind_output("logits")  # the first bound is the first of get_outputs()
+        binding.bind_output("logits")  # bound first, so that it is the first of get_outputs()
         for i, tensor in enumerate(tensors):
             kind = ("key", "value")[i % 2]
             binding.bind_ortvalue_input(f"past_key_values.{i // 2}.{kind}", tensor)
@@ -187,7 +190,7 @@ class LlamaCpp:
             array = value.float().numpy()
             if config.model_type == "llama" and (".q_proj.weight" in key or ".k_proj.weight" in key):
                 n_heads = config.num_attention_heads if ".q_proj" in key else config.num_key_value_heads
-                # llama.cpp turns neighbours, transformers halves
+                # llama.cpp rotates pairs of neighbours, transformers pairs of the two halves
                 array = array.reshape(n_heads, 2, -1, array.shape[1]).swapaxes(1, 2).reshape(array.shape)
             new = names.get_name(key, try_suffixes=(".weight", ".bias"))
             wide = array.ndim == 2 and array.shape[-1] % 32 == 0 and kind != gguf.GGMLQuantizationType.F32

@@ -1,4 +1,4 @@
-"""What a benchmark's figures were measured on."""
+"""The machine that a benchmark's figures were measured on."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-# What onnxruntime's products of matrices choose their kernels by; int8 is twice as fast with VNNI as with AVX2 alone.
+# onnxruntime chooses its kernels for matrix products by these; int8 is twice as fast with VNNI as with AVX2 alone.
 INSTRUCTIONS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "amx_int8")
 
 
 def machine(*packages: str) -> dict[str, Any]:
-    """Processor, its instructions, cores, how busy they are, and the versions of Python and of packages."""
+    """Processor, its instructions, cores, their load, and the versions of Python and of packages."""
     cpu = Path("/proc/cpuinfo")
     lines = cpu.read_text().splitlines() if cpu.exists() else []
     facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}

@@ -1,8 +1,14 @@
-"""Memory of loaded tasks: `python -m benchmarks.memory BUNDLE …`.
+"""Memory of loaded tasks.
 
-Of each bundle, in processes of their own: resident memory that loading and one question add, beside the size of its
-base's files, and the same with ten tasks on its base; medians of five. Prints a table and writes memory.json beside
-this file.
+    python -m benchmarks.memory BUNDLE …
+    python -m benchmarks.memory BUNDLE … --against CHECKOUT [--against-bundle BUNDLE …]
+
+Each bundle is measured in processes of its own: the resident memory that loading and one question add, beside the size
+of its base's files; then the same with ten tasks on its base. Figures are medians of five processes. Prints a table and
+writes memory.json beside this file.
+
+`--against` measures this checkout's sdk beside another checkout's instead, in turns (benchmarks/paired.py), and writes
+memory_against.json. There the memory that the imports take is counted too.
 """
 
 from __future__ import annotations
@@ -18,6 +24,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from benchmarks import against
 from benchmarks.machine import machine
 
 N_RUNS = 5
@@ -41,16 +48,33 @@ print(loaded, after["VmRSS"] - before, after["VmHWM"] - before)
 
 
 def probe(*folders: Path) -> list[float]:
-    """MiB that these bundles add to a process: once loaded, after a question each, and at most in between."""
+    """MiB that these bundles add to a process: once loaded, after a question each, and at the highest."""
     call = [sys.executable, "-c", PROBE, *map(str, folders)]
     runs = [subprocess.run(call, check=True, capture_output=True, text=True).stdout.split() for _ in range(N_RUNS)]
     return [statistics.median(map(int, values)) / 1024 for values in zip(*runs, strict=True)]
 
 
+def measure_against(arguments: argparse.Namespace) -> None:
+    """The memory that this checkout's sdk takes beside another's."""
+    with against.Comparison(arguments.against, arguments.pairs) as comparison:
+        cases = {}
+        for name, bundles in against.given(arguments.bundles, arguments.against_bundle):
+            measures = comparison.start(bundles).items()
+            rows = {measure: row for measure, row in measures if measure.startswith("memory")}
+            against.show(name, rows)
+            cases[name] = {"measures": rows}
+        against.write(Path(__file__).with_name("memory_against.json"), comparison.report("memory", cases))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundles", type=Path, nargs="+")
+    against.add_options(parser)
     arguments = parser.parse_args()
+    against.check_options(parser, arguments)
+    if arguments.against:
+        measure_against(arguments)
+        return
     rows = {}
     for bundle in arguments.bundles:
         weights = sum(file.stat().st_size for file in (bundle / "base").iterdir()) / 2**20

@@ -1,21 +1,19 @@
-"""How equal an exported zoo model is: `python benchmarks/parity.py [--photos FOLDER]`.
+"""How exactly exported zoo models agree with PyTorch: `python -m benchmarks.parity [--photos FOLDER]`.
 
-Exports each model with a random prompt and compares the bundle with the unpatched PyTorch model on
-100 scenes and, where the folder is given, 100 CIFAR-10 photos. Prints a table, writes JSON.
+Exports each model with a random prompt, and compares the bundle with the unpatched PyTorch model on 100 scenes and,
+where the folder is given, on 100 CIFAR-10 photos. Prints a table, and writes JSON where --output says.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "samples" / "zoo"))
-from models import ENCODER_OF
+from samples.zoo.models import ENCODER_OF
 from tvp import sdk
 from tvp.export import parity
 from tvp.export.bundle import export

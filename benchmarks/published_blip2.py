@@ -1,4 +1,4 @@
-"""A BLIP-2 of published parts and a ViT-B/32 guide, with random weights, for measuring at real sizes offline."""
+"""A BLIP-2 of published parts and a ViT-B/32 guide, with random weights, to measure real sizes offline."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tvp.trainer.task_definition import TaskDefinition
 
 
 def words(task: TaskDefinition) -> hf.PreTrainedTokenizerFast:
-    """A byte-level tokenizer like OPT's, in which a task's words are a token each, as they are in OPT's."""
+    """A byte-level tokenizer like OPT's, which has a token for each of the task's words, as OPT's has."""
     texts = [f"Question: {task.question} Answer: {label}\n" for label in task.labels]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

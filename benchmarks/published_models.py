@@ -1,8 +1,7 @@
-"""Two models in published shapes, with random weights, for measuring the sdk at real sizes offline.
+"""Two models in published shapes, with random weights, to measure the sdk at real sizes offline.
 
-SmolVLM-256M (SigLIP-B/16 vision encoder at 512 px, Llama of 30 layers) and a LLaVA with a CLIP-B/16 vision encoder at
-224 px and the decoder
-of Qwen2-0.5B. Their tokenizers know bytes and special tokens, under ids as large as the published ones.
+One is SmolVLM-256M: SigLIP-B/16 at 512 px, and a Llama of 30 layers. The other is a LLaVA with CLIP-B/16 at 224 px and
+the decoder of Qwen2-0.5B. Their tokenizers know bytes and special tokens, whose ids are as large as the published ones.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from typing import Any
 
 import torch
 import transformers as hf
+
 from tests.stand_in import byte_tokenizer
 
 CLIP = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
@@ -58,6 +58,7 @@ def save_llava(folder: Path) -> None:
 
 
 def save(architecture: Any, config: Any, special: dict[str, int], folder: Path) -> None:
+    """Save a model with random weights, the same each time, and its tokenizer."""
     torch.manual_seed(0)
     model = architecture(config)
     with torch.no_grad():

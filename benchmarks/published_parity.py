@@ -1,9 +1,11 @@
 """Exported models against PyTorch at published dimensions: `python -m benchmarks.published_parity`.
 
-Every family of the trainer that generates, at the sizes of its published checkpoints, two layers deep and with random
-weights (tests/published.py). `exact`: 200 pairs of pictures (noise) and questions each, answered by the bundle and by
-the unpatched model. `asked`: a few pairs asked in each of the sdk's ways, and labels ranked by both sides.
-Prints two lines a checkpoint and writes published_parity.json beside this file; what is in it is not measured again.
+Every generative family of the trainer is measured at the sizes of its published checkpoints, two layers deep and with
+random weights (tests/published.py). `exact`: the bundle and the unpatched model answer 200 pairs of a picture (noise)
+and a question. `asked`: a few pairs are asked in each of the sdk's ways, and both sides rank labels.
+
+Prints two lines a checkpoint and writes published_parity.json beside this file. A checkpoint that is in the file is not
+measured again.
 """
 
 from __future__ import annotations
@@ -19,9 +21,9 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from tests.published import WORDS, Published
 from tests.stand_in import build, make_pool
-
 from tvp import sdk
 from tvp.export import parity
 from tvp.export.bundle import export
@@ -43,10 +45,10 @@ Cases = list[tuple[np.ndarray, str]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", help="names that contain this")
-    parser.add_argument("--skip", choices=list(PARTS), help="a part to leave out")
+    parser.add_argument("--only", help="measure checkpoints whose name contains this")
+    parser.add_argument("--skip", choices=list(PARTS), help="leave this part out")
     parser.add_argument(
-        "--half", action="store_true", help="from the same pixel values alone, not with each side's own resizing"
+        "--half", action="store_true", help="start from the same pixel values; leave out each side's own resizing"
     )
     arguments = parser.parse_args()
     PARTS["exact"] = partial(exact, end_to_end=not arguments.half)
@@ -75,6 +77,7 @@ def main() -> None:
 
 
 def measure(case: Published, pool: torch.Tensor, folder: Path, parts: list[str]) -> dict[str, Any]:
+    """Export a checkpoint's stand-in with a random prompt, and compare the bundle with it part by part."""
     family = build(case, pool)
     assert isinstance(family, GenerativeFamily)
     prompt = Prompt.start(Geometry(224, 164), "free")
@@ -93,6 +96,7 @@ def measure(case: Published, pool: torch.Tensor, folder: Path, parts: list[str])
 def exact(
     task: sdk.Task, family: GenerativeFamily, prompt: Prompt, cases: Cases, *, end_to_end: bool = True
 ) -> dict[str, Any]:
+    """Compare the answers of all cases as the export's parity gate does."""
     found = parity.measure(task, family, prompt.geometry, prompt, cases, N_NEW, end_to_end=end_to_end)
     facts = found.facts() | {"differences": found.differences + found.pixel_differences}
     if not end_to_end:
@@ -102,8 +106,11 @@ def exact(
 
 @torch.no_grad()
 def asked(task: sdk.Task, family: GenerativeFamily, prompt: Prompt, cases: Cases) -> dict[str, Any]:
-    """One question about each of two pictures and two more about the second: the texts of `ask`, `see` and `ask`,
-    `ask_many` and `stream`, and the order and scores of `rank`, against PyTorch's from the same pixel values."""
+    """Compare the sdk's ways of asking with PyTorch, from the same pixel values.
+
+    Two pictures are asked a question each, and the second two more. Compared are the texts of `ask`, `see` and `ask`,
+    `ask_many` and `stream`, and the order and scores of `rank`.
+    """
     chosen = [cases[0], *cases[10:13]]
     together = task.ask_many(chosen, max_new_tokens=N_NEW)
     same_text, same_order, gap = 0, 0, 0.0

@@ -1,17 +1,12 @@
 """Our training step and scorer beside the released ones, in one run: `python -m benchmarks.reference_step`.
 
-The released step is re-stated here in our own words, with all its waste: it encodes the prompted picture
-twice and the clean one again, runs the language-model head over every position, and leaves the guide's
-weights trainable and its text tower running at every step. Its scorer makes one language-model call a class.
-Both steps get the same model, pictures, frame and precision (float32, both losses on).
+benchmarks/reference.py re-states the released step and scorer. Both steps get the same model, pictures, frame and
+precision (float32, both losses on).
 
-Two cases: a BLIP-2 of published parts (ViT-B/16 vision encoder at 224 px, Q-Former of 12 layers and 32 queries,
-OPT-125M)
-with a ViT-B/32 guide, all with random weights, and the zoo's BLIP-2 with the zoo's guide. Prints tables and
-writes reference_step.json beside this file. The times of a pair are taken one after the other, so that other
+There are two cases. One is a BLIP-2 of published parts (ViT-B/16 at 224 px, Q-Former of 12 layers and 32 queries,
+OPT-125M) with a ViT-B/32 guide, all with random weights. The other is the zoo's BLIP-2 with the zoo's guide. Prints
+tables and writes reference_step.json beside this file. The times of a pair are taken one after the other, so that other
 work on the machine slows both; ratios are medians over pairs.
-
-Over 400 lines because the two sides, and what times and counts them, are read against each other.
 """
 
 from __future__ import annotations
@@ -30,18 +25,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
-from benchmarks.machine import load_average, machine
-from benchmarks.published_blip2 import save_published
 from torch import Tensor
 from torch.utils import flop_counter
 
-from tvp.trainer import families, tasks
-from tvp.trainer.batches import load_batch
-from tvp.trainer.data import Question, Sample
+from benchmarks.machine import load_average, machine
+from benchmarks.published_blip2 import save_published
+from benchmarks.reference import TASK, Photos, Reference
+from tvp.trainer import families
 from tvp.trainer.families.blip2 import Blip2
 from tvp.trainer.frame import Frame
 from tvp.trainer.losses import Guide
@@ -50,7 +43,6 @@ from tvp.trainer.step import CLEAN_BUDGET, Objective
 from tvp.trainer.team import Team
 from tvp.trainer.train import TrainConfig
 
-TASK = tasks.get("cifar10")
 STEPS = ("reference", "ours", "ours, pictures new", "ours, compiled")
 LEFT_OUT = (
     "Counted are matrix products, convolutions and attention, forward and backward, by torch's FlopCounterMode. "
@@ -59,24 +51,17 @@ LEFT_OUT = (
 )
 
 
-class Photos:
-    """Noise as small as CIFAR-10's photos, with its classes in turn; no step depends on what is in a picture."""
-
-    def __init__(self, n: int) -> None:
-        self._pictures = np.random.default_rng(0).integers(0, 256, (n, 32, 32, 3), np.uint8)
-
-    def __len__(self) -> int:
-        return len(self._pictures)
-
-    def __getitem__(self, index: int) -> Sample:
-        name = TASK.labels[index % len(TASK.labels)]
-        question = Question(TASK.question, name, TASK.labels)
-        return Sample(self._pictures[index], (question,), f"a {name}")
-
-
 @dataclass(frozen=True)
 class Case:
-    """A model and a guide, by folder or zoo name, and how pictures are shown to them; batch: pictures a step."""
+    """What is measured: a model and a guide, by folder or zoo name.
+
+    Args:
+        name: in the report.
+        model: a folder or zoo:NAME.
+        guide: a folder or zoo:guide.
+        geometry: of the canvas on which pictures are shown.
+        batch: pictures a step.
+    """
 
     name: str
     model: str
@@ -88,8 +73,13 @@ class Case:
 class Ours:
     """The step and the scorer of tvp.trainer.
 
-    remember: whether pictures were seen before, so that their clean features are known: the case from the
-        second epoch on. Without, every step computes them, as each picture's first step does.
+    Args:
+        family: the model.
+        guide: of Task Semantics Enrichment.
+        case: what is measured.
+        data: the pictures.
+        remember: whether the clean features of pictures are kept, as from the second epoch on. Without this every
+            step computes them, as the first step of each picture does.
     """
 
     def __init__(self, family: Blip2, guide: Guide, case: Case, data: Photos, remember: bool = True) -> None:
@@ -109,7 +99,7 @@ class Ours:
         return gradient
 
     def look(self, geometry: Geometry, indices: Sequence[int]) -> None:
-        """See clean pictures, of which the first says whether there is room to remember them, and read all captions."""
+        """See clean pictures and read all captions. The first picture says whether there is room to keep features."""
         for i in indices:
             self._objective.clean[0]([i], geometry.show([self._data[i].picture]))
         self._guide.text_features([self._data[i].caption for i in range(len(self._data))])
@@ -118,85 +108,8 @@ class Ours:
         return self._family.answer_scores(embeddings, [TASK.question] * len(embeddings), TASK.labels)
 
 
-class Reference:
-    """The released step and scorer. The guide becomes this object's own: its weights are made trainable."""
-
-    def __init__(self, family: Blip2, guide: Guide, read: Callable[[list[str]], Tensor], data: Photos) -> None:
-        self._family, self._guide, self._read, self._data = family, guide, read, data
-        guide.model.requires_grad_(True)
-
-    def gradient(self, prompt: Prompt, indices: Sequence[int], fca: float = 0.005, tse: float = 0.001) -> Tensor:
-        """The loss's gradient by the frame."""
-        guide = self._guide
-        samples = [self._data[i] for i in indices]
-        canvas = prompt.geometry.show([sample.picture for sample in samples])
-        frame = prompt.frame.clone().requires_grad_(True)
-        prompted = canvas + prompt.geometry.mask() * frame
-
-        answer = self._answer_loss(self._see(prompted), [sample.questions[0] for sample in samples])
-        with torch.no_grad():
-            clean = self._see(canvas)
-        consistency = (self._see(prompted) - clean).norm(dim=-1).mean()
-        texts = guide.model.encode_text(self._read([f"this is a photo of {sample.caption}" for sample in samples]))
-        cosine = (guide.image_features(prompted) * F.normalize(texts, dim=-1)).sum(-1)
-        semantics = (guide.model.logit_scale.exp() * cosine).mean()
-
-        (answer + fca * consistency - tse * semantics).backward()
-        guide.model.zero_grad(set_to_none=True)  # computed, and thrown away
-        assert frame.grad is not None
-        return frame.grad
-
-    @torch.no_grad()
-    def scores(self, embeddings: Tensor) -> Tensor:
-        """Mean log-probabilities of the classes' tokens."""
-        columns = []
-        for label in TASK.labels:
-            question = Question(TASK.question, label)
-            inputs, ids, n_answer = self._inputs(embeddings, [question] * len(embeddings))
-            logits = self._family.model.language_model(inputs_embeds=inputs).logits
-            likely = logits.log_softmax(-1)[:, -ids.shape[1] - 1 : -1].gather(-1, ids[:, :, None])[:, :, 0]
-            columns.append(likely[:, -n_answer[0] :].mean(-1))
-        return torch.stack(columns, -1)
-
-    def _see(self, canvas: Tensor) -> Tensor:
-        model = self._family.model
-        hidden = model.vision_model(self._family.to_pixels(canvas)).last_hidden_state
-        queries = model.query_tokens.expand(len(canvas), -1, -1)
-        seen = model.qformer(query_embeds=queries, encoder_hidden_states=hidden).last_hidden_state
-        embeddings: Tensor = model.language_projection(seen)
-        return embeddings
-
-    def _inputs(self, embeddings: Tensor, asked: Sequence[Question]) -> tuple[Tensor, Tensor, list[int]]:
-        """Pictures, questions and answers as the language model reads them, padded on the right; the texts' ids;
-        and how many of them are each answer's."""
-        layout, tokenizer = self._family.layout, self._family.tokenizer
-        questions = [layout.prompt.replace("{question}", q.text) for q in asked]
-        texts = [q + layout.answer.replace("{answer}", a.answer) for q, a in zip(questions, asked, strict=True)]
-        rows = [[*row, layout.end[0]] for row in tokenizer(texts).input_ids]
-        n_answer = [
-            len(row) - len(question) for row, question in zip(rows, tokenizer(questions).input_ids, strict=True)
-        ]
-        length = max(map(len, rows))
-        ids = torch.tensor([row + [tokenizer.pad_token_id] * (length - len(row)) for row in rows])
-        inputs = torch.cat([embeddings, self._family.embed_tokens(ids)], 1)
-        return inputs, ids, n_answer
-
-    def _answer_loss(self, embeddings: Tensor, asked: Sequence[Question]) -> Tensor:
-        inputs, ids, n_answer = self._inputs(embeddings, asked)
-        real = ids != self._family.tokenizer.pad_token_id
-        ends = real.sum(1)
-        column = torch.arange(ids.shape[1])
-        starts = ends - torch.tensor(n_answer)
-        counted = (column >= starts[:, None]) & (column < ends[:, None])
-        n_image = embeddings.shape[1]
-        labels = F.pad(ids.masked_fill(~counted, -100), [n_image, 0], value=-100)
-        mask = F.pad(real.long(), [n_image, 0], value=1)
-        loss: Tensor = self._family.model.language_model(inputs_embeds=inputs, attention_mask=mask, labels=labels).loss
-        return loss
-
-
 class Bench:
-    """Both steps of a case, ready to run, on a frame that is not zero."""
+    """Both steps of a case, ready to run, with a frame that is not zero."""
 
     def __init__(self, case: Case, n_pictures: int) -> None:
         family = families.load(case.model)
@@ -224,7 +137,7 @@ class Bench:
 
     @torch.no_grad()
     def embeddings(self) -> Tensor:
-        """Of the first batch, prompted."""
+        """Image embeddings of the first batch with the prompt."""
         pictures = [self.data[i].picture for i in self.indices(0)]
         canvas = self.prompt.on(self.case.geometry.show(pictures))
         return self.family.see(self.family.to_pixels(canvas))
@@ -235,7 +148,7 @@ class Counter(flop_counter.FlopCounterMode):
 
     def __init__(self) -> None:
         aten = torch.ops.aten
-        # Of fused attention torch counts the GPU's only.
+        # torch counts fused attention on the GPU only.
         on_cpu = {
             aten._scaled_dot_product_flash_attention_for_cpu: (
                 lambda q, k, v, *_, **__: flop_counter.sdpa_flop_count(q, k, v)
@@ -250,11 +163,16 @@ class Counter(flop_counter.FlopCounterMode):
 def interleave(
     calls: dict[str, Callable[[int], Tensor]], n_pairs: int
 ) -> tuple[dict[str, list[float]], dict[str, int], dict[str, Tensor]]:
-    """Seconds of each call in each of n_pairs rounds, one after the other; and of a round before them, which
-    warms up, the operations and what the calls returned."""
+    """Time calls in rounds, one after the other.
+
+    A first round warms up; its operations are counted, and its results are kept.
+
+    Returns:
+        Seconds of each call in each of n_pairs rounds, operations of each call, and each call's result.
+    """
     flops, first = {}, {}
     for name, call in calls.items():
-        if name != "ours, compiled":  # whose kernels the counter does not see; its arithmetic is that of ours
+        if name != "ours, compiled":  # the counter does not see its kernels; its arithmetic is that of "ours"
             with Counter() as counter:
                 call(0)
             flops[name] = counter.get_total_flops()
@@ -271,8 +189,12 @@ def interleave(
 
 
 def faster(seconds: dict[str, list[float]], flops: dict[str, int], name: str) -> dict[str, float]:
-    """How many times as long the reference took: median, lowest and highest of the pairs; how many times as long it
-    would take if time went by arithmetic; and how much of that is reached."""
+    """How many times as fast as the reference a step is.
+
+    Returns:
+        The median, lowest and highest ratio of the pairs; the ratio that arithmetic alone would allow; and the share of
+        it that the median reaches.
+    """
     ratios = [theirs / ours for theirs, ours in zip(seconds["reference"], seconds[name], strict=True)]
     median, allowed = statistics.median(ratios), flops["reference"] / flops[name]
     facts = {"faster": median, "lowest": min(ratios), "highest": max(ratios), "allowed": allowed}
@@ -284,7 +206,7 @@ def cosine(a: Tensor, b: Tensor) -> float:
 
 
 def measure(bench: Bench, n_pairs: int) -> dict[str, Any]:
-    """Everything but the peaks of memory."""
+    """All figures of a case but the peaks of memory."""
     bench.ours.look(bench.prompt.geometry, range(len(bench.data)))
     bench.ours_compiled.look(bench.prompt.geometry, range(len(bench.data)))
     bench.ours_new.look(bench.prompt.geometry, [0])
@@ -314,13 +236,13 @@ def measure(bench: Bench, n_pairs: int) -> dict[str, Any]:
 
 
 def peak(bench: Bench, name: str) -> float:
-    """MiB that a step needs above what was resident once everything had been loaded."""
+    """MiB that a step takes at most, over the resident memory before it, when all is loaded."""
     status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
     def read(field: str) -> int:
         return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(field))
 
-    # Not getrusage's ru_maxrss: it starts from the parent's, and holds what loading needed for a moment.
+    # Not getrusage's ru_maxrss: it starts from the parent's, and includes the peak of loading.
     reset.write_text("5")
     before = read("VmRSS:")
     bench.step(name)(bench.indices(0))
@@ -328,7 +250,7 @@ def peak(bench: Bench, name: str) -> float:
 
 
 def peaks(case: Case, threads: int) -> dict[str, float]:
-    """Each step's, in a process of its own."""
+    """The peak of each step, in a process of its own."""
     found = {}
     for name in STEPS[:3]:  # compiling itself takes more than any step
         request = json.dumps([vars(case) | {"geometry": vars(case.geometry)}, name, threads])
@@ -373,10 +295,12 @@ def main() -> None:
     parser.add_argument("--large-batch", type=int, default=4, help="of the published parts (default 4)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
-        "--only", choices=["zoo", "published"], help="leave the other case out; its last figures stay in the JSON"
+        "--only",
+        choices=["zoo", "published"],
+        help="measure this case; the other keeps its figures",
     )
     parser.add_argument("--parts", type=Path, help="where the published parts are kept (default: nowhere)")
-    parser.add_argument("--peak", help=argparse.SUPPRESS)  # how a process of its own is told what to measure
+    parser.add_argument("--peak", help=argparse.SUPPRESS)  # the request to a process that measures a peak
     arguments = parser.parse_args()
     if arguments.peak:
         fields, step, threads = json.loads(arguments.peak)

@@ -1,7 +1,7 @@
-"""How many scenes a core draws and asks about in a second: `python benchmarks/scenes.py`.
+"""How many scenes one core draws and asks about in a second: `python -m benchmarks.scenes`.
 
-Prints a line and writes scenes.json beside this file: pictures of 64 x 64 with one question of every
-topic, on one core; the median of five runs.
+The pictures are 64 x 64, with one question of every topic. Prints the median of five runs, and writes scenes.json
+beside this file.
 """
 
 from __future__ import annotations

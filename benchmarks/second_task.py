@@ -1,9 +1,10 @@
-"""How long a second task on a loaded base takes to load: `python benchmarks/second_task.py`.
+"""How long a second task takes to load on a base that is loaded: `python -m benchmarks.second_task`.
 
-Two tasks are exported on the zoo's LLaVA, and on a wide one with random weights (--layers of them, about 50 MB each;
-0 leaves it out); the second shares the base of the first by hard links, as `tvp export` makes it. In fresh processes:
-the first task, the second, the second while the first is closed, and the second with a base that is a copy, whose
-files have to be hashed. Prints medians and spread, and the resident memory before, with both, and after closing them.
+Two tasks are exported on the zoo's LLaVA, and on a wide LLaVA with random weights (--layers says how many layers of
+about 50 MB; 0 leaves this model out). The second task shares the base of the first by hard links, as `tvp export` makes
+it. New processes load the first task, the second, the second while the first is closed, and the second with a copy of
+the base, whose files have to be hashed. Prints medians and spread, and the resident memory before, with both tasks, and
+after closing them.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def load(folder):
     return time.perf_counter() - began, task
 
 first, second, copied = sys.argv[1:]
-load(first)[1].close()  # what is imported and read for the first time
+load(first)[1].close()  # a warm-up: imports, and the first reading of the files
 memory = [resident()]
 times = {}
 times["first"], a = load(first)
@@ -79,6 +80,7 @@ def make_wide(folder: Path, n_layers: int) -> Path:
 
 
 def measure(model: str | Path, folder: Path, n: int) -> dict[str, object]:
+    """Export a model's bundles to a folder, and load them in n processes."""
     from tvp.export.bundle import export
     from tvp.trainer import tasks
 
@@ -127,7 +129,7 @@ def main() -> None:
             results["wide"] = measure(model, Path(folder) / "tasks", arguments.n)
     if arguments.output:
         about = {
-            "command": "python benchmarks/second_task.py",
+            "command": "python -m benchmarks.second_task",
             "machine": platform.machine(),
             "cores": os.cpu_count(),
             "python": platform.python_version(),

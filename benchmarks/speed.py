@@ -1,14 +1,21 @@
 """The sdk beside PyTorch and other engines on models of published shapes.
 
-    python -m benchmarks.speed --folder DIR [--path PACKAGES]
+    python -m benchmarks.speed --folder DIR
+    python -m benchmarks.speed --folder DIR --against CHECKOUT [--bundle BUNDLE --against-bundle BUNDLE]
 
-In one run and side by side, on random weights: end-to-end `ask` of 16 new tokens beside transformers' `generate` and
-beside Optimum's own exports with a cache that grows; a decoded token alone, also beside the graph that
-onnxruntime-genai's builder writes and beside llama.cpp, where those are installed (`--path` adds a folder of packages);
-a second question as long as the first, ranking ten labels of a token each, and the prompt's own share. Every ratio is
-the median over pairs that were measured one after the other. Models, bundles and other engines' files are kept in
-`--folder`.
-Writes speed.json beside this file.
+The models have random weights. One run measures side by side:
+
+- `ask` of 16 new tokens, transformers' `generate`, and Optimum's own exports with a cache that grows;
+- a decoded token alone, also with the graph that onnxruntime-genai's builder writes and with llama.cpp, where those
+  are installed (PYTHONPATH may name a folder of such packages);
+- a second question as long as the first, the ranking of ten labels of a token each, and the prompt's graph alone.
+
+Every ratio is the median over pairs that were measured one after the other. `--folder` keeps models, bundles and other
+engines' files. Writes speed.json beside this file.
+
+`--against` measures this checkout's sdk beside another checkout's instead, in turns (benchmarks/paired.py): imports,
+loading, memory, `ask`, `see` and a token, of SmolVLM-256M's shape and of the zoo. Either side reads what its own
+exporter makes of the same weights, or the bundles that are given. Writes speed_against.json beside this file.
 """
 
 from __future__ import annotations
@@ -19,18 +26,20 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers as hf
+from PIL import Image
+
+from benchmarks import against
 from benchmarks.engines import GenAI, Growing, LlamaCpp
 from benchmarks.machine import load_average, machine
 from benchmarks.published_models import SAVERS
-from PIL import Image
-
+from samples.zoo.models import MAKERS
 from tvp import sdk
 from tvp.export.base import RECIPE
 from tvp.export.bundle import export
@@ -42,12 +51,14 @@ LABELS = [str(i) for i in range(10)]  # of a token each, as most labels are for 
 assert len(QUESTION) == len(SECOND)
 PRECISIONS = ("fp32", "int8", "int4")
 N_NEW = 16
+ZOO = tuple(f"zoo:{name}" for name in MAKERS)
+WITH_BOTH = ("smolvlm-256m", *ZOO)  # what --against measures
 # Bits as other engines call them -> as the sdk does.
 SAME_BITS = {"fp32": "fp32", "int4": "int4", "f32": "fp32", "q8_0": "int8", "q4_0": "int4"}
 
 
 class PyTorch:
-    """transformers, as its own documentation runs it: image processor, `generate`, key/value cache."""
+    """transformers as its documentation runs it: image processor, `generate`, key/value cache."""
 
     def __init__(self, folder: Path, family: Any) -> None:
         self.family, self.model = family, family.model
@@ -108,7 +119,7 @@ def sdk_tokens(task: sdk.Task, picture: Any, n_new: int) -> Callable[[], None]:
 
 
 def pairs(calls: dict[str, Callable[[], Any]], n: int) -> dict[str, list[float]]:
-    """Seconds of each call in n rounds, one after the other, after a round that warms up."""
+    """Seconds of each call in n rounds, in which they run one after the other; a round before them warms up."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for i in range(n + 1):
         for name, call in calls.items():
@@ -121,7 +132,7 @@ def pairs(calls: dict[str, Callable[[], Any]], n: int) -> dict[str, list[float]]
 
 
 def table(seconds: dict[str, list[float]], reference: str) -> dict[str, dict[str, float]]:
-    """Medians in ms, and how many times as fast as the reference: median, lowest, highest over pairs."""
+    """Each call's median in ms, and how many times as fast as the reference it is: median, lowest, highest."""
     rows = {}
     for name, values in seconds.items():
         ratios = [a / b for a, b in zip(seconds[reference], values, strict=True)]
@@ -135,7 +146,7 @@ def table(seconds: dict[str, list[float]], reference: str) -> dict[str, dict[str
 
 
 def bandwidth() -> float:
-    """Bytes a second that a plain copy reads and writes."""
+    """Bytes that a plain copy reads and writes in a second."""
     source, target = torch.ones(2**27), torch.empty(2**27)
     spent = []
     for _ in range(7):
@@ -145,19 +156,30 @@ def bandwidth() -> float:
     return 2 * source.nbytes / min(spent)
 
 
-def prepare(name: str, folder: Path) -> tuple[Path, dict[str, Path]]:
-    """The model's folder and its bundles, made where they are missing."""
+def model_of(name: str, folder: Path) -> Path:
+    """The model's folder, made where it is missing."""
     model = folder / "models" / name
     if not model.exists():
         SAVERS[name](model)
-    # Of this recipe, so that graphs of an exporter before are not what is measured.
+    return model
+
+
+def sides(family: Any) -> tuple[int, int]:
+    """Px of the model's canvas and of the picture inside; the frame is as wide as 30 px around 164."""
+    size = family.pixel_format.size
+    return size, size * 164 // 224 // 2 * 2
+
+
+def prepare(name: str, folder: Path) -> tuple[Path, dict[str, Path]]:
+    """The model's folder and its bundles, made where they are missing."""
+    model = model_of(name, folder)
+    # The recipe is in the name, so that graphs of an earlier exporter are not measured.
     bundles = {precision: folder / "bundles" / name / f"{precision}-{RECIPE}" for precision in PRECISIONS}
     family = None
     for precision, bundle in bundles.items():
         if not bundle.exists():
             family = family or families.load(model)
-            size = family.pixel_format.size
-            prompt = Prompt.start(Geometry(size, size * 164 // 224 // 2 * 2), "free")
+            prompt = Prompt.start(Geometry(*sides(family)), "free")
             task = tasks.get("scenes")
             export(
                 model,
@@ -174,6 +196,7 @@ def prepare(name: str, folder: Path) -> tuple[Path, dict[str, Path]]:
 
 
 def measure(name: str, folder: Path, n: int) -> dict[str, Any]:
+    """A model's figures, of n rounds."""
     model, bundles = prepare(name, folder)
     family = families.load(model)
     theirs = PyTorch(model, family)
@@ -245,7 +268,38 @@ def _share(seconds: dict[str, list[float]], part: str, whole: str) -> float:
     return round(statistics.median(a / b for a, b in zip(seconds[part], seconds[whole], strict=True)), 4)
 
 
+def measure_against(arguments: argparse.Namespace) -> None:
+    """The sdk of this checkout beside another's."""
+    output = arguments.output or Path(__file__).with_name("speed_against.json")
+    with against.Comparison(arguments.against, arguments.pairs) as comparison:
+        cases = {}
+        for name, bundles in bundles_of_both(comparison, arguments):
+            steady, facts = comparison.steady(bundles)
+            against.show(name, steady)
+            print(f"  answers of {facts['tokens']} tokens, {'equal' if facts['same answer'] else 'DIFFERENT'}")
+            start = comparison.start(bundles)
+            against.show(f"{name}, new process", start)
+            cases[name] = facts | {"measures": steady | start}
+        against.write(output, comparison.report("speed", cases))
+
+
+def bundles_of_both(
+    comparison: against.Comparison, arguments: argparse.Namespace
+) -> Iterator[tuple[str, tuple[Path, Path]]]:
+    """What is measured, with the bundle of this checkout and that of the other."""
+    if arguments.bundle:
+        yield from against.given(arguments.bundle, arguments.against_bundle)
+        return
+    folder = arguments.folder.resolve() / "against"
+    for name in arguments.model or WITH_BOTH:
+        model = name if name in ZOO else model_of(name, arguments.folder).resolve()
+        square = sides(families.load(model))
+        for precision in ("fp32",) if name in ZOO else ("fp32", "int8"):
+            yield f"{name} {precision}", comparison.exported(model, precision, square, folder)
+
+
 def show(name: str, row: dict[str, Any]) -> None:
+    """Print a model's figures."""
     print(f"\n{name}, a prompt of {row['prompt_tokens']} tokens")
     for part in ("ask", "16 tokens"):
         print(f"{part:<28}{'ms':>10}{'times transformers':>32}")
@@ -260,16 +314,29 @@ def show(name: str, row: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="where models and bundles are kept")
-    parser.add_argument("--model", choices=[*SAVERS], action="append", help="default: both")
-    parser.add_argument("-n", type=int, default=7, help="rounds (default 7)")
+    parser.add_argument("--folder", type=Path, help="where models and bundles are kept; not needed with --bundle")
     parser.add_argument(
-        "--path", type=Path, action="append", default=[], help="a folder of packages, for other engines"
+        "--model", choices=[*SAVERS, *ZOO], action="append", metavar="NAME",
+        help=f"repeatable; one of {', '.join(SAVERS)}, and with --against also of {', '.join(ZOO)}; default: both "
+        f"shapes, or with --against {WITH_BOTH[0]} and the zoo",
+    )  # fmt: skip
+    parser.add_argument("-n", type=int, default=7, help="rounds (default 7); --against has blocks of turns")
+    parser.add_argument(
+        "--bundle", type=Path, action="append", default=[], help="with --against: measure this bundle; repeatable"
     )
+    against.add_options(parser)
+    parser.add_argument("-o", "--output", type=Path, help="with --against: the JSON file to write")
     arguments = parser.parse_args()
-    sys.path.extend(str(path) for path in arguments.path)
+    against.check_options(parser, arguments)
     torch.set_num_threads(2)
     hf.utils.logging.set_verbosity_error()
+    if not (arguments.folder or (arguments.against and arguments.bundle)):
+        parser.error("--folder is missing: models and bundles are kept there.")
+    if arguments.against:
+        measure_against(arguments)
+        return
+    if zoo := set(arguments.model or ()) - set(SAVERS):
+        parser.error(f"{', '.join(zoo)}: the zoo is measured with --against only.")
     output = Path(__file__).with_suffix(".json")
     report = json.loads(output.read_text()) if output.exists() else {}
     for name in arguments.model or SAVERS:

@@ -1,16 +1,16 @@
 """The transfer study on the six zoo models.
 
-    python benchmarks/study.py run -o FILE.jsonl --photos FOLDER
-    python benchmarks/study.py report -o FILE.jsonl
+    python -m benchmarks.study run -o FILE.jsonl --photos FOLDER
+    python -m benchmarks.study report -o FILE.jsonl
 
-Trains a prompt for every task, method, choice of source models and seed, and measures it on all six models: on
-the sources, on targets that share a vision encoder with a source, and on targets with another vision encoder. `run`
-continues where
-it stopped: each cell is a line of the file (default: study.jsonl beside this one, which is complete), written when it
-is done. `--split validation` measures on
-pictures split from train, which is what settings are chosen by; its lines go to a file of their own.
+Trains a prompt for every task, method, choice of source models and seed, and measures it on all six models: on the
+sources, on targets that share a vision encoder with a source, and on targets with another vision encoder.
 
-What a method takes on a task is what `tvp train` takes: the shipped files of trainer/tvp/trainer/configs. Gains are in
+`run` writes a line to the file when a prompt is measured, and continues where it stopped. The default file, study.jsonl
+beside this one, is complete. `--split validation` measures on pictures split from train, by which settings are chosen;
+its lines go to a file of their own.
+
+A method's settings on a task are those of `tvp train`: the shipped files of trainer/tvp/trainer/configs. Gains are in
 points of accuracy over no prompt on the full picture, on the same questions.
 """
 
@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -29,8 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "samples" / "zoo"))
-from models import CANVAS, ENCODER_OF
+from samples.zoo.models import CANVAS, ENCODER_OF
 from tvp.trainer import families, tasks
 from tvp.trainer.config import make_config
 from tvp.trainer.data import Data, Parquet, Scenes, Subset
@@ -44,12 +42,12 @@ HERE = Path(__file__).parent
 PHOTOS = HERE.parents[1] / "shared/data/cifar10"
 TASKS = ("bad-camera-cifar10", "bad-camera-count", "bad-camera-existence", "bad-camera-reasoning")
 SEEDS = (1, 2, 3)
-# What a frame does that nothing was taught: the picture is where a method puts it, and the frame is black.
+# An untrained frame, which is black: it shows how much the picture's smaller place alone costs, by method.
 BLACK = {"black frame": "evp", "black frame, tvp's place": "tvp"}
 ROLES = ("source", "same encoder", "other encoder")
 RECORDED = ("placement", "inner", "pixel_range", "update", "lr", "batch", "steps", "fca", "tse")
 N_TRAIN, N_VALIDATION, N_TEST = 2400, 16, 512  # pictures
-N_QUESTIONS = {"bad-camera-existence": 2, "bad-camera-reasoning": 2}  # a picture; there is one to ask of the others
+N_QUESTIONS = {"bad-camera-existence": 2, "bad-camera-reasoning": 2}  # a picture; the other tasks have one question
 METHODS: dict[str, dict[str, Any]] = {
     "vp": {"method": "vp"},
     "evp": {"method": "evp"},
@@ -58,8 +56,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "tvp without TSE": {"tse": 0.0},
     "tvp, image range": {"pixel_range": "image"},
 }
-# A source model of each of two vision encoders; and two sources of different vision encoders, which leave a vision
-# encoder with three models unseen.
+# One source model, of either of two vision encoders; and two sources of different vision encoders, so that the third
+# encoder, with its three models, is unseen.
 SOURCES = {
     ("blip2",): tuple(METHODS),
     ("smolvlm",): tuple(METHODS),
@@ -78,7 +76,7 @@ class Cell:
 
 
 def cells() -> Iterator[Cell]:
-    """One seed of everything first, so that a study that is cut off says something of all."""
+    """All cells, seed by seed: a study that is stopped early has measured each of the others at least once."""
     for seed in SEEDS:
         for sources, methods in SOURCES.items():
             for task in TASKS:
@@ -87,11 +85,11 @@ def cells() -> Iterator[Cell]:
 
 
 def open_split(task: TaskDefinition, split: str, seed: int) -> Data:
-    """The pictures of a split: `train` (of a seed), `validation` or `test`; none is in two of them."""
+    """The pictures of a split: `train` (of a seed), `validation` or `test`; no picture is in two splits."""
     n = {"train": N_TRAIN + N_VALIDATION, "validation": N_TEST, "test": N_TEST}[split]
     if task.published:
         photos = Parquet(PHOTOS, "test" if split == "test" else "train", task.question, task.caption, task.labels)
-        # The classes come in turn; the last 2,000 of train are for validation.
+        # The last 2,000 photos of train are for validation. The classes come in turn, so any stretch has all.
         start = len(photos) - 2000 if split == "validation" else 0
         rows = np.random.default_rng(seed).permutation(len(photos) - 2000) if split == "train" else np.arange(n) + start
         assert task.camera is not None
@@ -105,7 +103,7 @@ def open_split(task: TaskDefinition, split: str, seed: int) -> Data:
 def measure(
     cell: Cell | None, task: TaskDefinition, split: str, models: dict[str, Any], overrides: dict[str, Any]
 ) -> dict[str, Any]:
-    """Train the cell's prompt and measure it on every model; without a cell, measure without a prompt."""
+    """Train the cell's prompt and measure it on every model; without a cell, measure no prompt and untrained frames."""
     data = open_split(task, split, 0)
     if cell is None:
         shown = {"none": Geometry(CANVAS, CANVAS, task.fit)}
@@ -143,6 +141,7 @@ def measure(
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Measure the cells that the file does not have yet."""
     output: Path = arguments.output
     done = [json.loads(line) for line in output.read_text().splitlines()] if output.exists() else []
     known = {json.dumps(row["cell"]) for row in done}
@@ -165,7 +164,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def gains(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row for each prompt and model: its gain in points, and what the model is to the sources."""
+    """A row for each prompt and model: the gain in points, and the model's role: a source or which kind of target."""
     plain = {row["cell"]["task"]: row for row in rows if row["cell"]["method"] == "none"}
     found = []
     for row in rows:
@@ -192,7 +191,7 @@ def gains(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def mean(rows: list[dict[str, Any]], **wanted: Any) -> float:
-    """Mean gain of the rows with these values: over tasks first, so that each counts alike in an unfinished study."""
+    """Mean gain of the rows with these values: the mean over tasks of each task's mean, so that all count alike."""
     by_task: dict[str, list[float]] = {}
     for row in rows:
         if all(row[key] == value for key, value in wanted.items()):
@@ -218,17 +217,17 @@ def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def judge(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The bars that the study is held to, with what was reached."""
+    """The bars that the study is held to, and how far it got."""
     of = {(line["sources"], line["method"]): line for line in lines}
     bars = []
     for sources, method in of:
         if method != "tvp":
             continue
         line, one = of[sources, "tvp"], "+" not in sources
-        bars.append((sources, "other vision encoder, at least", 0.0 if one else 1.0, line["other encoder"]))
+        bars.append((sources, "other encoder, at least", 0.0 if one else 1.0, line["other encoder"]))
         bars.append((sources, "worst (task, target), at least", -1.0, line["worst"][0]))
         if one:
-            bars.append((sources, "same vision encoder, at least", 4.0, line["same encoder"]))
+            bars.append((sources, "same encoder, at least", 4.0, line["same encoder"]))
         if image := of.get((sources, "tvp, image range")):
             free, kept = (np.mean([found[name] for name in ENCODER_OF]) for found in (line, image))
             bars.append((sources, "image range, share of the free range's mean gain, at least", 0.9, kept / free))
@@ -240,7 +239,7 @@ def judge(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def report(arguments: argparse.Namespace) -> None:
-    """Print a table in Markdown and the bars, and write study.json and study.png beside the prompts' lines."""
+    """Print a table in Markdown and the bars; write a JSON file and a picture beside the file of lines."""
     rows = gains([json.loads(line) for line in arguments.output.read_text().splitlines()])
     lines = summarise(rows)
     print(f"| trained on | method | {' | '.join(ENCODER_OF)} | same encoder | other encoder | worst task and target |")
@@ -258,7 +257,7 @@ def report(arguments: argparse.Namespace) -> None:
             f"{'met   ' if bar['met'] else 'MISSED'} {bar['trained on']}: {bar['bar']} {bar['asked']}: {bar['reached']}"
         )
     written = {
-        "command": "python benchmarks/study.py run; python benchmarks/study.py report",
+        "command": "python -m benchmarks.study run; python -m benchmarks.study report",
         "unit": "points of accuracy over no prompt on the full picture",
         "prompts": arguments.output.name,
         "bars": bars,
@@ -284,7 +283,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         axes.set_title(f"trained on {source.replace('+', ' and ')}")
         axes.axhline(0, color="black", linewidth=0.8)
     panels[0].set_ylabel("gain, points of accuracy")
-    panels[0].legend()
+    panels[-1].legend(loc="lower right")  # where there is room
     figure.savefig(path, dpi=110)
 
 
@@ -295,9 +294,9 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, help="default: study.jsonl, or study-validation.jsonl")
     parser.add_argument("--photos", type=Path, default=PHOTOS, help="CIFAR-10 as parquet: train and test")
     parser.add_argument("--split", choices=["validation", "test"], default="test")
-    parser.add_argument("--settings", default="{}", help="JSON of settings to try, over those of this file")
-    parser.add_argument("--only", action="append", help="cells whose description holds this text; repeatable")
-    parser.add_argument("--part", type=int, default=0, help="which part of the cells this process does")
+    parser.add_argument("--settings", default="{}", help="JSON of settings to try in place of a method's")
+    parser.add_argument("--only", action="append", help="measure cells whose line contains this text; repeatable")
+    parser.add_argument("--part", type=int, default=0, help="the part of the cells that this process measures")
     parser.add_argument("--parts", type=int, default=1, help="how many processes share the cells")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()

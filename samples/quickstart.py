@@ -1,7 +1,7 @@
 """TVP in one go: a model fails at a task, a frame of pixels teaches it, the edge client answers.
 
-`make demo` runs this. It needs no network: the models are in samples/zoo. Everything it writes goes
-to the folder demo/, the page to look at is demo/report.html.
+`make demo` runs this, and so does `python -m samples.quickstart`. It needs no network: the models are in samples/zoo.
+It writes to the folder demo/; the page to look at is demo/report.html.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 
 from PIL import Image
-from report import Row, write_report
 
 from tvp import sdk
 from tvp.export.bundle import export
@@ -24,6 +23,8 @@ from tvp.trainer.evaluate import accuracy
 from tvp.trainer.prompt import Geometry
 from tvp.trainer.scenes import CHANCE
 from tvp.trainer.train import TrainConfig, train
+
+from .report import Row, write_report
 
 SOURCE = "zoo:blip2"
 ROLES = {

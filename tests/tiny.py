@@ -7,7 +7,6 @@ layers of width 32, and the processor that their published kin are saved with; t
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,8 @@ import torch
 import transformers as hf
 from tokenizers import processors
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "samples" / "zoo"))
-import guide
-import models
-import words
-from save import save
+from samples.zoo import guide, models, words
+from samples.zoo.save import save
 from tests.tokens import IMAGE, TEMPLATES, bytelevel, ids, marks, sentencepiece
 from tvp.trainer.frame import Frame
 from tvp.trainer.prompt import Geometry

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 
 import transformers as hf
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "samples" / "zoo"))
-import words
+from samples.zoo import words
 
 IMAGE = "<image>"
 CHATML = (

@@ -1,9 +1,8 @@
-"""Train the zoo: `python samples/zoo/build.py [NAME ...]`; continues where it stopped.
+"""Train the zoo: `python -m samples.zoo.build [NAME ...]`; continues where it stopped.
 
-Three vision encoders are taught first, in stages, each inside the first model that sees with it; then every
-model's language part on its frozen vision encoder, on scenes and (where the file is there) on CIFAR-10 photos.
-Checkpoints go to samples/zoo/_work, the finished folders to samples/zoo/<name>. It runs on a GPU where
-there is one.
+Three vision encoders are taught first, in stages, each inside the first model that uses it. Then every model's
+language part is taught on its frozen vision encoder: on scenes and, where the file is there, on CIFAR-10 photos.
+Checkpoints go to samples/zoo/_work, the finished folders to samples/zoo/<name>. A GPU is used where there is one.
 """
 
 from __future__ import annotations
@@ -19,30 +18,35 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-sys.path.insert(0, str(Path(__file__).parent))
-import guide
-from encoders import encoder_parameters, language_parameters, take_encoder
-from lessons import LOOK_UPS, TURNS, Lesson, lessons, load_photos
-from models import ENCODER_OF, ENCODERS, MAKERS
-from save import save
-from teach import EncoderHeads, encoder_loss, lesson_loss, run
-from words import make_tokenizer
+from . import guide
+from .encoders import encoder_parameters, language_parameters, take_encoder
+from .lessons import LOOK_UPS, TURNS, Lesson, lessons, load_photos
+from .models import ENCODER_OF, ENCODERS, MAKERS
+from .save import save
+from .teach import EncoderHeads, encoder_loss, lesson_loss, run
+from .words import make_tokenizer
 
 ZOO = Path(__file__).parent
 WORK = ZOO / "_work"
-# Scenes alone come first: on a mixture from the start the vision encoder takes far longer to tell kinds apart.
-STAGES = {
-    "shapes": (64, 0),
-    "vision_encoder": (24, 80),
-    "bind": (36, 70),
-    "photos": (16, 100),
-}  # scenes and photos a batch
+# Stages of a vision encoder's lessons: scenes and photos a batch. Scenes alone come first: on a mixture from the start
+# the vision encoder takes far longer to tell kinds apart.
+STAGES = {"shapes": (64, 0), "mixed": (24, 80), "bind": (36, 70), "photos": (16, 100)}
 ENCODER_STEPS = {"blip": (1300, 2000, 500, 700), "siglip": (800, 1800, 400, 400), "qwen": (800, 1800, 400, 900)}
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of a model's lessons: steps and their rate, scenes a step and questions a scene, photos a step."""
+    """A part of the lessons of a model's language part.
+
+    Args:
+        name: of the stage, and in its checkpoint's name.
+        steps: number of steps.
+        rate: learning rate.
+        n_scenes: scenes a step.
+        n_questions: questions about each scene.
+        n_photos: photos a step, with a question each.
+        turns: topics of the questions about scenes, in turn.
+    """
 
     name: str
     steps: int
@@ -53,12 +57,12 @@ class Stage:
     turns: tuple[str, ...] = TURNS
 
 
-# The last stage: what a photo shows is spread over all patches, and takes many photos to read.
+# The last stage has many photos: a photo's subject is spread over all patches, which is hard to learn to read.
 FINISH = Stage("finish", 300, 1e-3, 14, 6, 128)
 
 
 def course(look_ups: int, language: int) -> tuple[Stage, ...]:
-    """Look-ups first: what the other topics build on; history.md has what it was without."""
+    """A model's stages. Look-ups come first, because other topics build on them; history.md compares the two."""
     return (
         Stage("look-ups", look_ups, 2e-3, 28, 6, 48, LOOK_UPS),
         Stage("language", language, 2e-3, 26, 8, 48),
@@ -82,7 +86,7 @@ Photos = tuple[object, object]
 
 
 def build_encoder(encoder: str, photos: Photos | None, scale: float) -> None:
-    """Train an encoder from its seed; leaves _work/<encoder>.pt with the weights of the model it was taught in."""
+    """Train a vision encoder from its seed; writes the weights of the model around it to _work/<encoder>.pt."""
     file = WORK / f"{encoder}.pt"
     if file.exists():
         return
@@ -136,7 +140,7 @@ def build(name: str, photos: Photos | None, scale: float, start: Path | None) ->
 
 
 def both(stage: Stage, seed: int, photos: Photos | None) -> Iterator[tuple[Lesson, Lesson | None]]:
-    """Lessons about scenes, each with one about photos where there are any."""
+    """Lessons about scenes; each comes with a lesson about photos, if there are photos."""
     about_scenes = lessons(seed, stage.n_scenes, 0, None, stage.n_questions, stage.turns)
     about_photos = lessons(seed + 5_000_000, 0, stage.n_photos, photos, 1)
     while True:
@@ -144,8 +148,8 @@ def both(stage: Stage, seed: int, photos: Photos | None) -> Iterator[tuple[Lesso
 
 
 def start_from(model: nn.Module, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Take over what fits of an earlier model; word embeddings by the spelling of their tokens."""
-    # Not the file's own tensors: transformers saves some models under the names that they had once.
+    """Copy the tensors of an earlier model whose shapes fit; word embeddings are matched by their tokens' spelling."""
+    # The loaded model's tensors, not the file's: transformers saves some models under older names.
     earlier = type(model).from_pretrained(folder, dtype=torch.float32).state_dict()
     vocab = AutoTokenizer.from_pretrained(folder).get_vocab()
     known = [(new, vocab[token]) for token, new in tokenizer.get_vocab().items() if token in vocab]
@@ -163,6 +167,7 @@ def start_from(model: nn.Module, tokenizer: PreTrainedTokenizerFast, folder: Pat
 
 
 def build_guide(photos: Photos | None, scale: float) -> None:
+    """Train the guide, and write its folder."""
     torch.manual_seed(SEEDS["guide"])
     model, tokenizer = guide.make()
     model.to(DEVICE)
@@ -182,13 +187,13 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, default=ZOO.parents[2] / "shared/data/cifar10/train.parquet")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies every number of steps")
-    parser.add_argument("--start-from", type=Path, help="a folder of earlier models whose language parts to go on with")
+    parser.add_argument("--start-from", type=Path, help="a folder of earlier models; start from their language parts")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     WORK.mkdir(exist_ok=True)
     photos = load_photos(arguments.photos) if arguments.photos.exists() else None
     if photos is None:
-        print(f"{arguments.photos} is absent: the zoo learns scenes only", file=sys.stderr)
+        print(f"There is no file {arguments.photos}: the zoo learns scenes only.", file=sys.stderr)
     for name in arguments.names:
         if name == "guide":
             build_guide(photos, arguments.scale)

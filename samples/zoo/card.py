@@ -1,29 +1,28 @@
-"""Measure the zoo and write its card: `python samples/zoo/card.py [NAME ...] [--photos test.parquet]`.
+"""Measure the zoo and write its card: `python -m samples.zoo.card [NAME ...] [--photos test.parquet]`.
 
-Writes scores.json and README.md beside this file. Scene questions are held out by their seed; photos
-are CIFAR-10's test split, answered by the best-scoring of the ten labels.
+Writes scores.json and README.md beside this file. The scenes have a seed that no lesson had. The photos are
+CIFAR-10's test split; the best-scoring of the ten labels is a model's answer.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).parent))
-from build import COURSES, ENCODER_STEPS, GUIDE_STEPS, SEEDS, STAGES, ZOO
-from models import ENCODER_OF, MAKERS
 from tvp.trainer import families, scenes, tasks
 from tvp.trainer.data import Data, Parquet, Scenes, Subset
 from tvp.trainer.evaluate import accuracy
 from tvp.trainer.losses import Guide
 from tvp.trainer.prompt import Geometry
-from words import PHOTO_LABELS
+
+from .build import COURSES, ENCODER_STEPS, GUIDE_STEPS, SEEDS, STAGES, ZOO
+from .models import ENCODER_OF, MAKERS
+from .words import PHOTO_LABELS
 
 FULL, FRAMED = Geometry(64, 64), Geometry(64, 48)
 LANGUAGE_MODEL = {
@@ -41,13 +40,13 @@ VISION_ENCODER = {
 }
 INTRODUCTION = """# The zoo
 
-Tiny real models, so that everything runs offline. They are not useful for anything else: they know the
-project's drawn scenes (one to four coloured shapes; recognition, counting, existence, reasoning) and
-CIFAR-10's ten classes of photos. `zoo:NAME` can be used wherever a model is named, `zoo:guide` wherever a
-guide is. All vision encoders have four layers and 8-px patches of a 64-px canvas, and models on the same line of
-vision encoders
-share one, frozen, so that transfer within a vision encoder and across vision encoders can both be measured.
-`instructblip` shares the ViT only: its Q-Former reads the question, and is its own.
+Tiny real models, so that everything runs offline. They are good for nothing else: they know the project's drawn
+scenes (one to four coloured shapes; recognition, counting, existence, reasoning) and CIFAR-10's ten classes of photos.
+Write `zoo:NAME` wherever a model is named, and `zoo:guide` wherever a guide is named.
+
+All vision encoders have four layers, and 8-px patches of a 64-px canvas. Some models share one frozen vision encoder,
+and the others do not, so that transfer within a vision encoder and across vision encoders can both be measured. The
+table names the encoder of each. `instructblip` shares only the ViT: its Q-Former reads the question, and is its own.
 """
 
 
@@ -102,7 +101,7 @@ def write_card(scores: dict[str, Any]) -> None:
     """Write README.md from the measured scores."""
     lines = [
         INTRODUCTION,
-        "| model | encoder | language model | parameters | weights | seed of encoder, of the rest | command |",
+        "| model | vision encoder | language model | parameters | weights | seeds of encoder and rest | command |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, row in scores.items():
@@ -114,16 +113,17 @@ def write_card(scores: dict[str, Any]) -> None:
         seed = f"{SEEDS[ENCODER_OF[name]]}, {SEEDS[name]}" if name in ENCODER_OF else SEEDS[name]
         lines.append(
             f"| `{name}` | {encoder} | {words} | {row['parameters'] / 1e6:.2f} M | {size:.1f} MB | {seed} | "
-            f"`python samples/zoo/build.py {name}` |"
+            f"`python -m samples.zoo.build {name}` |"
         )
     topics = list(scenes.TOPICS)
     lines += [
         "",
         "## What they score",
         "",
-        f"Chance on the five kinds of scene questions, equally often asked, is {scenes.CHANCE:.1%}; on photos 10 %. "
-        "Questions are answered by greedy generation, which must match exactly; photos by the best-scoring label. "
-        "Kind and colour are recognition, number is counting.",
+        "The five topics of questions about scenes are asked equally often. A guesser answers "
+        f"{scenes.CHANCE:.1%} of them and 10 % of the photos. "
+        "An answer about a scene is generated greedily and must match exactly; a photo's answer is the best-scoring "
+        "label. Kind and colour are recognition, number is counting.",
         "",
         f"| model | scenes | {' | '.join(topics)} | scenes in a black frame | CIFAR-10 test |",
         f"| --- | --- |{' --- |' * len(topics)} --- | --- |",
@@ -142,14 +142,14 @@ def write_card(scores: dict[str, Any]) -> None:
         f"The guide finds a scene's own caption among 64 in {guide['caption_of_64']:.1%} of cases (chance 1.6 %)"
         + (f" and names {guide['photos']:.1%} of the test photos (chance 10 %)." if "photos" in guide else "."),
         "",
-        "`python samples/zoo/card.py --photos test.parquet` prints these figures and writes this page.",
+        "`python -m samples.zoo.card --photos test.parquet` prints these figures and writes this page.",
         "",
         "## How they were trained",
         "",
-        "`python samples/zoo/build.py --photos train.parquet` trains every model that has no checkpoint in `_work`, "
-        "and replaces what is shipped. Every stage continues from its checkpoint; it runs on a GPU where there is one. "
-        "On a CPU one process for each encoder or "
-        "model and `--threads 1` use the cores best. Without photos the models learn scenes only. Steps by stage:",
+        "`python -m samples.zoo.build --photos train.parquet` trains every model that has no checkpoint in `_work`, "
+        "and replaces the shipped weights. Every stage continues from its checkpoint. A GPU is used where there is "
+        "one. On a CPU, one process for each vision encoder or model, with `--threads 1`, uses the cores best. Without "
+        "photos the models learn scenes only. Steps by stage:",
         "",
         f"| vision encoder | {' | '.join(STAGES)} |",
         f"| --- |{' --- |' * len(STAGES)}",
@@ -163,14 +163,15 @@ def write_card(scores: dict[str, Any]) -> None:
         "",
         f"The guide: {GUIDE_STEPS} steps of contrast between pictures and captions.",
         "",
-        "- **The encoder first, densely.** Scenes are drawn, so the kind and colour at each patch are known; linear "
-        "read-outs of every patch (and of every query of the Q-Former) teach them, and are thrown away. *bind* adds "
-        'the mixture of both ("red star") as one class.',
-        "- **Then the language part, on the frozen encoder,** and *look-ups* first: number, kind and colour, which the "
-        "rest builds on. Several questions a picture share a sequence, and each sees the picture and itself only. "
-        "InstructBLIP's Q-Former starts from BLIP-2's, as the published one did.",
-        "- **Light and frames.** Lessons show pictures at random sizes in black or neutral frames under one mildly "
-        "dim and tinted light. The bad camera of the demo is outside of that range.",
+        "- **The encoder first, patch by patch.** Scenes are drawn, so the kind and colour at each patch are known. "
+        "Linear read-outs of every patch (and of every query of the Q-Former) teach them, and are thrown away. "
+        '*shapes* has scenes alone, *mixed* adds photos, and *bind* adds kind and colour together ("red star") as '
+        "one class.",
+        "- **Then the language part, on the frozen encoder.** *look-ups* come first: number, kind and colour, on which "
+        "the other topics build. The questions about a picture share a sequence, and each sees only the picture and "
+        "itself. InstructBLIP's Q-Former starts from BLIP-2's, as the published one did.",
+        "- **Light and frames.** Lessons show pictures at random sizes, in black or neutral frames, under one mildly "
+        "dim and tinted light. The demo's bad camera is outside of that range.",
         "- CIFAR-10: 18,000 photos of its training split, half of whose patches are shown while the encoder learns.",
         "",
         (ZOO / "history.md").read_text(encoding="utf-8").strip(),
@@ -183,7 +184,9 @@ def main() -> None:
     parser.add_argument("names", nargs="*", default=[*MAKERS, "guide"])
     parser.add_argument("--photos", type=Path, default=ZOO.parents[2] / "shared/data/cifar10/test.parquet")
     parser.add_argument("--n-scenes", type=int, default=1024)
-    parser.add_argument("--n-photos", type=int, default=8000, help="the others were looked at while teaching")
+    parser.add_argument(
+        "--n-photos", type=int, default=8000, help="the photos behind these were looked at while teaching"
+    )
     arguments = parser.parse_args()
     photos: Data | None = None
     if arguments.photos.is_file():

@@ -1,7 +1,7 @@
-"""The parts of the zoo's models: their vision encoders, frozen once taught, connectors and language models.
+"""The parts of the zoo's models: vision encoders, which are frozen once taught, connectors and language models.
 
-What transformers runs one picture after the other, or with all its patches, is run here over batches
-and over some of the patches, as teaching wants it.
+Lessons come in batches and may show only some patches of a picture. transformers runs some of these models a picture
+at a time, or always with all patches; the functions here run the same weights over batches and chosen patches.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import CANVAS, ENCODER_OF, MERGE, N_QUERIES, N_SIDE, PATCH, WIDTH
+from .models import CANVAS, ENCODER_OF, MERGE, N_QUERIES, N_SIDE, PATCH, WIDTH
 
 
 def vision_of(name: str, model: nn.Module) -> nn.Module:
@@ -23,7 +23,7 @@ def vision_of(name: str, model: nn.Module) -> nn.Module:
 
 
 def encoder_parameters(name: str, model: nn.Module) -> list[nn.Parameter]:
-    """What is trained as the vision encoder and frozen after: with BLIP-2, its Q-Former too."""
+    """The parameters that are trained as the vision encoder, and frozen after; BLIP-2's Q-Former is among them."""
     parameters = list(vision_of(name, model).parameters())
     if name in ("blip2", "blip2-t5"):
         parameters += [*model.qformer.parameters(), model.query_tokens]
@@ -31,10 +31,9 @@ def encoder_parameters(name: str, model: nn.Module) -> list[nn.Parameter]:
 
 
 def take_encoder(name: str, model: nn.Module, teacher_name: str, teacher: nn.Module) -> None:
-    """Copy the vision encoder of the model that it was trained in, and BLIP-2's Q-Former.
+    """Copy the vision encoder from the model that it was trained in; for models on BLIP-2's, the Q-Former too.
 
-    InstructBLIP's Q-Former only starts from there, as the published one did: it goes on to learn to
-    read questions.
+    InstructBLIP's Q-Former only starts from BLIP-2's, as the published one did. It then learns to read questions.
     """
     vision_of(name, model).load_state_dict(vision_of(teacher_name, teacher).state_dict())
     if name == "llava":
@@ -50,7 +49,7 @@ def take_encoder(name: str, model: nn.Module, teacher_name: str, teacher: nn.Mod
         moved = {f"embeddings.layernorm.{part}": theirs.pop(f"layernorm.{part}") for part in ("weight", "bias")}
         report = model.qformer.load_state_dict(theirs | moved, strict=False)
         extra = [key for key in report.unexpected_keys if not key.startswith("embeddings.")]
-        # What reads text is new: BLIP-2's Q-Former, as transformers loads it, has no such part.
+        # The part that reads text is new: BLIP-2's Q-Former, as transformers loads it, has none.
         missing = [key for key in report.missing_keys if "_query" in key or "attention" in key]
         if extra or missing:
             raise ValueError(f"the Q-Former does not fit: {extra} {missing}")
@@ -63,11 +62,18 @@ def take_encoder(name: str, model: nn.Module, teacher_name: str, teacher: nn.Mod
 def see(
     name: str, model: nn.Module, pixels: Tensor, n_kept: int | None = None, questions: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The vision encoder's patch features (n, patches, width), row by row, and the input of the connector's projection.
+    """Run the vision encoder.
 
-    n_kept patches at random are looked at (default: all): halves the cost of a lesson, and what
-    can be told from half a photo is learnt more firmly (as in FLIP, arXiv 2212.00794).
-    questions: for InstructBLIP, ids that its Q-Former reads, padded on the right with the pad id.
+    Args:
+        name: of the model in the zoo.
+        model: the model.
+        pixels: normalised, (n, 3, 64, 64).
+        n_kept: number of patches to look at, chosen at random; default: all. Half of the patches halve the cost of a
+            lesson, and teach what can be told from half a photo more firmly (as in FLIP, arXiv 2212.00794).
+        questions: for InstructBLIP, ids that its Q-Former reads, padded on the right with the pad id.
+
+    Returns:
+        Features of the patches, row by row, (n, patches, width), and the input of the connector's projection.
     """
     chosen = None if n_kept is None else torch.rand(len(pixels), N_SIDE**2).argsort(1)[:, :n_kept]
     if name == "qwen2vl":
@@ -88,7 +94,7 @@ def see(
 
 
 def ask_queries(name: str, model: nn.Module, hidden: Tensor, questions: Tensor | None = None) -> Tensor:
-    """The states of a Q-Former's queries that read a vision encoder's features (n, 1 + patches, width)."""
+    """States of a Q-Former's queries, which read the vision encoder's features (n, 1 + patches, width)."""
     queries = model.query_tokens.expand(len(hidden), -1, -1)
     if name != "instructblip":
         return model.qformer(query_embeds=queries, encoder_hidden_states=hidden).last_hidden_state
@@ -109,8 +115,10 @@ def _keep(hidden: Tensor, chosen: Tensor | None) -> Tensor:
 
 
 def _siglip_positions(name: str, model: nn.Module) -> Tensor:
-    """What is added to each patch (64, width). SmolVLM rounds its positions in a way of its own, where the
-    second row and column share those of the first; its embeddings say so themselves."""
+    """The position embedding of each patch (64, width).
+
+    SmolVLM rounds positions so that the second row and column have those of the first. Its own module computes them.
+    """
     embeddings = vision_of(name, model).embeddings
     if name == "llava":
         return embeddings.position_embedding.weight  # type: ignore[no-any-return]
@@ -120,7 +128,7 @@ def _siglip_positions(name: str, model: nn.Module) -> Tensor:
 
 
 def _see_qwen(visual: nn.Module, pixels: Tensor, chosen: Tensor | None) -> Tensor:
-    """Qwen2-VL's blocks over a batch of equal pictures, which its own forward takes one after the other."""
+    """Run Qwen2-VL's blocks over a batch of pictures of one size; its own forward takes them one after the other."""
     weight = visual.patch_embed.proj.weight.sum(2)  # both frames of its two show the same picture
     hidden = F.conv2d(pixels, weight, stride=PATCH).flatten(2).transpose(1, 2)
     y, x = (torch.arange(N_SIDE**2) // N_SIDE, torch.arange(N_SIDE**2) % N_SIDE)
@@ -140,7 +148,7 @@ def _see_qwen(visual: nn.Module, pixels: Tensor, chosen: Tensor | None) -> Tenso
 
 
 def project(name: str, model: nn.Module, features: Tensor) -> Tensor:
-    """The connector's last part: features of `see` -> image embeddings (n, n_image, width)."""
+    """Run the connector's last part: features of `see` -> image embeddings (n, n_image, width)."""
     if name == "llava":
         return model.model.multi_modal_projector(features)  # type: ignore[no-any-return, union-attr]
     if name == "smolvlm":
@@ -164,9 +172,13 @@ def text_model(name: str, model: nn.Module) -> nn.Module:
 
 
 def positions(name: str, n_before: int, n_image: int, columns: Tensor) -> Tensor:
-    """Positions of a prefix with an image, and of text columns counted from its end.
+    """Positions of what a language model reads: (length,), or (3, length) for Qwen2-VL.
 
-    (length,), or (3, length) for Qwen2-VL.
+    Args:
+        name: of the model in the zoo.
+        n_before: tokens before the image embeddings.
+        n_image: image embeddings.
+        columns: of the text's tokens, counted from the end of the image embeddings.
     """
     if name != "qwen2vl":
         return torch.cat([torch.arange(n_before + n_image), n_before + n_image + columns])
@@ -178,5 +190,6 @@ def positions(name: str, n_before: int, n_image: int, columns: Tensor) -> Tensor
 
 
 def language_parameters(name: str, model: nn.Module) -> list[nn.Parameter]:
+    """All parameters but those of the vision encoder."""
     frozen = {id(p) for p in encoder_parameters(name, model)}
     return [p for p in model.parameters() if id(p) not in frozen]

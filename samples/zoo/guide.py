@@ -12,10 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-import models
-import words
-from lessons import MEAN, STD, Lesson
-from teach import run
+from . import models, words
+from .lessons import MEAN, STD, Lesson
+from .teach import run
 
 CONFIG = {
     "embed_dim": 96,
@@ -51,7 +50,7 @@ def make() -> tuple[nn.Module, PreTrainedTokenizerFast]:
 
 
 def loss(model: nn.Module, tokenizer: PreTrainedTokenizerFast, lesson: Lesson) -> tuple[Tensor, dict[str, float]]:
-    """Contrast of pictures and captions; pictures with the same caption are all right answers."""
+    """Contrast of pictures and captions; a caption is right for every picture that has the same caption."""
     texts = [TEMPLATE.format(caption) for caption in lesson.captions]
     distinct = list(dict.fromkeys(texts))
     ids = tokenizer(
@@ -75,6 +74,7 @@ def loss(model: nn.Module, tokenizer: PreTrainedTokenizerFast, lesson: Lesson) -
 def teach(
     model: nn.Module, tokenizer: PreTrainedTokenizerFast, checkpoint: Path, n_steps: int, lessons: object
 ) -> None:
+    """Train the guide; continues from the checkpoint."""
     model.train()  # for its patch dropout
     run(
         "guide",
@@ -90,7 +90,7 @@ def teach(
 
 
 def save(model: nn.Module, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write what open_clip's `local-dir:` reads, weights in float16."""
+    """Write a folder that open_clip's `local-dir:` reads, with weights in float16."""
     folder.mkdir(parents=True, exist_ok=True)
     preprocess = {"mean": MEAN.flatten().tolist(), "std": STD.flatten().tolist(), "interpolation": "bicubic"}
     about = {"model_cfg": CONFIG, "preprocess_cfg": preprocess}

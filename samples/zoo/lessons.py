@@ -1,8 +1,8 @@
 """The lessons that the zoo's models are taught from: scenes and photos, framed and lit.
 
-A published model has seen light and dark pictures, pictures with borders, pictures on white pages.
-So have these: a picture is shown at a random size inside a frame that is black or a neutral surface,
-and one light, mildly dim and tinted, falls on picture and frame alike.
+A published model has seen light and dark pictures, pictures with borders, and pictures on white pages. The zoo's
+models see such pictures too. A picture is shown at a random size inside a frame, which is black or a neutral surface.
+One light, mildly dim and tinted, falls on picture and frame alike.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ from PIL import Image
 from torch import Tensor
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from models import CANVAS, MERGE, PATCH
 from tvp.trainer import scenes
-from words import PHOTO_LABELS, PHOTO_QUESTIONS
 
-N_HELD_OUT = 2000  # photos at the end of the training file, for looking at while models learn
-FULL_SHARE = 0.4  # of the batches show the picture over the whole canvas
+from .models import CANVAS, MERGE, PATCH
+from .words import PHOTO_LABELS, PHOTO_QUESTIONS
+
+N_HELD_OUT = 2000  # photos at the end of the training file, which are looked at while models learn
+FULL_SHARE = 0.4  # share of the batches that show the picture over the whole canvas
 SMALLEST = 44  # px, the smallest inner picture
-NEUTRAL_SHARE = 0.6  # of the frames are a grey or white surface; the rest are black
-DIMMEST, DEEPEST_TINT = 0.55, 0.7  # the mildest-to-strongest light: a factor for all and for each channel
-# What takes longest to learn is asked most often.
+NEUTRAL_SHARE = 0.6  # share of the frames that are a grey or white surface; the rest are black
+DIMMEST, DEEPEST_TINT = 0.55, 0.7  # the strongest light: a factor for all channels, and for each channel
+# The topics that take longest to learn are asked most often.
 TURNS = (
     "number",
     "kind",
@@ -42,15 +43,15 @@ TURNS = (
     "existence",
     "reasoning",
 )
-# What has to be found in the picture by one word. The rest builds on it, and is noise before it is there.
+# Topics whose answer is found in the picture by one word. The others build on these, and are noise before them.
 LOOK_UPS = ("number", "kind", "colour", "kind", "colour", "kind", "colour")
-EASY_SHARE = 0.5  # of the absent objects are of a colour that is not there, which is learnt sooner
+EASY_SHARE = 0.5  # share of the absent objects whose colour is absent too, which is learnt sooner
 MEAN, STD = (torch.tensor(values).view(1, 3, 1, 1) for values in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
 
 
 @dataclass
 class Lesson:
-    """A batch of canvases and what is known of them; no shape or no photo is -1."""
+    """A batch of canvases with its labels; -1 stands for no shape and for no photo."""
 
     pixels: Tensor  # (n, 3, 64, 64), normalised
     owner_kind: Tensor  # (n, 64) index of the kind of the shape that a patch owns
@@ -70,7 +71,7 @@ class Lesson:
 
 
 def load_photos(file: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Read a CIFAR-10 parquet file, but for the photos that are left to look at: uint8 (n, 32, 32, 3), labels (n,)."""
+    """Read a CIFAR-10 parquet file without its last N_HELD_OUT photos: uint8 (n, 32, 32, 3) and labels (n,)."""
     import pyarrow.parquet as pq
 
     table = pq.read_table(file)
@@ -87,9 +88,15 @@ def lessons(
     n_questions: int = len(TURNS),
     turns: tuple[str, ...] = TURNS,
 ) -> Iterator[Lesson]:
-    """Endless lessons; a photo and a scene in the same lesson share the frame's size only.
+    """Yield lessons without end; a photo and a scene in the same lesson share the frame's size only.
 
-    n_questions: about a scene, of the topics in `turns`; about a photo one is asked, if any.
+    Args:
+        seed: of all that is random.
+        n_scenes: scenes a lesson.
+        n_photos: photos a lesson.
+        photos: pictures and labels, or none.
+        n_questions: about a scene. A photo is asked one question, or none where this is 0.
+        turns: topics of the questions about scenes.
     """
     rng = np.random.default_rng(seed)
     while True:
@@ -131,7 +138,7 @@ def _ask(scene: scenes.Scene, rng: np.random.Generator, topic: str) -> scenes.Sc
 
 
 def show(pictures: Tensor, side: int, rng: np.random.Generator | None) -> Tensor:
-    """Put pictures (n, 3, h, w) in [0, 1] on canvases under a light; without rng: black frame, no light."""
+    """Put pictures (n, 3, h, w) in [0, 1] on canvases, under a light; without rng the frame is black, without light."""
     n = len(pictures)
     if pictures.shape[-1] != side:
         pictures = F.interpolate(pictures, (side, side), mode="bicubic", antialias=True).clamp(0, 1)
@@ -151,7 +158,7 @@ def show(pictures: Tensor, side: int, rng: np.random.Generator | None) -> Tensor
 
 
 def _augment(photos: NDArray[np.uint8], rng: np.random.Generator) -> Tensor:
-    """Random crops and flips of 32-px photos, enlarged to the canvas: float (n, 3, 64, 64) in 0..255."""
+    """Crop and flip 32-px photos at random, and enlarge them to the canvas: float (n, 3, 64, 64) in 0..255."""
     padded = np.pad(photos, ((0, 0), (4, 4), (4, 4), (0, 0)), mode="reflect")
     out = np.empty_like(photos)
     for i, picture in enumerate(padded):
@@ -163,10 +170,10 @@ def _augment(photos: NDArray[np.uint8], rng: np.random.Generator) -> Tensor:
 
 
 def _targets(scene: scenes.Scene | None, side: int) -> tuple[NDArray[np.int64], ...]:
-    """Kind and colour by patch (as owner, as cover), by cell of the scene's grid and by merged patches.
+    """Labels of kind and colour: by patch (as owner, as cover), by cell of the scene's grid, and by merged patches.
 
-    A shape is owned by one patch, the upper left of the four that its middle touches, so that
-    counting shapes is counting patches.
+    One patch owns a shape, the upper left of the four that its middle touches, so that counting shapes is counting
+    patches.
     """
     n_side = CANVAS // PATCH
     owner, cover = np.full((2, n_side, n_side), -1), np.full((2, n_side, n_side), -1)

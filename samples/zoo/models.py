@@ -1,7 +1,7 @@
-"""What the zoo's models are: published architectures at a tiny size, on three vision encoders.
+"""The zoo's models: published architectures at a tiny size, on three vision encoders.
 
-A vision encoder is trained once, inside the first model of its line in ENCODERS, and is copied, frozen, into the
-others, as published models share CLIP, SigLIP or EVA-CLIP.
+A vision encoder is trained once, inside the first model of its line in ENCODERS. The others get a frozen copy, as
+published models share CLIP, SigLIP or EVA-CLIP.
 """
 
 from __future__ import annotations
@@ -33,15 +33,16 @@ from transformers import (
 )
 
 from tvp.trainer import scenes
-from words import IMAGE, QWEN_IMAGE
+
+from .words import IMAGE, QWEN_IMAGE
 
 CANVAS = 64
 PATCH = 8
 WIDTH = 128
 N_SIDE = CANVAS // PATCH
-MERGE = 2  # patches a side that SmolVLM and Qwen2-VL make one token of
-N_QUERIES = scenes.GRID**2  # one query of the Q-Former a cell of the scene's grid
-# vision encoder -> the models that see with it; the first is the one that it is trained in
+MERGE = 2  # SmolVLM and Qwen2-VL make one token of 2 x 2 patches
+N_QUERIES = scenes.GRID**2  # the Q-Former has a query for each cell of the scene's grid
+# vision encoder -> the models that use it; it is trained in the first
 ENCODERS = {
     "blip": ("blip2", "blip2-t5", "instructblip"),
     "siglip": ("smolvlm", "llava"),
@@ -187,8 +188,8 @@ def make_blip2_t5(tokenizer: PreTrainedTokenizerFast) -> Blip2ForConditionalGene
         **_marks(tokenizer),
     )
     model = _blip2(text, tokenizer)
-    # T5's own start is for millions of steps: layers whose noise drowns the image embeddings, and word embeddings
-    # and a head of deviation 1. This is about what Llama starts from.
+    # T5's own start is for millions of steps: its layers drown the image embeddings in noise, and its word embeddings
+    # and head have a deviation of 1. This start is about Llama's.
     for table in (model.language_model.shared, model.language_model.lm_head):
         nn.init.normal_(table.weight, std=0.05)
     _start_head(model.language_model, tokenizer)
@@ -235,10 +236,10 @@ def make_instructblip(tokenizer: PreTrainedTokenizerFast) -> InstructBlipForCond
 
 
 def start_attention_by_likeness(layers: nn.ModuleList) -> None:
-    """Let a decoder's attention start by looking for what is alike, as that of trained models does.
+    """Start a decoder's attention so that it looks for likeness, as the attention of trained models does.
 
-    Queries equal keys, and what is found is handed on: a word in a question attends to image
-    embeddings near it from the first step. From random starts this alone takes thousands of steps.
+    Queries equal keys, and values are handed on: a word in a question attends to the image embeddings near it from
+    the first step. From random starts this alone takes thousands of steps.
     Source: "Mimetic Initialization of Self-Attention Layers", ICML 2023 (arXiv 2305.09828).
     """
     for layer in layers:
@@ -249,10 +250,11 @@ def start_attention_by_likeness(layers: nn.ModuleList) -> None:
 
 @torch.no_grad()
 def _start_head(t5: nn.Module, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Let T5's head, which has weights of its own, name what the word embeddings name, as a tied one does.
+    """Start T5's head, which has weights of its own, as a copy of the word embeddings, as if it were tied.
 
-    Its answers start without a space: those words share the embedding of the word in a sentence, to which image
-    embeddings are aligned (with SentencePiece both are one token). What attention finds then counts at once.
+    T5's answers start without a space. A word without a space gets the embedding of the same word in a sentence, to
+    which image embeddings are aligned (with SentencePiece both are one token). Words that attention finds then count
+    from the first step.
     """
     vocab, table = tokenizer.get_vocab(), t5.shared.weight
     for token, row in vocab.items():
@@ -263,16 +265,16 @@ def _start_head(t5: nn.Module, tokenizer: PreTrainedTokenizerFast) -> None:
 
 @torch.no_grad()
 def _start_handing_on(value: nn.Linear, out: nn.Linear) -> None:
-    """Let an attention add half of what it finds to the state, unturned."""
+    """Start an attention so that it adds half of the states it attends to, unrotated."""
     nn.init.orthogonal_(value.weight)
     out.weight.copy_(0.5 * value.weight.T)
 
 
 @torch.no_grad()
 def _start_near(biases: Tensor) -> None:
-    """Let three of T5's four heads prefer what is near, which its biases (32 distances, 4 heads) learn slowly.
+    """Start three of T5's four heads so that they prefer near tokens; the biases (32 distances, 4 heads) learn slowly.
 
-    One prefers the token before, two fade with the distance as ALiBi's do (arXiv 2108.12409).
+    One head prefers the token before; two fade with the distance, as ALiBi's do (arXiv 2108.12409).
     """
     distance = torch.tensor([*range(8), 8, 11, 16, 23, 32, 46, 64, 91.0])  # of each bucket, in either direction
     biases.zero_()

@@ -1,4 +1,4 @@
-"""Writing a zoo model's folder: weights in float16, with the processor that its published kin come with."""
+"""Write a zoo model's folder: weights in float16, and a processor of the same class as the published model's."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from transformers import (
 )
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from models import CANVAS, MERGE, N_QUERIES, N_SIDE, PATCH
-from words import IMAGE, LAYOUTS, make_tokenizer
+from .models import CANVAS, MERGE, N_QUERIES, N_SIDE, PATCH
+from .words import IMAGE, LAYOUTS, make_tokenizer
 
 SQUARE = {"height": CANVAS, "width": CANVAS}
 
@@ -42,7 +42,7 @@ def make_processor(name: str, tokenizer: PreTrainedTokenizerFast) -> ProcessorMi
         )
     if name == "smolvlm":
         edge = {"longest_edge": CANVAS}
-        # Its own are 0.5; the zoo's vision encoders are all taught with CLIP's, which the other processors have.
+        # SmolVLM's own are 0.5. All the zoo's vision encoders are taught with CLIP's, which the other processors have.
         colours = {"image_mean": OPENAI_CLIP_MEAN, "image_std": OPENAI_CLIP_STD}
         return SmolVLMProcessor(
             SmolVLMImageProcessor(size=edge, max_image_size=edge, do_image_splitting=False, **colours),
@@ -53,7 +53,7 @@ def make_processor(name: str, tokenizer: PreTrainedTokenizerFast) -> ProcessorMi
     if name == "qwen2vl":
         area = CANVAS**2
         size = {"patch_size": PATCH, "merge_size": MERGE, "min_pixels": area, "max_pixels": area}
-        # It takes no other class of tokenizer; tokens are those of tokenizer.json all the same.
+        # The processor takes no other class of tokenizer; the tokens are the same as tokenizer.json's.
         own = Qwen2TokenizerFast(
             tokenizer_object=tokenizer.backend_tokenizer,
             bos_token=None,
@@ -65,7 +65,7 @@ def make_processor(name: str, tokenizer: PreTrainedTokenizerFast) -> ProcessorMi
         )
         return Qwen2VLProcessor(Qwen2VLImageProcessor(**size), own, Qwen2VLVideoProcessor(**size))
     if name == "instructblip":
-        reader = make_tokenizer(name)  # the Q-Former's own; the published one's is BERT's
+        reader = make_tokenizer(name)  # for the Q-Former; the published model has BERT's
         return InstructBlipProcessor(BlipImageProcessor(size=SQUARE), tokenizer, reader, num_query_tokens=N_QUERIES)
     return Blip2Processor(BlipImageProcessor(size=SQUARE), tokenizer, num_query_tokens=N_QUERIES)
 

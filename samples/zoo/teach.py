@@ -1,4 +1,4 @@
-"""How the zoo's models are taught: the encoder first, densely; then the language model, on a frozen encoder."""
+"""How the zoo's models are taught: the vision encoder first, patch by patch; then the language part, on it."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from encoders import ask_queries, positions, project, see, text_model
-from lessons import Lesson
-from models import ENCODER_OF, WIDTH
 from tvp.trainer import scenes
-from words import LAYOUTS, PHOTO_LABELS
+
+from .encoders import ask_queries, positions, project, see, text_model
+from .lessons import Lesson
+from .models import ENCODER_OF, WIDTH
+from .words import LAYOUTS, PHOTO_LABELS
 
 CHECKPOINT_EVERY = 100
 IGNORE = -100
 ALIGN_WEIGHT = 0.3
 PHOTO_WEIGHT = 0.5
-# T5 does not divide its attention by the root of a head's size, so that queries and keys move too fast at the
-# others' rate; its position biases are added to scores of ten and more, and would need hundreds of steps to count.
+# T5 does not divide its attention by the root of a head's size, so queries and keys move too fast at the rate of the
+# other parameters. Its position biases are added to scores of ten and more, and would need hundreds of steps to matter.
 T5_RATES = {"relative_attention_bias": 20.0, "Attention.q.": 0.42, "Attention.k.": 0.42}
 
 
@@ -87,7 +88,7 @@ def run(
 
 
 def to_device(lesson: Any, device: torch.device) -> Any:
-    """A lesson, or several of which some may be none."""
+    """Move a lesson to a device, or a tuple of lessons, of which some may be None."""
     if isinstance(lesson, tuple):
         return tuple(None if part is None else part.to(device) for part in lesson)
     return lesson.to(device)
@@ -103,7 +104,7 @@ def _groups(parameters: list[nn.Parameter], modules: nn.Module, lr: float) -> li
 
 
 class EncoderHeads(nn.Module):
-    """Linear read-outs of what patches (and a Q-Former's queries) should know; thrown away after."""
+    """Linear read-outs that teach patches (and a Q-Former's queries) kinds, colours and classes; thrown away after."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -119,10 +120,16 @@ class EncoderHeads(nn.Module):
 def encoder_loss(
     name: str, model: nn.Module, heads: EncoderHeads, lesson: Lesson, n_kept: int | None, bind: bool
 ) -> tuple[Tensor, dict[str, float]]:
-    """Kind and colour by patch and query of scenes; class of photos, of which n_kept patches are shown.
+    """The loss of a vision encoder: kind and colour by patch and query of scenes, and the class of photos.
 
-    bind: also the mixture of both ("red star") as one class, without which a small language model
-        takes long to learn that a red circle beside a blue star is no red star.
+    Args:
+        name: of the model in the zoo.
+        model: the model around the vision encoder.
+        heads: the read-outs.
+        lesson: scenes and photos.
+        n_kept: number of patches of a photo that are shown; None: all.
+        bind: whether kind and colour together ("red star") are also read out as one class. Without this a small
+            language model takes long to learn that a red circle beside a blue star is no red star.
     """
     is_photo = lesson.photo >= 0
     patches, tokens = see(name, model, lesson.pixels[~is_photo])
@@ -171,10 +178,9 @@ def encoder_loss(
 def lesson_loss(
     name: str, model: nn.Module, tokenizer: PreTrainedTokenizerFast, lesson: tuple[Lesson, Lesson | None]
 ) -> tuple[Tensor, dict[str, float]]:
-    """The loss of a lesson about scenes, and of one about photos beside it.
+    """The loss of a lesson about scenes and, if there is one, of a lesson about photos.
 
-    They are apart because a photo is asked one question: one class is all that there is to say, and a step
-    then has room for many photos.
+    They are apart because a photo is asked only one question, for its class. A step then has room for many photos.
     """
     about_scenes, about_photos = lesson
     loss, shown = language_loss(name, model, tokenizer, about_scenes)
@@ -227,7 +233,7 @@ def language_loss(
 
 
 def _read(name: str, model: nn.Module, pixels: Tensor) -> Tensor:
-    """What does not depend on the question: the queries' states of BLIP-2, the vision encoder's of InstructBLIP."""
+    """The features before a question is read: states of BLIP-2's queries, of InstructBLIP's vision encoder."""
     if name == "instructblip":
         return model.vision_model(pixels).last_hidden_state  # type: ignore[no-any-return, operator]
     return see(name, model, pixels)[1]
@@ -249,10 +255,10 @@ def _translate(
     asked: list[list[int]],
     replies: list[list[int]],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits of an encoder-decoder, the tokens that they should name, and a loss of the encoder alone.
+    """Logits of a seq2seq model, the right tokens, and a loss of the encoder alone.
 
-    That loss is the answer's first token read off the encoder's state at </s>: an encoder that learns
-    only through the decoder's attention takes several times as long to look anything up.
+    That loss asks the encoder's state at </s> for the answer's first token. An encoder that learns only through the
+    decoder's attention takes several times as long to look anything up.
     """
     t5, pad = model.language_model, tokenizer.pad_token_id
     ids, wanted = _pad(asked, pad), _pad(replies, IGNORE)
@@ -276,10 +282,10 @@ def _continue(
     asked: list[list[list[int]]],
     replies: list[list[list[int]]],
 ) -> tuple[Tensor, Tensor]:
-    """Logits of a decoder and the tokens that they should name.
+    """Logits of a decoder, and the right tokens.
 
-    All questions about a picture share one sequence, but each sees only the picture and itself, at
-    the positions that it would have alone.
+    All questions about a picture share one sequence, but each sees only the picture and itself, at the positions that
+    it would have alone.
     """
     n, n_image, _ = image.shape
     n_questions = len(asked[0])
@@ -315,11 +321,11 @@ def _continue(
 def alignment_loss(
     name: str, model: nn.Module, tokenizer: PreTrainedTokenizerFast, lesson: Lesson, image: Tensor
 ) -> Tensor:
-    """Where a shape is, its image embedding should be near the word embeddings of its kind and colour.
+    """A loss that brings image embeddings near word embeddings.
 
-    It does for a small model what the caption stage of LLaVA and BLIP-2 does for a large one: a word
-    in a question then finds what it names by likeness. What a photo shows is spread over all of it, and the mean of
-    its embeddings should be near the word of its class.
+    A shape's image embedding should be near the words of its kind and colour. A photo's subject is spread over the
+    picture, so the mean of its image embeddings should be near the word of its class. A word in a question then finds
+    its object by likeness. The caption stage of LLaVA and BLIP-2 does the same for large models.
     """
     scene = lesson.photo < 0
     words = model.get_input_embeddings().weight

@@ -1,4 +1,4 @@
-"""What the zoo's models read: how each is asked, and the tokenizer that they share."""
+"""The zoo's texts: how each model is asked, and the tokenizer that they share."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ PHOTO_QUESTIONS = ("What is in the photo?", "This is a photo of a")
 BOS, PAD, EOS, UNK, IMAGE = "<s>", "<pad>", "</s>", "<unk>", "<image>"
 SMOL_END, SMOL_AROUND, SMOL_WHOLE = "<end_of_utterance>", "<fake_token_around_image>", "<global-img>"
 QWEN_START, QWEN_END, QWEN_IMAGE = "<|im_start|>", "<|im_end|>", "<|image_pad|>"
-# Special tokens beside the five that all have, in the spelling of the published models.
+# Special tokens beside the five that all models have, spelt as in the published models.
 EXTRA = {
     "smolvlm": [QWEN_START, SMOL_END, SMOL_AROUND, SMOL_WHOLE],
     "qwen2vl": [QWEN_START, QWEN_END, "<|vision_start|>", "<|vision_end|>", QWEN_IMAGE, "<|video_pad|>"],
 }
-# Before the image embeddings, after them, and what stands before an answer: as published.
+# The text before the image embeddings, the text after them, and the text before an answer: as published.
 LAYOUTS = {
     "llava": ("USER: ", "\n{question} ASSISTANT:", " "),
     "blip2": ("", "Question: {question} Answer:", " "),
@@ -36,15 +36,15 @@ LAYOUTS = {
         "",
     ),
 }
-END = {"smolvlm": SMOL_END, "qwen2vl": QWEN_END}  # what ends an answer; the others end with </s>
+END = {"smolvlm": SMOL_END, "qwen2vl": QWEN_END}  # the end token of an answer; of the other models </s>
 N_VOCAB = 512
 
 
 def make_tokenizer(name: str) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer trained on what the zoo's models are asked and answer.
+    """A byte-level BPE tokenizer, trained on the questions and answers of the zoo's models.
 
-    All learn the same merges; special tokens differ by model. Texts begin with <s> but for T5, which
-    ends them with </s>, and Qwen2-VL and SmolVLM, which write their own marks.
+    All models have the same merges; special tokens differ. A text begins with <s>, except for three models: T5's ends
+    with </s>, and Qwen2-VL and SmolVLM write marks of their own.
     """
     answers = [*scenes.KINDS, *scenes.COLOURS, *scenes.COUNTS, *scenes.YES_NO, *scenes.TRUE_FALSE, *PHOTO_LABELS]
     named = [f"{c} {k}" for c in scenes.COLOURS for k in scenes.KINDS]

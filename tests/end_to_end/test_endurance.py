@@ -19,7 +19,9 @@ def run(*command):
     # Of glibc's heaps there may be eight a core, each of which keeps the most that it ever held, and threads come to
     # them late: up to 1.7 % more on two cores. `Task` tells services to have two.
     environment = {**os.environ, "MALLOC_ARENA_MAX": "2"}
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=300, env=environment)
+    done = subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, timeout=300, env=environment, cwd=HERE
+    )
     assert not done.returncode, done.stderr
     return json.loads(done.stdout)
 
@@ -36,7 +38,6 @@ def test_ten_thousand_asks_are_right_and_take_no_more_memory():
 def test_what_a_large_picture_took_is_given_back():
     """Of 12 megapixels, whose floats alone are 137 MiB; once as a warm-up of all that a first question loads."""
     code = f"""
-import sys; sys.path.insert(0, {str(HERE)!r})
 import json
 import numpy as np
 from endurance import resident

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from samples import quickstart
 from tvp import sdk
 from tvp.trainer import families, tasks
 from tvp.trainer.data import Scenes
@@ -19,10 +20,7 @@ FULL = Geometry(64, 64)
 
 
 def test_the_demo_writes_a_page_that_stands_alone(tmp_path, monkeypatch, capsys):
-    monkeypatch.syspath_prepend(SAMPLES)
     monkeypatch.setattr(sys, "argv", ["quickstart.py", "-o", str(tmp_path / "demo"), "--steps", "2", "--pictures", "8"])
-    import quickstart
-
     quickstart.main()
     page = (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
     assert not re.findall(r"(?:src|href)=[\'\"](?!data:)", page), "the page must need no other file"

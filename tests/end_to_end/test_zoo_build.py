@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from samples.zoo import build, models
+from samples.zoo.lessons import LOOK_UPS
 from tvp.trainer import families
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "samples" / "zoo"))
-import build
-import models
-from lessons import LOOK_UPS
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from benchmarks.reference_step import STEPS, TASK, Bench, Case, Counter, cosine
 
+from benchmarks.reference_step import STEPS, TASK, Bench, Case, Counter, cosine
 from tvp.trainer.prompt import Geometry
 
 
