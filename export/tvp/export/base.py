@@ -189,7 +189,7 @@ def entries(folder: Path, skip: str = "") -> dict[str, dict[str, Any]]:
 
 def versions() -> dict[str, str]:
     """Versions of the packages that make a bundle."""
-    found = {name: _version(name) for name in ("tvp", "torch", "transformers", "optimum-onnx", "onnx")}
+    found = {name: _version(name) for name in ("tvp-edge", "torch", "transformers", "optimum-onnx", "onnx")}
     return found | {"onnxruntime": onnxruntime.__version__}  # whose package has other names too
 
 
