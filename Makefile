@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test check wheels notebooks clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m samples.quickstart
@@ -15,6 +15,14 @@ check: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy -p tvp.sdk -p tvp.trainer -p tvp.export
+
+# Build, check and install what is published; on every Python from 3.11 on that is here, or: make wheels PYTHONS="3.11 3.13"
+wheels: $(VENV)/installed
+	$(BIN)/python -m tests.end_to_end.distribution $(PYTHONS)
+
+# Run the notebooks, and write what they show into them.
+notebooks: $(VENV)/installed
+	$(BIN)/python -m tests.end_to_end.notebooks
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "TVP needs Python 3.11 or newer")'

@@ -35,6 +35,7 @@ from benchmarks.machine import load_average, machine
 from benchmarks.published_blip2 import save_published
 from benchmarks.reference import TASK, Photos, Reference
 from tvp.trainer import families
+from tvp.trainer.batches import load_batch
 from tvp.trainer.families.blip2 import Blip2
 from tvp.trainer.frame import Frame
 from tvp.trainer.losses import Guide

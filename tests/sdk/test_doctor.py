@@ -43,7 +43,7 @@ def test_versions_providers_and_where_each_part_runs(monkeypatch, tmp_path, one_
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "count").symlink_to(one_bundle)
     facts = sdk.doctor()
-    for name in ("numpy", "pillow", "tokenizers", "tvp"):
+    for name in ("numpy", "pillow", "tokenizers", "tvp-edge"):
         assert facts[name] == version(name)
     assert facts["python"] == ".".join(map(str, sys.version_info[:3]))
     assert facts["onnxruntime"] == version("onnxruntime")

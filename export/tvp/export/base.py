@@ -106,7 +106,7 @@ def _write(family: Family, key: str, folder: Path, precision: str, device: str) 
 
 def versions() -> dict[str, str]:
     """Return the versions of the packages that make a bundle."""
-    found = {name: _version(name) for name in ("tvp", "torch", "transformers", "optimum-onnx", "onnx")}
+    found = {name: _version(name) for name in ("tvp-edge", "torch", "transformers", "optimum-onnx", "onnx")}
     return found | {"onnxruntime": onnxruntime.__version__}  # whose package has other names too
 
 

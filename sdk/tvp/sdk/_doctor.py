@@ -25,7 +25,7 @@ def doctor() -> dict[str, str]:
     """Versions, providers, where each part of a bundle would run, cores, memory, cache and known tasks."""
     facts = {
         "python": platform.python_version(),
-        **{name: _version(name) for name in ("tvp", "numpy", "pillow", "tokenizers")},
+        **{name: _version(name) for name in ("tvp-edge", "numpy", "pillow", "tokenizers")},
         "machine": f"{platform.system()} {platform.machine()}",
         "cores": f"{usable_cores()} usable of {os.cpu_count()}",
         "memory": ", ".join(f"{n / 2**30:.1f} GiB {what}" for what, n in memory().items()) or "unknown",

@@ -64,7 +64,7 @@ class LazyGroup(click.Group):
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="tvp")
+@click.version_option(package_name="tvp-edge")
 def cli() -> None:
     """Teach frozen vision-language models tasks with a frame of pixels, and run them on the edge."""
 
