@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test check docs docs-serve clean
 
 demo: $(VENV)/installed
 	$(BIN)/python samples/quickstart.py
@@ -16,6 +16,18 @@ check: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy -p tvp.sdk -p tvp.trainer -p tvp.export
 
+docs: $(VENV)-docs/installed
+	$(VENV)-docs/bin/mkdocs build --strict
+
+docs-serve: $(VENV)-docs/installed
+	$(VENV)-docs/bin/mkdocs serve
+
+# The site is built from the text of the packages, which are not imported: this is small, and quick to install.
+$(VENV)-docs/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-docs
+	$(VENV)-docs/bin/pip install --disable-pip-version-check --quiet --progress-bar off '.[docs]'
+	touch $@
+
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "TVP needs Python 3.11 or newer")'
 	$(PYTHON) -m venv $(VENV)
@@ -23,4 +35,4 @@ $(VENV)/installed: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-docs build demo runs .pytest_cache .mypy_cache .ruff_cache
