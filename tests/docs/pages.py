@@ -7,7 +7,8 @@ import io
 import re
 import runpy
 import shlex
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,27 +47,46 @@ def name(page: Path) -> str:
     return page.relative_to(DOCS if page.is_relative_to(DOCS) else ROOT).as_posix()
 
 
+def follow(text: str) -> Iterator[tuple[re.Match[str], bool]]:
+    """Every block of a page's text, and whether it is the output of the block that it directly follows."""
+    before, end = "", 0
+    for match in BLOCK.finditer(text):
+        is_output = match[1] == "text" and before in ("sh", "python") and not text[end : match.start()].strip()
+        yield match, is_output
+        before, end = ("" if (match[2] or "").startswith(NOT_RUN) else match[1]), match.end()
+
+
 def blocks(page: Path) -> list[Block]:
     """The blocks of a page; an output is part of the block that it directly follows."""
     text = page.read_text(encoding="utf-8")
     found: list[Block] = []
-    end = 0
-    for match in BLOCK.finditer(text):
+    for match, is_output in follow(text):
         language, title, content = match[1], match[2] or "", match[3]
-        follows = bool(found) and found[-1].language in ("sh", "python") and not text[end : match.start()].strip()
-        end = match.end()
-        if language == "text" and follows:
-            last = found.pop()
-            found.append(Block(last.language, last.title, last.text, last.line, content, DIFFERS in title))
+        if is_output:
+            found[-1] = replace(found[-1], output=content, differs=DIFFERS in title)
         else:
             found.append(Block(language, title, content, text.count("\n", 0, match.start()) + 1))
     return found
 
 
-def run_page(page: Path, folder: Path) -> int:
+def compare(block: Block, printed: str, where: str) -> None:
+    """Hold what is shown against what is printed; where figures differ, percentages must be near and words equal."""
+    shown = block.output or ""
+    if not block.differs:
+        assert printed.rstrip() == shown.rstrip(), f"{where}: the output is another"
+        return
+    words = [re.sub(r"\s+", " ", NUMBER.sub("#", text)).strip() for text in (printed, shown)]
+    assert words[0] == words[1], f"{where}: the output is another"
+    for a, b in zip(NUMBER.finditer(printed), NUMBER.finditer(shown), strict=True):
+        if shown[b.end() :].lstrip(" ").startswith("%"):
+            assert abs(float(a[0]) - float(b[0])) <= POINTS, f"{where}: {a[0]} % is shown as {b[0]} %"
+
+
+def run_page(page: Path, folder: Path, judge: Callable[[Block, str, str], object] = compare) -> int:
     """Run a page's blocks in the order in which they are written, in a folder that is the current one.
 
-    Returns how many were run. Raises AssertionError for a block that fails or that prints other than is shown.
+    judge: is given each block that shows an output, what the block printed, and where it is.
+    Returns how many were run. Raises AssertionError for a block that fails, or whose output is another.
     """
     names: dict[str, Any] = {"__name__": "page"}
     n_run = 0
@@ -77,26 +97,9 @@ def run_page(page: Path, folder: Path) -> int:
         elif block.language in ("sh", "python") and not block.title.startswith(NOT_RUN):
             printed = _python(block, where, names) if block.language == "python" else _shell(block, where)
             if block.output is not None:
-                compare(block.output, printed, block.differs, where)
+                judge(block, printed, where)
             n_run += 1
     return n_run
-
-
-def compare(shown: str, printed: str, differs: bool, where: str) -> None:
-    """Hold what is shown against what is printed; where figures differ, percentages must be near and words equal."""
-    if not differs:
-        assert printed.rstrip() == shown.rstrip(), f"{where}: the output is another"
-        return
-    words = [re.sub(r"\s+", " ", NUMBER.sub("#", text)).strip() for text in (printed, shown)]
-    assert words[0] == words[1], f"{where}: the output is another"
-    for (a, b), percent in zip(
-        zip(NUMBER.findall(printed), NUMBER.findall(shown), strict=True), _percentages(shown), strict=True
-    ):
-        assert not percent or abs(float(a) - float(b)) <= POINTS, f"{where}: {a} % is shown as {b} %"
-
-
-def _percentages(text: str) -> list[bool]:
-    return [text[match.end() :].lstrip(" ").startswith("%") for match in NUMBER.finditer(text)]
 
 
 def _python(block: Block, where: str, names: dict[str, Any]) -> str:

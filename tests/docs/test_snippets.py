@@ -11,7 +11,12 @@ import pytest
 from tests.docs.pages import DOCS, NOT_RUN, ROOT, blocks, name, pages, run_page
 
 # Blocks that this machine cannot run, by page. Each says so in its title, with the reason.
-LEFT_OUT: dict[str, int] = {}
+LEFT_OUT = {
+    "how-to/cuda-tensorrt.md": 3,
+    "how-to/paper.md": 2,
+    "how-to/your-data.md": 1,
+    "how-to/your-model.md": 2,
+}
 RUNS = [page for page in pages() if any(block.language in ("sh", "python") for block in blocks(page))]
 
 
@@ -37,7 +42,7 @@ def test_a_page_runs_and_prints_what_it_shows(page, workshop):
     run_page(page, workshop)
 
 
-def test_what_is_not_run_says_so_and_is_listed_here(capsys):
+def test_what_is_not_run_says_so_and_is_listed_here():
     found = Counter(
         name(page) for page in pages() for block in blocks(page) if block.title.startswith(NOT_RUN)
     )
