@@ -58,7 +58,7 @@ def _command(name: str, command: click.Command, parent: click.Context) -> Iterat
     context = click.Context(command, info_name=name, parent=parent)
     yield from (f"## tvp {name}", "")
     usage = " ".join(command.collect_usage_pieces(context))
-    yield from ("```text title=\"Usage\"", f"tvp {name} {usage}", "```", "")
+    yield from ('```text title="Usage"', f"tvp {name} {usage}", "```", "")
     for paragraph in (command.help or "").split("\n\n"):
         yield from (" ".join(paragraph.split()), "")
     options = [p for p in command.params if isinstance(p, click.Option) and not p.hidden]

@@ -43,9 +43,7 @@ def test_a_page_runs_and_prints_what_it_shows(page, workshop):
 
 
 def test_what_is_not_run_says_so_and_is_listed_here():
-    found = Counter(
-        name(page) for page in pages() for block in blocks(page) if block.title.startswith(NOT_RUN)
-    )
+    found = Counter(name(page) for page in pages() for block in blocks(page) if block.title.startswith(NOT_RUN))
     assert dict(found) == LEFT_OUT
     for page in pages():
         for block in blocks(page):
