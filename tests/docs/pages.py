@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from click.testing import CliRunner
-
 from docs.reference.generate import cli
 
 ROOT = Path(__file__).resolve().parents[2]

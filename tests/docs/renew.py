@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.docs.pages import BLOCK, ROOT, follow, run_page
+from tests.docs.pages import ROOT, follow, run_page
 
 
 def renew(page: Path, folder: Path) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 
 import pytest
-
 from docs.images import make as pictures
 from docs.reference import generate
+
 from tests.docs.pages import BLOCK, DOCS, ROOT, name, pages
 
 
