@@ -3,11 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-<<<<<<< HEAD
-.PHONY: demo test check wheels notebooks clean
-=======
-.PHONY: demo test check docs docs-serve clean
->>>>>>> docs
+.PHONY: demo test check docs docs-serve wheels notebooks clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m samples.quickstart
@@ -20,7 +16,6 @@ check: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy -p tvp.sdk -p tvp.trainer -p tvp.export
 
-<<<<<<< HEAD
 # Build, check and install what is published; on every Python from 3.11 on that is here, or: make wheels PYTHONS="3.11 3.13"
 wheels: $(VENV)/installed
 	$(BIN)/python -m tests.end_to_end.distribution $(PYTHONS)
@@ -28,7 +23,7 @@ wheels: $(VENV)/installed
 # Run the notebooks, and write what they show into them.
 notebooks: $(VENV)/installed
 	$(BIN)/python -m tests.end_to_end.notebooks
-=======
+
 docs: $(VENV)-docs/installed
 	$(VENV)-docs/bin/mkdocs build --strict
 
@@ -40,7 +35,6 @@ $(VENV)-docs/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)-docs
 	$(VENV)-docs/bin/pip install --disable-pip-version-check --quiet --progress-bar off '.[docs]'
 	touch $@
->>>>>>> docs
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "TVP needs Python 3.11 or newer")'
