@@ -90,25 +90,6 @@ with sdk.load({str(one_bundle)!r}) as task:
     assert run(code).split()[-1] == "4"
 
 
-def test_imports_run_one_way():
-    code = """
-import ast, pathlib, sys
-for package, forbidden in (('sdk', ('trainer', 'export')), ('trainer', ('export',))):
-    folder = pathlib.Path(__import__(f'tvp.{package}', fromlist=['x']).__file__).parent
-    for file in folder.rglob('*.py'):
-        for node in ast.walk(ast.parse(file.read_text())):
-            names = [node.module or ''] if isinstance(node, ast.ImportFrom) else (
-                [a.name for a in node.names] if isinstance(node, ast.Import) else [])
-            if isinstance(node, ast.ImportFrom):
-                names += [f'{node.module or ""}.{alias.name}' for alias in node.names]
-            for name in names:
-                if any(name.startswith(f'tvp.{other}') for other in forbidden):
-                    print(file, name)
-"""
-    # The command line names other packages in strings only, and imports them when they are called.
-    assert run(code) == ""
-
-
 def test_a_command_without_its_extra_says_what_to_install():
     code = """
 import sys, importlib.abc
