@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ _MODELS: dict[type[BaseManifest], Any] = {
 def open_model(folder: Path, manifest: BaseManifest, plan: Plan, *, verify_files: bool = True) -> Model:
     """Open a base as the model of its kind, or return the one that another task has open; see `share`."""
 
-    def make(folder: Path, parts: Parts) -> Model:
-        model: Model = _MODELS[type(manifest)](folder, manifest, parts)
+    def make(folder: Path, open_graphs: Callable[[], Parts]) -> Model:
+        model: Model = _MODELS[type(manifest)](folder, manifest, open_graphs)
         return model
 
     return share(folder, manifest, plan, make, verify_files=verify_files)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +21,12 @@ from .model import Reply, Request
 class CausalModel(GenerativeModel[CausalManifest, KeyValues]):
     """See `Model`. The picture and what stands before it stay in a view's cache from one question to the next."""
 
-    def __init__(self, folder: Path, manifest: CausalManifest, parts: Parts) -> None:
-        super().__init__(folder, manifest, parts)
+    def __init__(self, folder: Path, manifest: CausalManifest, open_graphs: Callable[[], Parts]) -> None:
+        super().__init__(folder, manifest, open_graphs)
+        session = self.parts.sessions["decoder"]
         check_vision_encoder(self.vision_encoder, self.connector, manifest)
-        check_decoder(parts.sessions["decoder"], manifest)
-        self.decoder = Decoder(parts.sessions["decoder"], manifest, self.n_before, parts.device_id)
+        check_decoder(session, manifest)
+        self.decoder = Decoder(session, manifest, self.n_before, self.parts.device_id)
 
     def new_cache(self) -> KeyValues:
         return KeyValues(self.decoder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,11 +39,13 @@ class ContrastiveModel:
 
     trimmed: TrimmedMemory
 
-    def __init__(self, folder: Path, manifest: ContrastiveManifest, parts: Parts) -> None:
-        self.manifest, self.parts = manifest, parts
-        self.vision_encoder, self.text_encoder = parts.sessions["vision_encoder"], parts.sessions["text_encoder"]
-        check_contrastive(self.vision_encoder, self.text_encoder, manifest)
+    def __init__(self, folder: Path, manifest: ContrastiveManifest, open_graphs: Callable[[], Parts]) -> None:
+        self.manifest = manifest
         self.tokenizer = read_text_tokenizer(folder / "tokenizer.json", manifest.n_positions, manifest.pad_token)
+        self.parts = open_graphs()
+        sessions = self.parts.sessions
+        self.vision_encoder, self.text_encoder = sessions["vision_encoder"], sessions["text_encoder"]
+        check_contrastive(self.vision_encoder, self.text_encoder, manifest)
         added = self.tokenizer.get_added_tokens_decoder().values()
         self._special = tuple(token.content.lower() for token in added if token.special and token.content)
         self._known: OrderedDict[str, NDArray[np.float32]] = OrderedDict()  # the last used comes last

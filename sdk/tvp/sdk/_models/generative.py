@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -86,9 +86,8 @@ class GenerativeModel(Generic[ManifestT, CacheT]):
 
     trimmed: TrimmedMemory
 
-    def __init__(self, folder: Path, manifest: ManifestT, parts: Parts) -> None:
-        self.manifest, self.parts = manifest, parts
-        self.vision_encoder, self.connector = parts.sessions["vision_encoder"], parts.sessions.get("connector")
+    def __init__(self, folder: Path, manifest: ManifestT, open_graphs: Callable[[], Parts]) -> None:
+        self.manifest = manifest
         self.tokenizer = read_tokenizer(folder / "tokenizer.json")
         self.embeddings = _read_embeddings(folder, manifest)
         added = self.tokenizer.get_added_tokens_decoder()
@@ -106,6 +105,9 @@ class GenerativeModel(Generic[ManifestT, CacheT]):
         self._connector_tokenizer: Tokenizer | None = None
         if manifest.n_connector_positions:
             self._connector_tokenizer = read_tokenizer(folder / "connector_tokenizer.json")
+        self.parts = open_graphs()
+        self.vision_encoder = self.parts.sessions["vision_encoder"]
+        self.connector = self.parts.sessions.get("connector")
 
     # What a subclass gives.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,14 +66,14 @@ class GrowingKeyValues:
 class Seq2SeqModel(GenerativeModel[Seq2SeqManifest, GrowingKeyValues]):
     """See `Model`. What the encoder read stays in a view's cache until another question comes."""
 
-    def __init__(self, folder: Path, manifest: Seq2SeqManifest, parts: Parts) -> None:
-        super().__init__(folder, manifest, parts)
-        self.encoder, self.decoder = parts.sessions["encoder"], parts.sessions["decoder"]
+    def __init__(self, folder: Path, manifest: Seq2SeqManifest, open_graphs: Callable[[], Parts]) -> None:
         if manifest.start_token >= manifest.n_vocab:
             raise BundleError(
                 f"The manifest in {folder} names the token {manifest.start_token}, and its vocabulary has "
                 f"{manifest.n_vocab}. Export the bundle again."
             )
+        super().__init__(folder, manifest, open_graphs)
+        self.encoder, self.decoder = self.parts.sessions["encoder"], self.parts.sessions["decoder"]
         check_vision_encoder(self.vision_encoder, self.connector, manifest)
         check_seq2seq_decoder(self.decoder, manifest)
         check_encoder(self.encoder, manifest)

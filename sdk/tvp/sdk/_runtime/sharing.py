@@ -41,7 +41,7 @@ def share(
     folder: Path,
     manifest: BaseManifest,
     plan: Plan,
-    make: Callable[[Path, Parts], ModelT],
+    make: Callable[[Path, Callable[[], Parts]], ModelT],
     *,
     verify_files: bool = True,
 ) -> ModelT:
@@ -53,7 +53,8 @@ def share(
         folder: of the base.
         manifest: of the base.
         plan: the providers of each part.
-        make: makes the model of the folder and its opened parts.
+        make: makes the model of the folder, and of a function that opens its graphs. It reads the small files first,
+            since opening graphs takes time and memory that a damaged bundle should not cost.
         verify_files: whether to check the digest of every file first.
     """
     key = (manifest.digest, repr(sorted(plan.chosen.items())))
@@ -67,9 +68,8 @@ def share(
         # A model that was opened without verification is not the one whose files were verified now.
         unseen = model is not None and verify_files and not model.parts.checked
         if model is None or unseen or not model.parts.fallbacks.keys() <= plan.automatic:
-            parts = open_parts(folder, plan, manifest.files)
-            parts.verified, parts.checked = verified, verify_files
-            model = make(folder, parts)
+            model = make(folder, lambda: open_parts(folder, plan, manifest.files))
+            model.parts.verified, model.parts.checked = verified, verify_files
             model.trimmed = TrimmedMemory()  # its last attribute, so that it goes after all sessions
             _opened[key] = model
         return model  # type: ignore[return-value]
