@@ -82,9 +82,9 @@ def _option(name: str, help: str) -> Callable[[F], F]:
 @_option("warm_up", "Steps in which the learning rate rises to --lr.")
 @_option("n_train", "Number of scenes to draw for training. Other data is used whole.")
 @_option("n_validation", "Pictures set aside for validation, at most a fifth of the data.")
-@_option("validate_every", "Validate after every so many steps. 0 validates at the end only.")
+@_option("validate_every", "Steps between validations. 0 validates at the end only.")
 @_option("patience", "Stop after this many validations without a new best, and keep the best prompt. 0 never stops.")
-@_option("checkpoint_every", "Save a checkpoint after every so many steps.")
+@_option("checkpoint_every", "Steps between checkpoints.")
 @_option("precision", "Number format of the frozen models. auto takes bf16 on a GPU that has it, else fp32.")
 @_option("seed", "Seed for scenes, the validation split and the order of the data.")
 @click.option(

@@ -186,7 +186,7 @@ def make_config(given: dict[str, Any], own: Path | None = None) -> TrainConfig:
                 f"The update {level['update']!r} needs a learning rate of its own (--lr). The one that is set belongs "
                 f"to {update!r}, which measures steps differently."
             )
-        # Who asks for epochs and not for steps wants epochs, whatever number of steps a lower file sets.
+        # Epochs without steps must win over the steps that a lower file sets.
         merged |= {"steps": 0, **level} if "epochs" in level else level
     return TrainConfig(**{"models": (), **merged})  # an empty tuple is refused
 

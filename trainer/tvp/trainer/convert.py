@@ -1,9 +1,9 @@
-"""Published checkpoints in their makers' own layouts, turned into folders that TVP loads.
+"""Turning published checkpoints into folders that TVP can load.
 
-MiniGPT-4, VPGTrans and BLIVA are published as LAVIS state dicts beside a vision encoder and a Vicuna that are
-fetched apart; VisualGLM-6B as SwissArmyTransformer (SAT) weights inside a ChatGLM-6B. `convert` joins
-the parts under transformers' names. Sizes come from the tensors; two numbers no tensor holds: heads
-of the vision encoder are 88 wide ("num_heads=1408//88" in LAVIS' eva_vit.py), heads of the Q-Former 64 (BERT).
+MiniGPT-4, VPGTrans and BLIVA are published as LAVIS state dicts; their vision encoder and Vicuna are downloaded
+separately. VisualGLM-6B is published as SwissArmyTransformer (SAT) weights inside a ChatGLM-6B. `convert` joins the
+parts under transformers' names. Sizes come from the shapes of the tensors, except for two: heads of the vision encoder
+are 88 wide ("num_heads=1408//88" in LAVIS' eva_vit.py), and heads of the Q-Former 64 (BERT).
 """
 
 from __future__ import annotations
@@ -55,37 +55,41 @@ def convert(
     *,
     qformer_tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
 ) -> Path:
-    """Join a published model's parts into one folder, and return it.
+    """Join the parts of a published model in one folder.
 
-    kind: a name of `KINDS`.
-    checkpoint: a .pth, .pt, .bin or .safetensors file, or several, with Q-Former, query tokens, the
-        vision encoder's last norm and the projection. Where two files hold a name, the later one counts, as
-        LAVIS loads them: BLIP-2's file first, then MiniGPT-4's.
-    language_model: a folder in transformers' layout: Llama or Vicuna; ChatGLM-6B for VisualGLM (its
-        published folder holds vision encoder and Q-Former too; then `checkpoint` may be empty and `vision_encoder`
-        None).
-    vision_encoder: EVA-CLIP-g in LAVIS' layout, with or without `visual_encoder.` before its names; None where
-        the checkpoint holds it.
-    output: the folder to make; it must not exist. It is written under another name and renamed.
-    tokenizer: where the language model's tokenizer is, if not in its folder. ChatGLM's is not one
-        that transformers reads without code from the hub.
-    qformer_tokenizer: BLIVA only: the BERT tokenizer of its Q-Former, saved as `qformer_tokenizer/`.
+    Every tensor keeps its type. The tokenizer gets a token `<image>`. If the language model has no row for its id,
+    copies of the row of the unknown token are added. That token is never generated, so the scores of other tokens
+    change only by its share.
 
-    Every tensor keeps its type. A token `<image>` is added; where the language model has no row for
-    its id, rows are added that copy the unknown token's, which is never said: scores of the other
-    tokens stay what they were but for that token's share.
+    Args:
+        kind: a name of `KINDS`.
+        checkpoint: one or several .pth, .pt, .bin or .safetensors files with the Q-Former, its queries, the vision
+            encoder's last norm and the projection. If two files hold the same name, the later one is used, as LAVIS
+            loads them: BLIP-2's file first, then MiniGPT-4's. May be empty for VisualGLM.
+        language_model: a folder that transformers reads: Llama or Vicuna; for VisualGLM its published folder, a
+            ChatGLM-6B that holds vision encoder and Q-Former too.
+        vision_encoder: EVA-CLIP-g as LAVIS stores it, with or without `visual_encoder.` before its names; None if
+            another file holds it.
+        output: the folder to write, which must not exist. It is written under another name and then renamed.
+        tokenizer: the language model's, or its folder. Default: the language model's folder. ChatGLM's own tokenizer
+            needs code from the hub, which transformers does not run by itself.
+        qformer_tokenizer: for BLIVA: the BERT tokenizer of its Q-Former, or its folder; saved as `qformer_tokenizer/`.
 
-    Raises ModelError for what cannot be read, and one with every missing, unexpected and mis-shaped
-    tensor, before anything is written.
+    Returns:
+        The folder.
+
+    Raises:
+        ModelError: a part cannot be read, or tensors are missing, unexpected or mis-shaped; the message lists them
+            all. Nothing is written then.
     """
     if kind not in KINDS:
-        raise ModelError(f"There is no conversion for {kind!r}; known are {', '.join(KINDS)}.{near(kind, KINDS)}")
+        raise ModelError(f"There is no conversion for {kind!r}. There are {', '.join(KINDS)}.{near(kind, KINDS)}")
     plan, output, folder = KINDS[kind], Path(output), Path(language_model)
     if output.exists():
-        raise ModelError(f"{output} exists already; name a new folder, or remove it.")
+        raise ModelError(f"{output} exists already. Name a new folder, or remove it.")
     if kind == "bliva" and qformer_tokenizer is None:
         raise ModelError(
-            "BLIVA's Q-Former reads the question in BERT's tokens: name the folder of bert-base-uncased's tokenizer "
+            "BLIVA's Q-Former reads the question in BERT's tokens. Name the folder of bert-base-uncased's tokenizer "
             "as qformer_tokenizer (--qformer-tokenizer)."
         )
     text = _text_config(plan, folder)
@@ -137,18 +141,18 @@ def convert(
 
 
 def _read(file: Path) -> dict[str, Tensor]:
-    """The tensors of one file, without what LAVIS ("model") or SAT ("module") wrap around them."""
+    """Read the tensors of one file, without the dictionary that LAVIS ("model") or SAT ("module") puts around them."""
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
-        # Only the newer of torch's formats, a zip, can be mapped instead of read.
+        # Only torch's newer format, a zip, can be mapped into memory.
         found = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except FileNotFoundError as error:
         raise ModelError(f"There is no checkpoint {file}.") from error
-    except Exception as error:  # the unpickler raises whatever damage leads to
+    except Exception as error:  # the unpickler raises whatever the damage leads to
         raise ModelError(
-            f"The checkpoint {file} cannot be read: {_first_line(error)} Download it again; files that "
-            "hold more than tensors are not opened, because opening one can run code."
+            f"The checkpoint {file} cannot be read: {_first_line(error)} Download it again. Files that "
+            "hold more than tensors are not opened, because opening them can run code."
         ) from error
     for wrapper in ("model", "module", "state_dict"):
         if isinstance(found, Mapping) and isinstance(found.get(wrapper), Mapping):
@@ -164,7 +168,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _read_folder(folder: Path) -> dict[str, Tensor]:
-    """A language model's tensors, under `language_model.`; parts of a picture model keep their names."""
+    """Read a language model's tensors, named `language_model.…`; those of a vision encoder keep their names."""
     files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
     if not files:
         raise ModelError(f"The language model {folder} has no *.safetensors and no pytorch_model*.bin.")
@@ -198,13 +202,13 @@ def _text_config(plan: Kind, folder: Path) -> PretrainedConfig:
             f"The language model {folder} is of the architecture {about.get('model_type')!r}; this needs "
             f"{plan.text_type!r}."
         )
-    if plan.text is ChatGLMConfig:  # VisualGLM's own config.json also describes its vision encoder
+    if plan.text is ChatGLMConfig:  # VisualGLM's config.json also describes its vision encoder
         about = {k: v for k, v in about.items() if k not in ("eva_config", "qformer_config", "auto_map")}
-    # The parts are of different types, so the result claims none.
+    # The parts have different types, so the result names none.
     try:
         return plan.text.from_dict({k: v for k, v in about.items() if k not in ("torch_dtype", "dtype")})
     except (TypeError, ValueError, ArithmeticError) as error:
-        raise ModelError(f"The config.json of {folder} makes no model: {error}") from error
+        raise ModelError(f"The config.json of {folder} does not make a model: {error}") from error
 
 
 def _tokenizer(source: str | Path | PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
@@ -220,17 +224,16 @@ def _tokenizer(source: str | Path | PreTrainedTokenizerBase) -> PreTrainedTokeni
 
 
 def _config(plan: Kind, tensors: Mapping[str, Tensor], text: PretrainedConfig) -> PretrainedConfig:
-    """The configuration of the whole, from the shapes of its tensors.
+    """Make the configuration of the whole model from the shapes of its tensors.
 
-    A size that no tensor tells keeps its default: the tensors that would tell it are then missing,
-    and are reported with the others.
+    A size without a tensor keeps its default; such tensors are reported as missing later.
     """
     found = {name: _size(tensors, *rule) for name, rule in plan.sizes.items()}
     layers = {name: _indices(tensors, pattern) for name, pattern in plan.layers.items()}
     encoder, qformer, patch = found["vision_encoder"] or 1408, found["qformer"] or 768, found["patch"] or 14
     for part, width, head in (("vision_encoder", encoder, ENCODER_HEAD), ("Q-Former", qformer, QFORMER_HEAD)):
         if width % head:
-            raise ModelError(f"The {part} is {width} wide, which is not a whole number of heads of {head}.")
+            raise ModelError(f"The {part} is {width} wide, which is no multiple of {head}, the width of a head.")
     n_layers = max(layers["qformer"], default=11) + 1
     return plan.config(
         vision_config={
@@ -246,7 +249,7 @@ def _config(plan: Kind, tensors: Mapping[str, Tensor], text: PretrainedConfig) -
             "intermediate_size": found["qformer_mlp"] or 3072,
             "num_hidden_layers": n_layers,
             "num_attention_heads": qformer // QFORMER_HEAD,
-            # Layer 0 reads the picture, and every so many after it.
+            # Layer 0 reads the picture; the next layer that does tells how often.
             "cross_attention_frequency": min((i for i in layers["cross"] if i), default=n_layers),
             "vocab_size": found.get("words") or 30523,
             "max_position_embeddings": found.get("word_positions") or 512,
@@ -266,7 +269,11 @@ def _indices(tensors: Mapping[str, Tensor], pattern: str) -> set[int]:
 
 
 def _join(plan: Kind, config: PretrainedConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Each tensor of the result, from its published source; raises ModelError with all that is wrong."""
+    """Make each tensor of the result from its published sources.
+
+    Raises:
+        ModelError: tensors are missing, unexpected or mis-shaped; the message lists them all.
+    """
     with torch.device("meta"), no_init_weights():
         shapes = {k: v.shape for k, v in plan.model(config).state_dict().items()}
     if config.text_config.tie_word_embeddings and "language_model.lm_head.weight" not in tensors:
@@ -292,14 +299,14 @@ def _join(plan: Kind, config: PretrainedConfig, tensors: Mapping[str, Tensor]) -
     wrong.update(f"unexpected: {name}" for name in tensors if name not in used and not ignored.match(name))
     if wrong:
         raise ModelError(
-            f"These {len(wrong)} tensors do not make a {plan.model.__name__}; check that all files belong to one "
+            f"{len(wrong)} tensors do not fit a {plan.model.__name__}. Check that all files belong to one "
             "model:\n  " + "\n  ".join(sorted(wrong))
         )
     return weights
 
 
 def _source(plan: Kind, target: str, n_layers: int) -> tuple[list[str], int, int]:
-    """The published names that a tensor of the result is joined from, and which part of how many it is."""
+    """Return the published names that make a tensor of the result; and of their join, which part of how many it is."""
     for pattern, replacement in plan.sources:
         name, n = re.subn("^" + pattern, replacement, target)
         if n:
@@ -316,7 +323,7 @@ def _source(plan: Kind, target: str, n_layers: int) -> tuple[list[str], int, int
 
 
 def _bare(shape: torch.Size) -> tuple[int, ...]:
-    """A shape without leading axes of one, which the layouts write or leave out."""
+    """Return a shape without leading axes of size 1, which some layouts leave out."""
     sizes = tuple(shape)
     while len(sizes) > 1 and sizes[0] == 1:
         sizes = sizes[1:]
@@ -324,7 +331,7 @@ def _bare(shape: torch.Size) -> tuple[int, ...]:
 
 
 def _add_rows(weights: dict[str, Tensor], config: PretrainedConfig, words: PreTrainedTokenizerBase) -> None:
-    """Give the language model a row for every id up to the image token's."""
+    """Add rows to the language model, so that there is one for every id up to the image token's."""
     text = config.text_config
     n_missing = config.image_token_index + 1 - text.vocab_size
     if n_missing <= 0:
@@ -339,7 +346,7 @@ def _add_rows(weights: dict[str, Tensor], config: PretrainedConfig, words: PreTr
 
 
 def _apart(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors with no memory in common: what shares it would be left out of the file."""
+    """Return the same tensors without shared memory; tensors that share it would be left out of the file."""
     seen: set[int] = set()
     out = {}
     for name, tensor in weights.items():

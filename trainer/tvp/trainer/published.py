@@ -1,4 +1,4 @@
-"""How models are published in their makers' own layouts: which tensor of ours is which of theirs."""
+"""The layouts in which models are published: for each of our tensors, the published tensor that it comes from."""
 
 from __future__ import annotations
 
@@ -23,17 +23,20 @@ Rules = Sequence[tuple[str, str]]
 
 @dataclass(frozen=True)
 class Kind:
-    """How one published model is laid out.
+    """The layout of one published model.
 
-    model, config: the classes of the result.
-    text: its language model's configuration; `text_type` is the `model_type` that it must have.
-    sources: regular expressions that turn a name of the result into the published one; the first
-        that matches is applied. The published name may be several, joined along the rows ("a+0+b",
-        0 for zeros), one part of a tensor ("a[1/3]"), or one of the next layer ("layers.3+1.a").
-    ignored: published names that the result has no use for.
-    sizes: which axis of which published tensors tells a size; the most frequent value counts, so that
-        one tensor of a wrong shape is reported as such, and not all others.
-    layers: which published names tell the number of layers.
+    Attributes:
+        model: class of the result.
+        config: class of its configuration.
+        text: class of its language model's configuration.
+        text_type: the `model_type` that this configuration must have.
+        sources: pairs of a regular expression and its replacement, which turn a name of the result into a published
+            name; the first match is used. The published name may be several that are joined along the rows
+            ("a+0+b", where 0 is zeros), one part of a tensor ("a[1/3]"), or one of the next layer ("layers.3+1.a").
+        ignored: published names that the result does not need.
+        sizes: for each size, published names and the axis that has it. The most frequent value is used, so that one
+            tensor of a wrong shape is reported itself, and not all others.
+        layers: for each number of layers, the published names that count them.
     """
 
     model: Any
@@ -52,7 +55,7 @@ _LAVIS: Rules = (
     (r"vision_model\.embeddings\.patch_embedding\.", r"visual_encoder.patch_embed.proj."),
     (r"vision_model\.post_layernorm\.", r"ln_vision."),
     (r"vision_model\.encoder\.layers\.(\d+)\.layer_norm(\d)\.", r"visual_encoder.blocks.\1.norm\2."),
-    # The vision encoder's keys have no bias: "torch.cat((self.q_bias, zeros_like(self.v_bias), self.v_bias))".
+    # Keys of the vision encoder have no bias: "torch.cat((self.q_bias, zeros_like(self.v_bias), self.v_bias))".
     (
         r"vision_model\.encoder\.layers\.(\d+)\.self_attn\.qkv\.bias",
         r"visual_encoder.blocks.\1.attn.q_bias+0+visual_encoder.blocks.\1.attn.v_bias",
@@ -64,7 +67,7 @@ _LAVIS: Rules = (
     (r"qformer\.encoder\.(layer\.\d+\.\w+)\.attention\.", r"Qformer.bert.encoder.\1.self."),
     (r"qformer\.", r"Qformer.bert."),
 )
-# Buffers, and what other stages of training left in the same files.
+# Buffers, and tensors of other stages of training.
 _LAVIS_IGNORED = (
     r"Qformer\.bert\.embeddings\.position_ids",
     r"Qformer\.cls\.",
@@ -75,12 +78,12 @@ _LAVIS_IGNORED = (
     r"visual_encoder\.mask_token$",
     r"language_model\..*rotary_emb\.inv_freq$",
 )
-# MiniGPT-4 and VPGTrans drop the Q-Former's half for text: "layer.output = None", "layer.intermediate = None".
+# MiniGPT-4 and VPGTrans drop the Q-Former's layers for text: "layer.output = None", "layer.intermediate = None".
 _LAVIS_TEXT = (
     r"Qformer\.bert\.embeddings\.(word|position)_embeddings\.",
     r"Qformer\.bert\.encoder\.layer\.\d+\.(intermediate|output)\.",
 )
-# Which axis of which tensors tells a size, and which names tell a number of layers.
+# Tensors whose axis is a size, and names that count layers.
 _LAVIS_SIZES = {
     "vision_encoder": (r"visual_encoder\.blocks\.\d+\.norm\d\.weight", 0),
     "vision_encoder_mlp": (r"visual_encoder\.blocks\.\d+\.mlp\.fc1\.weight", 0),
@@ -127,13 +130,13 @@ KINDS: dict[str, Kind] = {
         ChatGLMConfig,
         "chatglm",
         SAT_SOURCES,
-        # SAT makes position embeddings that ChatGLM never reads.
+        # SAT has position embeddings that ChatGLM never reads.
         (r"language_model\..*rotary_emb\.inv_freq$", r"language_model\.transformer\.position_embeddings\.weight$"),
         SAT_SIZES,
         SAT_LAYERS,
     ),
 }
-# Names of the same part in different files -> one name.
+# Names of a part in different files -> one name.
 PREFIXES = (
     (r"^(llama_model|llm_model)\.", "language_model."),
     (r"^(image_encoder|mixins\.eva\.model)\.", ""),

@@ -207,7 +207,7 @@ def claimed(folder: Path) -> Iterator[None]:
     except Timeout as error:
         raise RequestError(
             f"Another run is writing to {folder}. Choose another folder, or wait for it. "
-            f"Where there is none, delete {folder / LOCK}."
+            f"If there is no other run, delete {folder / LOCK}."
         ) from error
     except OSError as error:  # a file system without locks
         log.warning("%s cannot be locked, so a second run there would go unnoticed: %s", folder, error)

@@ -1,8 +1,8 @@
 """VisualGLM-6B's weights: EVA-CLIP-g, a Q-Former, a linear layer, the first ChatGLM-6B.
 
-Vision encoder and Q-Former are BLIP-2's of transformers. The release runs them through SwissArmyTransformer,
-whose "post" order of layer norms is the Q-Former's with every norm moved to the layer after it; the
-conversion (`tvp.trainer.convert`) gives them transformers' names.
+Vision encoder and Q-Former are those of BLIP-2 in transformers. The release runs them in SwissArmyTransformer, whose
+"post" order of layer norms is the Q-Former's with every norm moved to the next layer. The conversion
+(`tvp.trainer.convert`) gives them transformers' names.
 """
 
 from __future__ import annotations
@@ -25,10 +25,14 @@ from .chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
 
 
 class VisualGLMConfig(PretrainedConfig):  # type: ignore[misc]
-    """Laid out as transformers' Blip2Config; each part is a configuration or its dictionary.
+    """A configuration like transformers' Blip2Config.
 
-    num_query_tokens: image embeddings that the language model reads ("image_length" of the release).
-    image_token_index: the token that stands for the picture while a text is tokenised.
+    Args:
+        vision_config: of the vision encoder.
+        qformer_config: of the Q-Former.
+        text_config: of ChatGLM.
+        num_query_tokens: image embeddings that the language model reads ("image_length" of the release). Default 32.
+        image_token_index: id of the token that stands for the picture while a text is tokenised.
     """
 
     model_type = "visualglm"
@@ -74,7 +78,7 @@ class VisualGLMForConditionalGeneration(PreTrainedModel):  # type: ignore[misc]
         self.qformer = Blip2QFormerModel._from_config(config.qformer_config)
         self.language_projection = nn.Linear(width, config.text_config.hidden_size)
         self.language_model = ChatGLMForConditionalGeneration(config.text_config)
-        # `generate` is not for this model, so transformers does not make one; families ask it for the end token.
+        # transformers makes none, because this model has no `generate`; families read the end token from it.
         self.generation_config = GenerationConfig(
             bos_token_id=config.text_config.bos_token_id,
             eos_token_id=config.text_config.eos_token_id,
@@ -89,8 +93,8 @@ class VisualGLMForConditionalGeneration(PreTrainedModel):  # type: ignore[misc]
         return self.language_model.get_output_embeddings()
 
 
-# For `tvp.trainer.convert`: where each tensor is in SAT's layout (see `Kind` there for the notation), read
-# from SAT's transformer.py and transformer_defaults.py and the release's model/blip2.py.
+# For `tvp.trainer.convert`: the place of each tensor in SAT's layout, in the notation of `published.Kind`. From SAT's
+# transformer.py and transformer_defaults.py, and the release's model/blip2.py.
 SAT_SOURCES: tuple[tuple[str, str], ...] = (
     (r"vision_model\.embeddings\.class_embedding", r"vit.transformer.word_embeddings.weight"),
     (r"vision_model\.embeddings\.position_embedding", r"vit.transformer.position_embeddings.weight"),
@@ -103,7 +107,7 @@ SAT_SOURCES: tuple[tuple[str, str], ...] = (
     (r"vision_model\.encoder\.(layers\.\d+)\.mlp\.fc1\.", r"vit.transformer.\1.mlp.dense_h_to_4h."),
     (r"vision_model\.encoder\.(layers\.\d+)\.mlp\.fc2\.", r"vit.transformer.\1.mlp.dense_4h_to_h."),
     (r"query_tokens", r"qformer.transformer.word_embeddings.weight"),
-    # A norm that ends a layer in BERT starts the next one in SAT; the last is SAT's final one.
+    # A norm that ends a layer in BERT begins the next one in SAT; the last one is SAT's final norm.
     (r"qformer\.layernorm\.", r"qformer.transformer.layers.0.input_layernorm."),
     (r"qformer\.encoder\.layer\.(\d+)\.output_query\.LayerNorm\.", r"qformer.transformer.layers.\1+1.input_layernorm."),
     *(

@@ -1,7 +1,7 @@
 """BLIP-2: a ViT vision encoder, a Q-Former whose queries read it, a linear layer, and OPT or Flan-T5.
 
-MiniGPT-4 and VPGTrans are wired alike with a Llama or Vicuna, and wrap the picture in <Img> … </Img>;
-`tvp convert` writes their published weights into this layout.
+MiniGPT-4 and VPGTrans are wired in the same way, with a Llama or Vicuna, and write the picture as <Img> … </Img>.
+`tvp convert` turns their published weights into this layout.
 Sources: BLIP-2 (arXiv 2301.12597), MiniGPT-4 (arXiv 2304.10592), VPGTrans (arXiv 2305.01278).
 """
 
@@ -24,12 +24,12 @@ from .seq2seq import Seq2SeqFamily
 
 
 class VisionEncoder(GenerativeFamily):
-    """ViT and Q-Former; the question is not read."""
+    """A ViT and a Q-Former that does not read the question."""
 
     model: Any
 
     def encode(self, pixels: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n n_queries n_features"]:
-        """The states of the queries."""
+        """Return the states of the queries."""
         model = self.model
         hidden = model.vision_model(pixels).last_hidden_state
         queries = model.query_tokens.expand(pixels.shape[0], -1, -1)
@@ -72,14 +72,14 @@ class Blip2T5(VisionEncoder, Seq2SeqFamily):
 
 
 class MiniGpt4(Blip2):
-    """MiniGPT-4: BLIP-2's vision encoder before a Vicuna that is asked after `<Img> … </Img>`; ends at a line break."""
+    """MiniGPT-4: BLIP-2's vision encoder and a Vicuna. It reads `<Img> … </Img>`; an answer ends at a line break."""
 
     name = "minigpt4"
     ends_with = "\n"
 
     @property
     def end_tokens(self) -> tuple[int, ...]:
-        """The first token of what ends an answer behind a word, the last of it alone; then the checkpoint's."""
+        """The first token of the end mark after a word, its last token alone, then the checkpoint's end tokens."""
         texts = ("a", f"a{self.ends_with}", self.ends_with)
         word, answered, alone = (self.tokenizer(text, add_special_tokens=False).input_ids for text in texts)
         return tuple(dict.fromkeys([*answered[len(word) :][:1], *alone[-1:], *super().end_tokens]))

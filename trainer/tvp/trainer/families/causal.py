@@ -1,4 +1,4 @@
-"""Families whose language model is a decoder that reads image embeddings among its tokens."""
+"""Families with a decoder-only language model, which reads image embeddings among its tokens."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ from .family import Answers, GenerativeFamily
 
 
 class CausalFamily(GenerativeFamily):
-    """A subclass gives `decoder`; and where its decoder differs, `positions`, `decoder_positions` or `advance`.
+    """A family with a decoder-only language model.
 
-    position_axes: how many positions a token has; with 2 they are as VisualGLM's, with 3 as Qwen2-VL's (see their
-        `positions`).
-    n_causal: how many tokens at a prompt's end see only what is before them, as an answer's do, while all others of
-        the prompt see each other (prefix attention); None where every token sees only what is before it.
+    A subclass defines `decoder`, and if its positions are unusual also `positions`, `decoder_positions` or `advance`.
+
+    Attributes:
+        position_axes: positions of a token: 1; 2 as in VisualGLM; or 3 as in Qwen2-VL (see their `positions`).
+        n_causal: None if every token sees only the tokens before it. With a number, all tokens of the prompt see each
+            other (prefix attention), except this many at its end, which see only the tokens before them.
     """
 
     kind = "causal"
@@ -31,7 +33,7 @@ class CausalFamily(GenerativeFamily):
 
     @property
     def decoder(self) -> nn.Module:
-        """The stack of layers that maps `inputs_embeds` to hidden states."""
+        """The stack of layers from `inputs_embeds` to hidden states."""
         raise NotImplementedError
 
     @property
@@ -39,27 +41,35 @@ class CausalFamily(GenerativeFamily):
         return self.model.get_output_embeddings()  # type: ignore[no-any-return]
 
     def positions(self, real: Tensor, n_context: Tensor, n_before: int, n_image: int) -> Tensor:
-        """Positions of a padded prompt, with or without an answer behind it.
+        """Return the positions of a padded prompt, with or without an answer after it.
 
-        real: 0/1 mask (n, length), padded on one side; n_context: (n,) columns from the left that are
-        padding and prompt; n_before: tokens before the image embeddings.
-        Returns (n, length), or (axes, n, length) for a model with several positions a token.
+        Args:
+            real: (n, length), 1 for tokens and 0 for padding, which is on one side.
+            n_context: (n,), number of columns from the left that are padding or prompt.
+            n_before: tokens before the image embeddings.
+            n_image: image embeddings.
+
+        Returns:
+            (n, length); or (position_axes, n, length) if there are several.
         """
         return (real.cumsum(1) - 1).clamp(min=0)
 
     def advance(self, position: Tensor, n: Tensor | int) -> Tensor:
-        """Positions of the n-th further tokens after one at `position`."""
+        """Return the positions of tokens that are n places after the one at `position`."""
         return position + n
 
     def decoder_positions(self, positions: Tensor) -> Tensor:
-        """What the decoder itself takes, of what `positions` gives; the exported graph ends in it too."""
+        """Turn the result of `positions` into the decoder's own argument; exported graphs do so too."""
         return positions
 
     def attention(self, real: Tensor, n_context: Tensor | None, n_new: int) -> Tensor:
-        """What the decoder gets as its mask when the last n_new of the columns of `real` are new.
+        """Return the decoder's attention mask.
 
-        n_context: (n,) columns from the left that are padding and prompt, which a model with prefix
-            attention lets see each other; None when no new column belongs to the prompt.
+        Args:
+            real: (n, length), 1 for tokens and 0 for padding.
+            n_context: (n,), number of columns from the left that are padding or prompt; None if no new column belongs
+                to the prompt.
+            n_new: columns at the right end that are new; the cache holds the others.
         """
         if self.n_causal is None:
             return real
@@ -74,7 +84,7 @@ class CausalFamily(GenerativeFamily):
         n_context: Tensor | None = None,
         cache: DynamicCache | None = None,
     ) -> Float[Tensor, "n n_new n_text"]:
-        """Run the decoder over new inputs (n, n_new, n_text) behind what the cache holds; returns hidden states."""
+        """Run the decoder on new inputs (n, n_new, n_text) after those in the cache; returns hidden states."""
         return self.decoder(  # type: ignore[no-any-return]
             inputs_embeds=inputs,
             attention_mask=self.attention(real, n_context, inputs.shape[1]),
@@ -90,7 +100,7 @@ class CausalFamily(GenerativeFamily):
         answers: Sequence[str],
         candidates: Sequence[Sequence[str]] = (),
     ) -> Float[Tensor, ""]:
-        """Mean cross-entropy; the language-model head runs over the answers' positions only.
+        """Return the mean cross-entropy. The head runs only at the positions of the answers.
 
         Rows are padded on the right, where a causal decoder never looks.
         """
@@ -123,7 +133,7 @@ class CausalFamily(GenerativeFamily):
         candidates: Sequence[str],
         at_once: int = 256,
     ) -> Float[Tensor, "n n_candidates"]:
-        """Mean log-probabilities. Picture and question run once; the candidates continue copies of their cache."""
+        """Return mean log-probabilities. Picture and question run once; candidates continue copies of the cache."""
         if not candidates:
             raise RequestError("There are no candidates to score; give at least one answer text.")
         answered = [self.answer_ids(candidate) for candidate in candidates]
@@ -145,7 +155,7 @@ class CausalFamily(GenerativeFamily):
     def _continued(
         self, cache: DynamicCache, positions: Tensor, mask: Tensor, answered: Sequence[list[int]]
     ) -> Float[Tensor, "n n_candidates"]:
-        """Summed log-probabilities of answers' tokens behind their first; the cache is used up."""
+        """Return the summed log-probabilities of all tokens of the answers but the first; uses the cache up."""
         n, n_candidates = len(mask), len(answered)
         text, real = self._pad([ids[:-1] for ids in answered], left=False)
         total = torch.zeros(n, n_candidates, device=self.device)
@@ -168,7 +178,7 @@ class CausalFamily(GenerativeFamily):
     def generate_tokens(
         self, embeddings: Float[Tensor, "n n_image n_text"], questions: Sequence[str], max_new_tokens: int = 16
     ) -> tuple[list[list[int]], list[Float[Tensor, "n_new n_vocab"]]]:
-        """Answer greedily; returns each row's token ids (end token included) and their logits."""
+        """Answer greedily; returns the token ids of each row, end token included, and their logits."""
         cache, positions, real, logits = self._prefill(embeddings, questions, max_new_tokens - 1)
         answers = Answers(len(questions), self.layout.end, max_new_tokens)
         position = positions[..., -1:]
@@ -192,10 +202,12 @@ class CausalFamily(GenerativeFamily):
     ) -> tuple[DynamicCache, Tensor, Tensor, Tensor]:
         """Run picture and question; returns the cache, positions, mask and the last logits.
 
-        n_more: tokens that will follow, for which there must be room.
+        Rows are aligned at their last token. All padding is on the left, and positions start after it.
 
-        Rows are aligned on their last token by padding between picture and start, so the padding
-        sits on the left of everything and positions start behind it.
+        Args:
+            embeddings: of each question's picture.
+            questions: the texts.
+            n_more: tokens that will follow and need room.
         """
         prompts = [self.prompt_ids(question) for question in questions]
         text, real = self._pad([after for _, after in prompts], left=True)
@@ -203,7 +215,7 @@ class CausalFamily(GenerativeFamily):
         length = inputs.shape[1]
         n_before = length - text.shape[1]
         n_missing = (real == 0).sum(1)
-        # Move each row's padding from between picture and question to the far left.
+        # Move the padding of each row from between picture and question to the far left.
         columns = torch.arange(length, device=inputs.device).expand(len(text), -1)
         source = columns - n_missing[:, None]
         source = torch.where(columns >= n_before + n_missing[:, None], columns, source)
@@ -213,14 +225,16 @@ class CausalFamily(GenerativeFamily):
         positions = self.positions(mask, n_context, len(prompts[0][0]), embeddings.shape[1])
         cache = DynamicCache()
         hidden = self.decode(inputs, mask, positions, n_context, cache)
-        # A model that is spread over devices may end on another than it began on.
+        # A model that is spread over devices may end on another device than it began on.
         return cache, positions, mask, self.head(hidden[:, -1]).to(self.device)
 
 
 def prefix_attention(real: Tensor, n_context: Tensor | None, n_new: int, dtype: torch.dtype) -> Tensor:
-    """An additive mask (n, 1, n_new, length): the context sees all of itself, what follows is causal.
+    """Return an additive mask (n, 1, n_new, length): the context sees all of itself, later tokens see the past.
 
-    real, n_context, n_new: as in `CausalFamily.attention`.
+    Args:
+        real, n_context, n_new: as in `CausalFamily.attention`.
+        dtype: of the mask.
     """
     length = real.shape[1]
     column = torch.arange(length, device=real.device)

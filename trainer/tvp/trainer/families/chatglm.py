@@ -1,14 +1,13 @@
 """The first ChatGLM-6B (not ChatGLM2): a decoder that reads its prompt in both directions.
 
-transformers does not hold this model; its release (`modeling_chatglm.py` beside the weights of
-THUDM/chatglm-6b) is written for the transformers of early 2023. The arithmetic and the names of the
-weights are the release's, so that its files load as they are; the caches are today's. What is
-different from other decoders:
+transformers does not have this model. Its release (`modeling_chatglm.py` beside the weights of THUDM/chatglm-6b) is
+written for the transformers of early 2023. The arithmetic and the names of the weights are the release's, so that its
+files load as they are; the caches are today's. It differs from other decoders:
 
-- A prompt ends with [gMASK] <sop>. All before <sop> sees all before <sop>; <sop> and the answer see
-  what is before them (Du et al., GLM, arXiv 2103.10360).
-- Every token has two positions. In the prompt: its place, and 0. From <sop> on: the place of
-  [gMASK], and 1, 2, 3 …  Each turns one half of a head.
+- A prompt ends with [gMASK] <sop>. The tokens before <sop> all see each other; <sop> and the answer see only the
+  tokens before them (Du et al., GLM, arXiv 2103.10360).
+- Every token has two positions. In the prompt they are its place, and 0. From <sop> on they are the place of [gMASK],
+  and 1, 2, 3 …  Each position rotates one half of a head.
 - A block adds to its *normalised* input, times sqrt(2 · layers).
 """
 
@@ -30,8 +29,9 @@ from tvp.sdk.errors import ModelError
 class ChatGLMConfig(PretrainedConfig):  # type: ignore[misc]
     """The fields of the release's config.json, with the values of ChatGLM-6B.
 
-    Only the release's own shape is covered: two-dimensional positions, no quantised weights and no
-    learned prefix (`quantization_bit`, `pre_seq_len`); anything else raises ModelError.
+    Raises:
+        ModelError: the configuration is not of the release's shape: its positions are not two-dimensional, its
+            weights are quantised (`quantization_bit`), or it has a learned prefix (`pre_seq_len`).
     """
 
     model_type = "chatglm"
@@ -79,17 +79,17 @@ class ChatGLMConfig(PretrainedConfig):  # type: ignore[misc]
                 f"A ChatGLM of width {hidden_size} cannot have {num_attention_heads} heads: "
                 "a head is cut into two halves, and each into pairs."
             )
-        # The files hold lm_head.weight besides the word embeddings; both are read.
+        # The files hold lm_head.weight and the word embeddings; both are read.
         more["tie_word_embeddings"] = False
         super().__init__(bos_token_id=bos_token_id, eos_token_id=eos_token_id, pad_token_id=pad_token_id, **more)
 
 
 def _rotations(positions: Int[Tensor, "n 2 q"], size: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines for both halves of a head of `size`: two of (n, 1, q, size).
+    """Return cosines and sines for both halves of a head of `size`, each (n, 1, q, size).
 
-    The release rounds the frequencies to half precision ("inv_freq = inv_freq.half()") and the model
-    was trained so; at position 1000 the exact ones would turn a pair by up to 0.16 radian more or
-    less. They are computed on the CPU because another device's power function may round otherwise.
+    The release rounds the frequencies to half precision ("inv_freq = inv_freq.half()"), and the model was trained so.
+    At position 1000, exact frequencies would rotate a pair by up to 0.16 radian more or less. They are computed on the
+    CPU, because the power function of another device may round differently.
     """
     half = size // 2
     frequencies = 1.0 / 10000 ** (torch.arange(0, half, 2, dtype=torch.float32, device="cpu") / half)
@@ -101,14 +101,14 @@ def _rotations(positions: Int[Tensor, "n 2 q"], size: int) -> tuple[Tensor, Tens
 
 
 def _rotate(states: Tensor, rotations: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn each half of a head by its own position: "(q * cos) + (rotate_half(q) * sin)", twice."""
+    """Rotate each half of a head by its own position: "(q * cos) + (rotate_half(q) * sin)", twice."""
     cos, sin = (r.to(states.dtype) for r in rotations)
     a, b, c, d = states.chunk(4, -1)
     return states * cos + torch.cat([-b, a, -d, c], -1) * sin
 
 
 class ChatGLMAttention(nn.Module):
-    """Self-attention; a row of the fused projection is, head by head, query, key and value."""
+    """Self-attention. A row of the fused projection holds query, key and value, head by head."""
 
     def __init__(self, config: ChatGLMConfig, index: int) -> None:
         super().__init__()
@@ -130,14 +130,14 @@ class ChatGLMAttention(nn.Module):
         return self.dense(read.transpose(1, 2).reshape(n, length, width))  # type: ignore[no-any-return]
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        """What each query (n, heads, n_new, head) reads of all values (n, heads, length, head)."""
-        # "query_layer / (sqrt(hidden_size) * coeff)", and "scores * coeff" in float32 before the
-        # softmax: nothing in exact arithmetic; it keeps half-precision products in range.
+        """Return what each query (n, heads, n_new, head) reads of all values (n, heads, length, head)."""
+        # "query_layer / (sqrt(hidden_size) * coeff)", and "scores * coeff" in float32 before the softmax: exact
+        # arithmetic would not change, but half-precision products stay in range.
         scale = float(self.layer_idx + 1)
         scores = (query / (math.sqrt(query.shape[-1]) * scale)) @ key.transpose(-1, -2)
         scores = scores.float() * scale
         if mask is not None:
-            # The release writes -10000 here; a finite lowest value leaves padding rows without NaN too.
+            # The release writes -10000 here. Any finite lowest value keeps padding rows free of NaN.
             if mask.dtype == torch.bool:
                 scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
             else:
@@ -158,7 +158,7 @@ class ChatGLMMlp(nn.Module):
 
 
 class ChatGLMBlock(nn.Module):
-    """Attention and MLP; each adds to alpha times its normalised input, alpha = sqrt(2 · layers)."""
+    """Attention and MLP. Each adds to alpha times its normalised input, with alpha = sqrt(2 · layers)."""
 
     def __init__(self, config: ChatGLMConfig, index: int) -> None:
         super().__init__()
@@ -198,11 +198,13 @@ class ChatGLMModel(nn.Module):
     ) -> BaseModelOutputWithPast:
         """Run embeddings through all layers.
 
-        position_ids: absolute place and place in the answer; `VisualGlm.positions` makes both.
-        attention_mask: (n, 1, q, k), bool with True where a query may look at a key, or float with 0
-            there and a large negative number elsewhere; None where all may look at all.
-        past_key_values: keys and values of what came before, grown in place; with `use_cache` and
-            without this, a new cache is made and returned.
+        Args:
+            inputs_embeds: the embeddings.
+            position_ids: place in the text, and place in the answer, as `VisualGlm.positions` makes them.
+            attention_mask: (n, 1, q, k). bool: True where a query may see a key. float: 0 there, and a large negative
+                number elsewhere. Default: every query sees every key.
+            past_key_values: keys and values of earlier tokens, which grow in place.
+            use_cache: without `past_key_values`, make a new cache and return it. Default False.
         """
         cache = DynamicCache() if past_key_values is None and use_cache else past_key_values
         rotations = _rotations(position_ids, self.head_size)
@@ -213,12 +215,12 @@ class ChatGLMModel(nn.Module):
 
 
 class ChatGLMForConditionalGeneration(PreTrainedModel):  # type: ignore[misc]
-    """The stack with its head; holds and loads the weights under the release's names."""
+    """The stack with its head; its weights have the release's names."""
 
     config_class = ChatGLMConfig
     base_model_prefix = "transformer"
     _no_split_modules = ["ChatGLMBlock"]  # noqa: RUF012
-    # Computed in `_rotations`; the release skips them on loading as well.
+    # Computed in `_rotations`; the release does not load them either.
     _keys_to_ignore_on_load_unexpected = [r"rotary_emb\.inv_freq$"]  # noqa: RUF012
 
     def __init__(self, config: ChatGLMConfig) -> None:
@@ -240,6 +242,6 @@ class ChatGLMForConditionalGeneration(PreTrainedModel):  # type: ignore[misc]
         self.lm_head = value
 
     def forward(self, input_ids: Int[Tensor, "n q"], **more: Any) -> Float[Tensor, "n q n_vocab"]:
-        """Logits of token ids; `more` is what `ChatGLMModel.forward` takes."""
+        """Return the logits of token ids; `more` are arguments of `ChatGLMModel.forward`."""
         embeddings = self.transformer.word_embeddings(input_ids)
         return self.lm_head(self.transformer(embeddings, **more).last_hidden_state)  # type: ignore[no-any-return]

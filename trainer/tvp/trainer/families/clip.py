@@ -1,6 +1,6 @@
-"""CLIP and SigLIP: closed questions only, answered by the text that fits the picture best.
+"""CLIP and SigLIP: they choose among given answers, the one whose text fits the picture best.
 
-From transformers, or from open_clip (a folder with open_clip_config.json, or `open_clip:NAME@TAG`).
+Models come from transformers, or from open_clip (a folder with open_clip_config.json, or `open_clip:NAME@TAG`).
 Sources: CLIP (arXiv 2103.00020), SigLIP (arXiv 2303.15343).
 """
 
@@ -25,17 +25,23 @@ from .pixels import PixelFormat
 
 
 class ContrastiveFamily(Family):
-    """A picture and a text encoder whose outputs are compared.
+    """A vision encoder and a text encoder whose features are compared.
 
-    Each answer is put into words with the question, as `captions` says.
-    Scores are log-probabilities among the candidates: of a softmax over them for CLIP, and of each
-    text by itself, a sigmoid, for SigLIP.
+    Question and answer together make a text, as `captions` says. Scores are log-probabilities: for CLIP of a softmax
+    over the candidates, for SigLIP of a sigmoid for each text.
 
-    encode_image: pixels -> image features; tokenize: texts -> token ids (n_texts, n_tokens), cut and padded;
-        encode_ids: token ids -> text features. Features are not normalised.
-    tokenizer: what `tokenize` reads with. n_positions: the most tokens of a text. padded: whether each text is
-        filled up to them.
-    scale, bias: what the cosine is multiplied by, and what is added.
+    Args:
+        model: the module.
+        pixel_format: the pixels that the vision encoder takes.
+        encode_image: pixels -> image features, of any length.
+        tokenize: texts -> token ids (n_texts, n_tokens), truncated and padded.
+        encode_ids: token ids -> text features, of any length.
+        tokenizer: the tokenizer that `tokenize` uses.
+        n_positions: the most tokens of a text.
+        padded: whether each text is padded to `n_positions`.
+        scale: factor of the cosine.
+        bias: added to it. Default 0.
+        sigmoid: whether scores are of a sigmoid, as SigLIP's. Default False: of a softmax.
     """
 
     name = "clip"
@@ -70,14 +76,14 @@ class ContrastiveFamily(Family):
     def connect(
         self, features: Float[Tensor, "n 1 n_features"], questions: Sequence[str] | None = None
     ) -> Float[Tensor, "n 1 n_features"]:
-        """Of unit length, which is what is compared with texts."""
+        """Return features of unit length, which are compared with those of texts."""
         return F.normalize(features, dim=-1)
 
     def text_features(self, texts: Sequence[str]) -> Float[Tensor, "n n_features"]:
-        """Unit features of texts, each computed once.
+        """Return text features of unit length; each text is computed once.
 
-        One text a run: the bits of a row depend on the batch it is in, and a resumed training run
-        meets its texts in other batches than an uninterrupted one.
+        Texts are computed one by one, because the bits of a row depend on its batch: a resumed run meets its texts in
+        other batches than a run without interruption.
         """
         for text in texts:
             if text not in self._known:
@@ -87,8 +93,8 @@ class ContrastiveFamily(Family):
         return torch.stack([self._known[text] for text in texts])
 
     def logits(self, embeddings: Float[Tensor, "n 1 n_features"], texts: Sequence[str]) -> Float[Tensor, "n n_texts"]:
-        """What transformers calls `logits_per_image`."""
-        # In fp32, since half precision knows an eighth at the usual size of a logit.
+        """Return what transformers calls `logits_per_image`."""
+        # In fp32, because half precision has steps of an eighth at the usual size of a logit.
         return self.scale * embeddings[:, 0].float() @ self.text_features(texts).float().T + self.bias
 
     def answer_loss(
@@ -98,11 +104,13 @@ class ContrastiveFamily(Family):
         answers: Sequence[str],
         candidates: Sequence[Sequence[str]] = (),
     ) -> Float[Tensor, ""]:
-        """Mean over rows of minus the right answer's score among its candidates (SigLIP: mean over candidates
-        of the binary cross-entropy, as it was trained)."""
+        """Return minus the score of the right answer among its candidates, averaged over rows.
+
+        For SigLIP it is the binary cross-entropy averaged over candidates, as in its training.
+        """
         if len(candidates) != len(answers) or any(a not in c for a, c in zip(answers, candidates, strict=True)):
             raise RequestError(
-                f"{self.name} chooses among given answers; every question needs labels with the right one."
+                f"{self.name} chooses among given answers. Every question needs labels with the right one."
             )
         losses = []
         for i, (question, answer, labels) in enumerate(zip(questions, answers, candidates, strict=True)):
@@ -140,9 +148,9 @@ class ContrastiveFamily(Family):
 
 
 def make(checkpoint: Checkpoint) -> ContrastiveFamily:
-    """CLIP or SigLIP of transformers."""
+    """Load CLIP or SigLIP of transformers."""
     is_siglip = checkpoint.kind == "siglip"
-    # The scale's logarithm is stored, and what half precision rounds of it is 1 or 2 % of the scale.
+    # The logarithm of the scale is stored; in half precision, its rounding would change the scale by 1 or 2 %.
     model = checkpoint.weights(SiglipModel if is_siglip else CLIPModel, torch.float32)
     scale, bias = model.logit_scale.exp().item(), model.logit_bias.item() if is_siglip else 0.0
     model = model.to(checkpoint.dtype)
@@ -150,7 +158,7 @@ def make(checkpoint: Checkpoint) -> ContrastiveFamily:
     length = model.config.text_config.max_position_embeddings
 
     def tokenize(texts: list[str]) -> Tensor:
-        # SigLIP was trained on texts padded to its full length, and reads the padding.
+        # SigLIP was trained on texts that are padded to its full length, and it reads the padding.
         padding = {"padding": "max_length"} if is_siglip else {}
         ids: Tensor = tokenizer(texts, truncation=True, max_length=length, return_tensors="pt", **padding).input_ids
         return ids
@@ -171,14 +179,14 @@ def make(checkpoint: Checkpoint) -> ContrastiveFamily:
 
 
 def make_open_clip(name: str) -> ContrastiveFamily:
-    """A model of open_clip: `open_clip:NAME@TAG`, NAME@TAG, `hf-hub:…`, `local-dir:…` or its folder."""
+    """Load a model of open_clip: `open_clip:NAME@TAG`, NAME@TAG, `hf-hub:…`, `local-dir:…` or its folder."""
     import open_clip
 
     place = f"local-dir:{name}" if Path(name, "open_clip_config.json").is_file() else name.removeprefix("open_clip:")
-    # The path of a folder may have an @ of its own.
+    # The path of a folder may contain an @.
     architecture, _, tag = (place, "", "") if place.startswith("local-dir:") else place.partition("@")
     try:
-        # open_clip only warns where weights were trained with another activation than the architecture's own.
+        # open_clip only warns if weights were trained with another activation than the architecture's own.
         about = open_clip.get_pretrained_cfg(architecture.replace("/", "-"), tag) if tag else {}
         model = open_clip.create_model(
             architecture,

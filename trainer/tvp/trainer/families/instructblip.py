@@ -1,6 +1,6 @@
 """InstructBLIP: BLIP-2 whose Q-Former also reads the question; Vicuna or Flan-T5.
 
-BLIVA adds the vision encoder's patches, through a projection of their own, behind the queries.
+BLIVA adds the vision encoder's patches after the queries, through a projection of their own.
 Sources: InstructBLIP (arXiv 2305.06500), BLIVA (arXiv 2308.09936).
 """
 
@@ -29,7 +29,7 @@ from .seq2seq import Seq2SeqFamily
 
 
 class QuestionAwareFamily(GenerativeFamily):
-    """ViT, and a Q-Former that reads the prompt with its own tokenizer."""
+    """A ViT, and a Q-Former that reads the prompt too, with a tokenizer of its own."""
 
     reads_question = True
 
@@ -44,38 +44,40 @@ class QuestionAwareFamily(GenerativeFamily):
         self.qformer_tokenizer = qformer_tokenizer
 
     def encode(self, pixels: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n n_patches n_features"]:
-        """The vision encoder's features, class token first."""
+        """Return the features of the vision encoder, class token first."""
         return self.model.vision_model(pixels).last_hidden_state  # type: ignore[no-any-return]
 
     def connect(
         self, features: Float[Tensor, "n n_patches n_features"], questions: Sequence[str] | None = None
     ) -> Float[Tensor, "n n_image n_text"]:
         if questions is None:
-            raise RequestError("This model's vision encoder reads the question; give one with every picture.")
+            raise RequestError("This model's Q-Former reads the question. Give one with every picture.")
         ids, real = self._pad([self.qformer_ids(question) for question in questions], left=False)
         return self.connect_ids(features, ids, real)
 
     def connect_ids(self, features: Tensor, ids: Int[Tensor, "n length"], real: Int[Tensor, "n length"]) -> Tensor:
-        """`connect`, of questions in the Q-Former's tokens, padded on the right; real: 0/1 mask.
+        """Do the work of `connect`: project the states of the queries, which have read picture and prompt.
 
-        The states of the queries that have read picture and prompt, projected.
+        Args:
+            features: from `encode`.
+            ids: questions in the Q-Former's tokens, padded on the right.
+            real: 1 for tokens, 0 for padding.
         """
         return self.model.language_projection(self._ask_queries(features, ids, real))  # type: ignore[no-any-return]
 
     @property
     def n_question_positions(self) -> int:
-        """How many tokens the Q-Former reads."""
+        """The most tokens that the Q-Former reads."""
         return self.model.config.qformer_config.max_position_embeddings  # type: ignore[no-any-return]
 
     def qformer_ids(self, question: str) -> list[int]:
-        """What the Q-Former reads: the prompt, in its own tokens."""
+        """Return the prompt in the Q-Former's own tokens."""
         text = self.layout.prompt.replace("{image}", "").replace("{question}", question)
         ids: list[int] = self.qformer_tokenizer(text).input_ids
         if len(ids) > self.n_question_positions:
             raise RequestError(
-                f"The question takes {len(ids)} tokens, and this model's Q-Former reads at most "
-                f"{self.n_question_positions}. "
-                "Ask a shorter question."
+                f"The question takes {len(ids)} tokens, but this model's Q-Former reads at most "
+                f"{self.n_question_positions}. Ask a shorter question."
             )
         return ids
 
@@ -116,12 +118,12 @@ class InstructBlipT5(QuestionAwareFamily, Seq2SeqFamily):
 
 
 class Bliva(InstructBlip):
-    """BLIVA: the queries and, behind them, the vision encoder's patches; the same in loss and in scoring."""
+    """BLIVA: the queries, then the vision encoder's patches; the same in loss and scores."""
 
     name = "bliva"
 
     def encode(self, pixels: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n n_patches n_both"]:
-        """The vision encoder's last features, and beside them those that the patch projection reads."""
+        """Return the vision encoder's last features, joined with those that the patch projection reads."""
         return torch.cat(self.model.encoder_states(pixels), -1)
 
     def connect_ids(self, features: Tensor, ids: Int[Tensor, "n length"], real: Int[Tensor, "n length"]) -> Tensor:

@@ -31,7 +31,7 @@ class InternVl(CausalFamily):
         return layout_of(self, self.image_token(self.model.config.image_token_id), usual, image)
 
     def encode(self, pixels: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n n_patches n_features"]:
-        """Patch features of the configured layer."""
+        """Return the patch features of the configured layer."""
         config, model = self.model.config, self.model.model
         layer = config.vision_feature_layer
         if layer == -1:
@@ -45,7 +45,7 @@ class InternVl(CausalFamily):
         self, features: Float[Tensor, "n n_patches n_features"], questions: Sequence[str] | None = None
     ) -> Float[Tensor, "n n_image n_text"]:
         model, n_features = self.model.model, features.shape[-1]
-        side = math.isqrt(int(features.shape[1]))  # a number while the exporter traces, too
+        side = math.isqrt(int(features.shape[1]))  # int: a number, also while the exporter traces
         grid = model.pixel_shuffle(
             features.reshape(features.shape[0], side, side, n_features), scale_factor=self.model.config.downsample_ratio
         )

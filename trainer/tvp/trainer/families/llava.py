@@ -1,7 +1,7 @@
-"""LLaVA and its kin: a CLIP or SigLIP vision encoder, a two-layer MLP, a Llama-like language model.
+"""LLaVA and its successors: a CLIP or SigLIP vision encoder, a two-layer MLP, a Llama-like language model.
 
-Source: LLaVA-1.5 (arXiv 2310.03744); LLaVA-NeXT shows a picture as one tile and LLaVA-OneVision as
-one picture, so both are LLaVA with a line-break embedding after the patches.
+Source: LLaVA-1.5 (arXiv 2310.03744). Here LLaVA-NeXT sees a picture as one tile, and LLaVA-OneVision as one picture;
+so both are LLaVA with a line-break embedding after the patches.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ._checkpoint import Checkpoint
 from ._template import layout_of
 from .causal import CausalFamily
 
-ENCODERS = ("clip_vision_model", "siglip_vision_model")  # Pixtral's, for one, joins a batch into one picture
+ENCODERS = ("clip_vision_model", "siglip_vision_model")  # others differ: Pixtral's joins a batch into one picture
 CLASSES = {
     "llava": LlavaForConditionalGeneration,
     "llava_next": LlavaNextForConditionalGeneration,
@@ -43,7 +43,7 @@ class Llava(CausalFamily):
         return layout_of(self, token, "USER: {image}\n{question} ASSISTANT:")
 
     def encode(self, pixels: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n n_patches n_features"]:
-        """Patch features of the configured layer(s)."""
+        """Return the patch features of the configured layer or layers."""
         config = self.model.config
         layers = config.vision_feature_layer
         hidden = self.model.model.vision_tower(pixels, output_hidden_states=True).hidden_states
@@ -55,7 +55,7 @@ class Llava(CausalFamily):
     def connect(
         self, features: Float[Tensor, "n n_patches n_features"], questions: Sequence[str] | None = None
     ) -> Float[Tensor, "n n_image n_text"]:
-        """Through the projector; NeXT and OneVision end a picture with their line-break embedding."""
+        """Project the features; NeXT and OneVision add their line-break embedding at the end."""
         model = self.model.model
         projected: Tensor = model.multi_modal_projector(features)
         newline = getattr(model, "image_newline", None)
@@ -71,7 +71,7 @@ class Llava(CausalFamily):
 def make(checkpoint: Checkpoint) -> Llava:
     encoder = checkpoint.config.get("vision_config", {}).get("model_type", "clip_vision_model")
     if encoder not in ENCODERS:
-        raise ModelError(f"This LLaVA sees with {encoder!r}; supported vision encoders are {', '.join(ENCODERS)}.")
+        raise ModelError(f"This LLaVA has the vision encoder {encoder!r}; supported are {', '.join(ENCODERS)}.")
     model = checkpoint.weights(CLASSES[checkpoint.kind])
     tokenizer = checkpoint.tokenizer()
     pixel_format = checkpoint.pixel_format(model.config.vision_config.image_size)

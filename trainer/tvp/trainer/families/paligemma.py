@@ -1,4 +1,4 @@
-"""PaliGemma: a SigLIP vision encoder, a linear layer, a Gemma whose prompt sees all of itself.
+"""PaliGemma: a SigLIP vision encoder, a linear layer, and a Gemma in whose prompt all tokens see each other.
 
 Source: PaliGemma (arXiv 2407.07726).
 """
@@ -31,7 +31,7 @@ class PaliGemma(CausalFamily):
         return layout_of(self, self.image_token(self.model.config.image_token_id), "{question}\n")
 
     def prompt_ids(self, question: str) -> tuple[list[int], list[int]]:
-        """PaliGemmaProcessor writes the begin token as text, and saves its tokenizer set not to add one."""
+        """Add the begin token: PaliGemmaProcessor writes it as text, and tells its tokenizer to add none."""
         before, after = super().prompt_ids(question)
         begin = self.tokenizer.bos_token_id
         return before, after if begin in (*before, *after) else [begin, *after]
@@ -42,7 +42,7 @@ class PaliGemma(CausalFamily):
     def connect(
         self, features: Float[Tensor, "n n_patches n_features"], questions: Sequence[str] | None = None
     ) -> Float[Tensor, "n n_image n_text"]:
-        """Projected, and scaled down by what Gemma scales its embeddings up."""
+        """Project the features, and divide them by the factor with which Gemma scales embeddings up."""
         projected: Tensor = self.model.model.multi_modal_projector(features)
         return projected / math.sqrt(self.text_config.hidden_size)
 

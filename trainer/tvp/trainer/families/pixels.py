@@ -1,4 +1,4 @@
-"""From a canvas in [0, 1] to what a vision encoder takes: resized as Pillow does, normalised, differentiable."""
+"""From a canvas in [0, 1] to the pixels of a vision encoder: resized as by Pillow, normalised, differentiable."""
 
 from __future__ import annotations
 
@@ -15,9 +15,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class PixelFormat:
-    """What a vision encoder takes: a square of `size` pixels, (value - mean) / std by channel.
+    """The pixels that a vision encoder takes: a square, with (value - mean) / std in each channel.
 
-    filter: how the canvas is resized to it: `bicubic`, `bilinear` or `lanczos`.
+    Args:
+        size: side of the square, px.
+        mean: of red, green and blue, for values in [0, 1].
+        std: of red, green and blue.
+        filter: how the canvas is resized: `bicubic`, `bilinear` or `lanczos`. Default `bicubic`.
     """
 
     size: int
@@ -41,22 +45,22 @@ def _lanczos(x: float) -> float:
     return float(np.sinc(x) * np.sinc(x / 3)) if abs(x) < 3 else 0.0
 
 
-# name -> kernel and how far it reaches; as in Pillow's Resample.c
+# name -> kernel and its reach, as in Pillow's Resample.c
 KERNELS: dict[str, tuple[Callable[[float], float], float]] = {
     "bicubic": (_bicubic, 2.0),
     "bilinear": (_bilinear, 1.0),
     "lanczos": (_lanczos, 3.0),
 }
-ROUNDING = 1e-6  # of a pixel's value; a thousandth of a level is four times as much
-PILLOW = {3: "bicubic", 2: "bilinear", 1: "lanczos"}  # Pillow's numbers for them
+ROUNDING = 1e-6  # of a value in [0, 1]; a thousandth of an 8-bit level is four times as much
+PILLOW = {3: "bicubic", 2: "bilinear", 1: "lanczos"}  # Pillow's number -> name
 
 
 @lru_cache(maxsize=32)
 def resize_matrix(n_in: int, n_out: int, filter: str) -> Float[Tensor, "n_out n_in"]:
-    """The weights with which each of n_out pixels of a line mixes the n_in pixels that it is made from.
+    """Return the weights with which a line of n_in pixels is resized to n_out pixels.
 
-    Reproduces precompute_coeffs of Pillow's Resample.c: where a line shrinks, the kernel is
-    stretched over what each pixel stands for (antialiasing); weights add up to one.
+    Reproduces precompute_coeffs of Pillow's Resample.c: if the line shrinks, the kernel is stretched accordingly
+    (antialiasing). The weights of each pixel add up to one.
     """
     kernel, reach = KERNELS[filter]
     scale = n_in / n_out
@@ -72,8 +76,10 @@ def resize_matrix(n_in: int, n_out: int, filter: str) -> Float[Tensor, "n_out n_
 
 
 def _clip(values: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Clip, but let all of a gradient through where a value is a bound, give or take rounding, as all of a zero frame
-    is: minimum, maximum and clamp let half of it through, or none."""
+    """Clip, and pass the whole gradient where a value equals a bound up to rounding, as all values of a zero frame do.
+
+    There, minimum, maximum and clamp pass half of the gradient or none.
+    """
     values = torch.where(values < low - ROUNDING, low, values)
     return torch.where(values > high + ROUNDING, high, values)
 
@@ -81,9 +87,8 @@ def _clip(values: Tensor, low: Tensor, high: Tensor) -> Tensor:
 def to_pixels(canvas: Float[Tensor, "n 3 height width"], format: PixelFormat) -> Float[Tensor, "n 3 size size"]:
     """Resize and normalise a canvas in [0, 1]; differentiable.
 
-    Pillow filters along the width, then the height, and clips the overshoot of its filter at
-    black and white after each; so does this, except that a prompt in the `free` range may lie outside
-    of [0, 1], and then the canvas's own extremes are the bounds.
+    As Pillow does, it filters along the width, then along the height, and clips the filter's overshoot after each.
+    The bounds are black and white; or the extremes of the canvas, if a prompt in the `free` range goes beyond them.
     """
     height, width = canvas.shape[-2:]
     if (height, width) != (format.size, format.size):

@@ -1,9 +1,9 @@
 """Qwen2-VL and Qwen2.5-VL: a rotary vision encoder at native resolution, 2 x 2 patches a token, 3-D positions.
 
-Sources: Qwen2-VL (arXiv 2409.12191), Qwen2.5-VL (arXiv 2502.13923). Native resolution means that a
-canvas is shown at its own size, rounded to whole tokens, which is what their processor does as long
-as the picture is within its limits; so every picture has the same number of tokens. The size is that of
-the canvas that the model is loaded for, or `tvp_canvas` of its config.json.
+Sources: Qwen2-VL (arXiv 2409.12191), Qwen2.5-VL (arXiv 2502.13923). Native resolution
+means that a canvas is shown at its own size, rounded to whole tokens; so every picture has the same number of tokens.
+Their processor does the same within its limits. The size is that of the canvas that the model is loaded for, or
+`tvp_canvas` of its config.json.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ._template import layout_of
 from .causal import CausalFamily
 from .pixels import PixelFormat
 
-CANVAS = 224  # px; where neither the checkpoint's config.json nor who loads it says another
+CANVAS = 224  # px; used if neither config.json nor the caller of `load` names a size
 
 
 class Qwen2Vl(CausalFamily):
@@ -36,7 +36,7 @@ class Qwen2Vl(CausalFamily):
     name = "qwen2-vl"
     exports = True
     position_axes = 3
-    encoder_batches = False  # all pictures are one sequence to it, cut by lengths that tracing keeps as numbers
+    encoder_batches = False  # it reads all pictures as one sequence, cut at lengths that tracing turns into constants
 
     def __init__(
         self, model: Any, tokenizer: PreTrainedTokenizerBase, pixel_format: PixelFormat, template: str | None = None
@@ -57,7 +57,7 @@ class Qwen2Vl(CausalFamily):
         return layout_of(self, self.image_token(self.model.config.image_token_id), usual)
 
     def encode(self, pixels: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n n_image n_text"]:
-        """Merged tokens; the merger is part of the vision encoder in transformers."""
+        """Return merged tokens; in transformers the merger is a part of the vision encoder."""
         n, n_side = pixels.shape[0], pixels.shape[-1] // self._patch
         patch, merge = self._patch, self._merge
         # The processor's order: 2 x 2 neighbours together, each patch as (channel, frame, y, x).
@@ -77,7 +77,7 @@ class Qwen2Vl(CausalFamily):
         return self.model.model.language_model  # type: ignore[no-any-return]
 
     def positions(self, real: Tensor, n_context: Tensor, n_before: int, n_image: int) -> Tensor:
-        """Time, row and column (3, n, length); text goes on behind the largest of the picture's.
+        """Return time, row and column, (3, n, length); text continues after the largest position of the picture.
 
         Reproduces get_rope_index of transformers for one picture.
         """

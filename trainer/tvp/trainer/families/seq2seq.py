@@ -17,12 +17,13 @@ from .family import Answers, GenerativeFamily
 
 
 class Seq2SeqFamily(GenerativeFamily):
-    """A subclass gives `language_model`, a `T5ForConditionalGeneration`, and a layout that is `apart`."""
+    """A family with a T5. A subclass makes a layout that is `apart`."""
 
     kind = "seq2seq"
 
     @property
     def language_model(self) -> Any:
+        """The `T5ForConditionalGeneration`."""
         return self.model.language_model
 
     def answer_loss(
@@ -32,7 +33,7 @@ class Seq2SeqFamily(GenerativeFamily):
         answers: Sequence[str],
         candidates: Sequence[Sequence[str]] = (),
     ) -> Float[Tensor, ""]:
-        """Mean cross-entropy over the answers' tokens; rows are padded on the right and masked."""
+        """Return the mean cross-entropy over the tokens of the answers; rows are padded on the right and masked."""
         states, mask = self._read(embeddings, questions)
         wanted, real = self._pad([self.answer_ids(answer) for answer in answers], left=False)
         logits = self._decode(states, mask, wanted).float()
@@ -46,7 +47,7 @@ class Seq2SeqFamily(GenerativeFamily):
         candidates: Sequence[str],
         at_once: int = 256,
     ) -> Float[Tensor, "n n_candidates"]:
-        """Mean log-probabilities. The encoder runs once; the decoder reads candidates in batches."""
+        """Return mean log-probabilities. The encoder runs once, the decoder reads candidates in batches."""
         if not candidates:
             raise RequestError("There are no candidates to score; give at least one answer text.")
         states, mask = self._read(embeddings, questions)
@@ -66,7 +67,7 @@ class Seq2SeqFamily(GenerativeFamily):
     def generate_tokens(
         self, embeddings: Float[Tensor, "n n_image n_text"], questions: Sequence[str], max_new_tokens: int = 16
     ) -> tuple[list[list[int]], list[Float[Tensor, "n_new n_vocab"]]]:
-        """Answer greedily; returns each row's token ids (end token included) and their logits."""
+        """Answer greedily; returns the token ids of each row, end token included, and their logits."""
         states, mask = self._read(embeddings, questions)
         answers = Answers(len(questions), self.layout.end, max_new_tokens)
         token: Tensor | None = self._start.expand(len(questions))
@@ -85,11 +86,11 @@ class Seq2SeqFamily(GenerativeFamily):
 
     @property
     def _start(self) -> Tensor:
-        """The token that the decoder starts from, which T5 leaves to its configuration: (1,)."""
+        """The id that the decoder starts from, (1,); T5 leaves it to the configuration."""
         return torch.tensor([self.text_config.decoder_start_token_id], device=self.device)
 
     def _read(self, embeddings: Tensor, questions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Run the encoder over picture and question; returns its states and their 0/1 mask."""
+        """Run the encoder on picture and question; returns its states and their 0/1 mask."""
         text, real = self._pad([self.prompt_ids(question)[1] for question in questions], left=False)
         self._refuse_too_long(embeddings.shape[1] + text.shape[1])
         mask = F.pad(real, [embeddings.shape[1], 0], value=1)
@@ -97,10 +98,10 @@ class Seq2SeqFamily(GenerativeFamily):
         return self.language_model.encoder(inputs_embeds=inputs, attention_mask=mask).last_hidden_state, mask
 
     def _decode(self, states: Tensor, mask: Tensor, wanted: Tensor) -> Tensor:
-        """Logits at every position of answers that are fed as they should come out."""
+        """Return the logits at every position of given answers."""
         given = torch.cat([self._start.expand(len(wanted))[:, None], wanted[:, :-1]], 1)
         output = self.language_model(
             encoder_outputs=(states,), attention_mask=mask, decoder_input_ids=given, use_cache=False
         )
-        # A model that is spread over devices may end on another than it began on.
+        # A model that is spread over devices may end on another device than it began on.
         return output.logits.to(self.device)  # type: ignore[no-any-return]

@@ -1,8 +1,8 @@
 """SmolVLM and Idefics3: a SigLIP vision encoder, pixel shuffle, a Llama; a picture is one tile.
 
-Sources: Idefics3 (arXiv 2408.12637), SmolVLM (arXiv 2504.05299). Their processors can cut a picture
-into tiles; a prompted canvas is shown whole, as `do_image_splitting=False` does, and resized once: a
-processor whose `size.longest_edge` is larger than a tile enlarges to that first, which blurs a little.
+Sources: Idefics3 (arXiv 2408.12637), SmolVLM (arXiv 2504.05299). Their processors can cut a picture into tiles. Here
+a canvas is shown whole, as with `do_image_splitting=False`, and is resized once. A processor whose
+`size.longest_edge` is larger than a tile first enlarges to that size, which blurs a little.
 """
 
 from __future__ import annotations
@@ -44,8 +44,11 @@ class SmolVlm(CausalFamily):
         return layout_of(self, self.image_token(self.model.config.image_token_id), usual, image)
 
     def encode(self, pixels: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n n_patches n_features"]:
-        """transformers works out the patches' positions for each picture alone, and masks nothing; here no picture
-        is padded, so all have the same positions and need no mask."""
+        """Return the features of all patches.
+
+        transformers computes the positions of the patches for each picture. Here no picture is padded, so all have the
+        same positions and need no mask.
+        """
         encoder = self.model.model.vision_model
         patches = encoder.embeddings.patch_embedding(pixels).flatten(2).transpose(1, 2)  # (n, c, y, x) -> (n, y * x, c)
         hidden = encoder.encoder(
@@ -54,10 +57,10 @@ class SmolVlm(CausalFamily):
         return encoder.post_layernorm(hidden.last_hidden_state)  # type: ignore[no-any-return]
 
     def _place_patches(self) -> Int[Tensor, "1 n_patches"]:
-        """Which position embedding each patch of a whole tile gets: transformers' own choice in fp32.
+        """Return the position embedding of each patch of a whole tile, as transformers chooses it in fp32.
 
-        In half precision it chooses others, by rounding (huggingface/transformers#41190), and a prompt would be
-        learned on another vision encoder than is exported.
+        In half precision, rounding makes it choose others (huggingface/transformers#41190). A prompt would then be
+        learned on another vision encoder than the exported one.
         """
         embeddings, size = copy.deepcopy(self.model.model.vision_model.embeddings).float(), self.pixel_format.size
         found: list[Tensor] = []

@@ -1,6 +1,6 @@
 """VisualGLM-6B: BLIP-2's vision encoder, a linear layer, ChatGLM-6B (the first version) with 2-D positions.
 
-`tvp convert visualglm` writes the published weights into this layout.
+`tvp convert visualglm` turns the published weights into this layout.
 Sources: VisualGLM-6B's release; GLM (arXiv 2103.10360).
 """
 
@@ -19,7 +19,7 @@ from .causal import CausalFamily
 
 
 class VisualGlm(VisionEncoder, CausalFamily):
-    """A prompt is `<img>…</img>问：{question}\\n答：[gMASK]<sop>`, and sees all of itself but for <sop>."""
+    """VisualGLM. A prompt is `<img>…</img>问：{question}\\n答：[gMASK]<sop>`; tokens before <sop> see each other."""
 
     name = "visualglm"
     exports = True
@@ -32,7 +32,7 @@ class VisualGlm(VisionEncoder, CausalFamily):
         )
 
     def prompt_ids(self, question: str) -> tuple[list[int], list[int]]:
-        """The release's tokenizer ends every text with [gMASK] and <sop>; others are made to."""
+        """End every prompt with [gMASK] and <sop>, as the release's tokenizer does."""
         before, after = super().prompt_ids(question)
         config = self.text_config
         marks = [config.gmask_token_id, config.bos_token_id]
@@ -43,14 +43,14 @@ class VisualGlm(VisionEncoder, CausalFamily):
         return self.model.language_model.transformer  # type: ignore[no-any-return]
 
     def positions(self, real: Tensor, n_context: Tensor, n_before: int, n_image: int) -> Tensor:
-        """Place and block (2, n, length): behind the context every token stands where [gMASK] does."""
+        """Return place and block, (2, n, length): after the context, every token has the place of [gMASK]."""
         order = super().positions(real, n_context, n_before, n_image)
         n_padding = (real.cumsum(1) == 0).sum(1)
         context = (n_context - n_padding - 1)[:, None]  # without <sop>
         return torch.stack([torch.minimum(order, context - 1), (order - context + 1).clamp(min=0)])
 
     def advance(self, position: Tensor, n: Tensor | int) -> Tensor:
-        """A further token stands in the same place, one block on."""
+        """Return the same place, n blocks on."""
         place, block = position
         return torch.stack([place.expand_as(block + n), block + n])
 
