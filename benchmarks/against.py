@@ -28,6 +28,7 @@ PROMPT = (
     "from tvp.trainer.prompt import Geometry, Prompt; canvas, inner, file = sys.argv[1:]; "
     "Prompt.start(Geometry(int(canvas), int(inner)), 'free').save(file)"
 )
+CPU = "CPU"  # the processor time of all threads, to which waiting for other work on the machine does not add
 ASK = f"ask, {N_NEW} tokens"  # fewer where the answer ends before
 
 
@@ -145,7 +146,8 @@ def first(checkout: Checkout, bundle: Path | None) -> Measured:
         if bundle is not None:
             loaded = process("load", bundle=str(bundle))
             asked = process("ask", n_new=2)
-            found |= {"load": loaded["seconds"], "first question, 2 tokens": asked["seconds"]}
+            found |= {"load": loaded["seconds"], f"load, {CPU}": loaded["processor"]}
+            found["first question, 2 tokens"] = asked["seconds"]
             found |= {"memory, loaded": loaded["memory"], "memory, after a question": asked["memory"]}
             found["memory, at most"] = asked["peak"]
     return found
@@ -162,17 +164,23 @@ def repeats(process: Process, request: str) -> int:
 
 
 def turn(process: Process, name: str, request: str, n: int) -> Callable[[], Measured]:
-    return lambda: {name: process(request, repeats=n)["seconds"]}
+    """A measurement of a request that is repeated n times."""
+
+    def measure() -> Measured:
+        times = process(request, repeats=n)
+        return {name: times["seconds"], f"{name}, {CPU}": times.get("processor")}
+
+    return measure
 
 
 def show(title: str, rows: dict[str, dict[str, float]]) -> None:
     """Print a table of both sides' medians, the ratio and its interval."""
-    print(f"\n{title:<28}{'this':>12}{'other':>12}{'this / other':>14}   95 % interval", flush=True)
+    print(f"\n{title:<32}{'this':>12}{'other':>12}{'this / other':>14}   95 % interval", flush=True)
     for name, row in rows.items():
         factor, unit = (1, "MiB") if name.startswith("memory") else (1e3, "ms")
         sides = "".join(f"{row[side] * factor:>12.2f}" for side in ("this", "other"))
         print(
-            f"{f'  {name}, {unit}':<28}{sides}{row['ratio']:>14.3f}   {row['low']:.3f} to {row['high']:.3f}", flush=True
+            f"{f'  {name}, {unit}':<32}{sides}{row['ratio']:>14.3f}   {row['low']:.3f} to {row['high']:.3f}", flush=True
         )
 
 

@@ -63,13 +63,15 @@ def measure_against(arguments: argparse.Namespace) -> None:
             rows = {measure: row for measure, row in measures if measure.startswith("memory")}
             against.show(name, rows)
             cases[name] = {"measures": rows}
-        against.write(Path(__file__).with_name("memory_against.json"), comparison.report("memory", cases))
+        output = arguments.output or Path(__file__).with_name("memory_against.json")
+        against.write(output, comparison.report("memory", cases))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundles", type=Path, nargs="+")
     against.add_options(parser)
+    parser.add_argument("-o", "--output", type=Path, help="with --against: the JSON file to write")
     arguments = parser.parse_args()
     against.check_options(parser, arguments)
     if arguments.against:

@@ -28,14 +28,15 @@ def resident() -> dict[str, float]:
     return {key: int(text.split(f"{key}:")[1].split()[0]) / 1024 for key in ("VmRSS", "VmHWM")}
 
 
-def timed(call: Callable[[], Any], repeats: int) -> tuple[float, Any]:
-    """Median seconds of a call that is repeated, and what it returned last."""
-    spent = []
+def timed(call: Callable[[], Any], repeats: int = 1) -> tuple[dict[str, float], Any]:
+    """Median seconds of a call that is repeated, by the clock and of processor time; and its last result."""
+    spent, processor = [], []
     for _ in range(repeats):
-        began = time.perf_counter()
+        began, busy = time.perf_counter(), time.process_time()
         result = call()
         spent.append(time.perf_counter() - began)
-    return statistics.median(spent), result
+        processor.append(time.process_time() - busy)
+    return {"seconds": statistics.median(spent), "processor": statistics.median(processor)}, result
 
 
 class Side:
@@ -55,24 +56,22 @@ class Side:
         """Seconds of loading, and memory after it; the next requests are about this bundle."""
         import numpy as np
 
-        began = time.perf_counter()
-        self._task = self._load(bundle, providers="cpu")
-        seconds = time.perf_counter() - began
+        times, self._task = timed(lambda: self._load(bundle, providers="cpu"))
         loaded = self._added()
         self._picture = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
-        return {"seconds": seconds, "memory": loaded.get("VmRSS")}
+        return {**times, "memory": loaded.get("VmRSS")}
 
     def ask(self, n_new: int = N_NEW, repeats: int = 1) -> dict[str, Any]:
         """Seconds of `ask` about a new picture, and its tokens; memory after it and at most."""
-        seconds, answer = timed(lambda: self._task.ask(self._picture, QUESTION, max_new_tokens=n_new), repeats)
+        times, answer = timed(lambda: self._task.ask(self._picture, QUESTION, max_new_tokens=n_new), repeats)
         added = self._added()
         memory = {"memory": added.get("VmRSS"), "peak": added.get("VmHWM")}
-        return {"seconds": seconds, "tokens": list(answer.tokens), **memory}
+        return {**times, "tokens": list(answer.tokens), **memory}
 
     def see(self, repeats: int = 1) -> dict[str, Any]:
         """Seconds of `see`: the prompt's graph and the vision encoder."""
-        seconds, self._view = timed(lambda: self._task.see(self._picture), repeats)
-        return {"seconds": seconds}
+        times, self._view = timed(lambda: self._task.see(self._picture), repeats)
+        return dict(times)
 
     def token(self, repeats: int = 1) -> dict[str, Any]:
         """Seconds of a token behind the first, of a question about the picture that `see` saw last."""

@@ -1,7 +1,7 @@
 """Tiny random models of every family, saved the way published checkpoints are.
 
-The zoo's architectures come from the zoo's own makers; the others are made here: a vision encoder of 64 px, two
-layers of width 32, and the processor that their published kin are saved with; the words are in tokens.py.
+The zoo's makers make the zoo's architectures. The others are made here: a vision encoder of 64 px, two layers of width
+32, and the processor that the published checkpoints have. tokens.py has their tokenizers and chat templates.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def save_tiny(name: str, folder: Path) -> Path:
         for weight, parameter in model.named_parameters():
             if parameter.ndim > 1:
                 parameter.normal_(std=0.15)  # small starts give the same answer to everything
-            if weight.endswith("Attention.q.weight"):  # T5 leaves it to its weights to divide by a head's root
+            if weight.endswith("Attention.q.weight"):  # T5's attention does not divide by the root of a head's size
                 parameter *= 32**-0.5
     save(name, model, tokenizer, folder)
     return folder
@@ -96,7 +96,7 @@ def t5(tokenizer: hf.PreTrainedTokenizerBase) -> hf.T5Config:
 
 
 def blip_parts(tokenizer: hf.PreTrainedTokenizerBase, text: Any) -> dict[str, Any]:
-    """The configuration that BLIP-2 and its kin share."""
+    """The configuration that BLIP-2 and the families after it share."""
     qformer = {**STEP, "cross_attention_frequency": 2, "encoder_hidden_size": WIDTH}
     qformer |= {"vocab_size": 1024, "max_position_embeddings": 128, "pad_token_id": 0}
     qformer |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -140,7 +140,7 @@ def make_visualglm(folder: Path) -> None:
 
     tokenizer = bytelevel("qwen2vl", "[gMASK]", "<sop>", "<eop>", end="<eop>")
     found = ids(tokenizer, gmask_token_id="[gMASK]", bos_token_id="<sop>", eos_token_id="<eop>")
-    # The release's tokenizer ends every text so.
+    # The release's tokenizer ends every text with these.
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="$A [gMASK] <sop>",
         special_tokens=[("[gMASK]", found["gmask_token_id"]), ("<sop>", found["bos_token_id"])],
@@ -214,7 +214,7 @@ def make_llava_onevision(folder: Path) -> None:
 
 
 def make_idefics3(folder: Path) -> None:
-    """With a begin token that both its template and its tokenizer write, as Llama 3's."""
+    """An Idefics3 whose template and tokenizer both write a begin token, as Llama 3's do."""
     around = "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"
     tokenizer = bytelevel("llava", *around, end="<end_of_utterance>")
     config = hf.Idefics3Config(
@@ -235,7 +235,7 @@ def make_idefics3(folder: Path) -> None:
 
 
 def make_qwen2_5_vl(folder: Path) -> None:
-    """One layer of the vision encoder looks within windows of 2 x 2 merged tokens, one at all of the 4 x 4."""
+    """A Qwen2.5-VL: two encoder layers look within windows of 2 x 2 merged tokens, the one between at all 4 x 4."""
     inner = words.make_tokenizer("qwen2vl")
     special = inner.additional_special_tokens
     tokenizer = hf.Qwen2TokenizerFast(
@@ -299,7 +299,7 @@ def make_paligemma(folder: Path, gemma: type = hf.GemmaConfig, **more: Any) -> N
         projection_dim=WIDTH,
         **ids(tokenizer, image_token_index=IMAGE),
     )
-    # Gemma's words are large and also its head: at full size a word only repeats itself.
+    # Gemma's word embeddings are large, and are its head too: at full size a word only repeats itself.
     finish(hf.PaliGemmaForConditionalGeneration(config), folder, processor, words_scale=0.1)
 
 
@@ -344,7 +344,7 @@ def make_internvl(folder: Path) -> None:
 
 
 def make_clip(folder: Path) -> None:
-    tokenizer = bytelevel("guide", "<|endoftext|>", end="<|endoftext|>")  # of the highest id, by which CLIP finds it
+    tokenizer = bytelevel("guide", "<|endoftext|>", end="<|endoftext|>")  # the highest id: CLIP finds it by that
     found = [(token, tokenizer.convert_tokens_to_ids(token)) for token in (words.BOS, "<|endoftext|>")]
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A <|endoftext|>", special_tokens=found

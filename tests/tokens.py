@@ -1,4 +1,4 @@
-"""What the tiny models of tests/tiny.py read: tokenizers like the published ones, and chat templates."""
+"""Tokenizers like the published ones, and chat templates, for the tiny models of tests/tiny.py."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CHATML = (
     "{% if c['type'] == 'image' %}{{ 'IMAGE' }}{% else %}{{ c['text'] }}{% endif %}{% endfor %}"
     "{{'<|im_end|>\n'}}{% endfor %}{% if add_generation_prompt %}{{'<|im_start|>assistant\n'}}{% endif %}"
 )
-# Each from its checkpoint on the hub, for what a user says.
+# The part for a user's message, from each checkpoint on the hub.
 TEMPLATES = {
     "llava_onevision": CHATML.replace("IMAGE", IMAGE).replace("c['text']", "'\\n' + c['text']"),
     "qwen2_5_vl": CHATML.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>"),
@@ -30,7 +30,8 @@ TEMPLATES = {
 
 
 def sentencepiece(*special: str) -> hf.PreTrainedTokenizerFast:
-    """A tokenizer like Llama's: a space belongs to the word behind it, a text starts with one; bytes for the rest."""
+    """A tokenizer like Llama's: a space belongs to the word behind it, a text starts with a space; other characters
+    are bytes."""
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.Metaspace()
     letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,:?#<>/"

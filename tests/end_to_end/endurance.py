@@ -1,4 +1,4 @@
-"""Asks a bundle ten thousand times from eight threads, in every way that there is, and prints what that did to memory.
+"""Ask a bundle ten thousand times from eight threads, in each of the sdk's ways, and print the memory over time.
 
 python tests/end_to_end/endurance.py BUNDLE [N_ASKS]
 """
@@ -24,7 +24,7 @@ LIMIT = {"max_new_tokens": 2}
 
 
 def resident():
-    """KiB of this process that are in memory."""
+    """Resident memory of this process in KiB."""
     status = Path("/proc/self/status").read_text()
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
 
@@ -35,7 +35,7 @@ def main(bundle, n_asks):
         ways = [
             lambda p, q: task.ask(PICTURES[p], q, **LIMIT).tokens,
             lambda p, q: task.see(PICTURES[p]).ask(q, **LIMIT).tokens,
-            lambda p, q: views[p].ask(q, **LIMIT).tokens,  # which threads share
+            lambda p, q: views[p].ask(q, **LIMIT).tokens,  # a view that the threads share
             lambda p, q: [row.label for row in task.rank(PICTURES[p], q, labels=LABELS)],
             lambda p, q: "".join(task.stream(PICTURES[p], q, **LIMIT)),
             lambda p, q: [a.tokens for a in task.ask_many([(PICTURES[p], q), (PICTURES[0], QUESTIONS[0])], **LIMIT)],
@@ -49,15 +49,15 @@ def main(bundle, n_asks):
 
         right, kib = [0] * N_THREADS, []
         step = threading.Barrier(N_THREADS)
-        # At every thousandth question nothing is under way, and memory is read.
+        # Memory is read after every thousand questions, when all threads wait.
         pause = threading.Barrier(N_THREADS, action=lambda: kib.append(resident()))
 
         def work(thread):
             for start in range(0, n_asks, N_WARM):
                 for number in range(start + thread, start + N_WARM, N_THREADS):
                     if start == 0:
-                        # Warm is what has been at its worst: all threads in the same way at the same moment, which
-                        # chance alone brings about late.
+                        # The warm-up is the worst case: all threads ask in the same way at the same moment. By chance
+                        # alone this would come late, and look like growth.
                         step.wait()
                         right[thread] += ask(number, way=number // N_THREADS % len(ways))
                     else:

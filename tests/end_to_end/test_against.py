@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import binom
 
 from benchmarks import memory, speed
-from benchmarks.against import ASK, Comparison
+from benchmarks.against import ASK, CPU, Comparison
 from benchmarks.paired import ROOT, Checkout, Process, in_turns, interval, summary
 
 
@@ -73,7 +73,7 @@ def test_both_sides_export_with_their_own_command_and_answer(tmp_path):
         started = comparison.start(bundles)
     assert facts["same answer"]
     assert facts["tokens"] >= 2
-    assert set(rows) == {ASK, "see", "a token"}
+    assert set(rows) == {ASK, f"{ASK}, {CPU}", "see", f"see, {CPU}", "a token"}
     assert {"import", "import for a load", "load", "first question, 2 tokens"} <= set(started)
     assert all(row["n"] == 1 and row["this"] > 0 and row["other"] > 0 for row in (*rows.values(), *started.values()))
 

@@ -1,4 +1,4 @@
-"""Ten thousand questions from eight threads: every answer as one thread gives it, and no more memory than at first."""
+"""Ten thousand questions from eight threads: each answer is the one of a single thread, and memory does not grow."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ import pytest
 
 HERE = Path(__file__).parent
 BUNDLE = HERE.parent / "goldens" / "format-1" / "llava_next.tvp"
-needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells resident memory so")
+needs_proc = pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="resident memory is read from Linux's /proc"
+)
 
 
 def run(*command):
-    # Of glibc's heaps there may be eight a core, each of which keeps the most that it ever held, and threads come to
-    # them late: up to 1.7 % more on two cores. `Task` tells services to have two.
+    # glibc may have eight heaps a core. Each keeps the most that it ever held, and threads may come to a heap late: up
+    # to 1.7 % more memory on two cores. `Task` tells services to have two heaps.
     environment = {**os.environ, "MALLOC_ARENA_MAX": "2"}
     done = subprocess.run(
         [sys.executable, *command], capture_output=True, text=True, timeout=300, env=environment, cwd=HERE
@@ -35,8 +37,8 @@ def test_ten_thousand_asks_are_right_and_take_no_more_memory():
 
 
 @needs_proc
-def test_what_a_large_picture_took_is_given_back():
-    """Of 12 megapixels, whose floats alone are 137 MiB; once as a warm-up of all that a first question loads."""
+def test_the_memory_of_a_large_picture_is_given_back():
+    """The picture has 12 megapixels; its floats alone are 137 MiB. A small picture warms up first."""
     code = f"""
 import json
 import numpy as np

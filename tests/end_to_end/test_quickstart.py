@@ -1,4 +1,4 @@
-"""The demo: it runs, its page holds everything, and the prompt that it makes does what it says."""
+"""The demo: it runs, its page needs no other file, and the shipped prompt gains as much as it says."""
 
 from __future__ import annotations
 

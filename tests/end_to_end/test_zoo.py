@@ -1,4 +1,4 @@
-"""The shipped models truly see, and their bundles equal PyTorch on scenes and on real photos."""
+"""The shipped models truly see, and their bundles agree with PyTorch on scenes and on real photos."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tvp.trainer.zoo import zoo_folder
 ZOO = zoo_folder()
 NAMES = ["blip2", "blip2-t5", "instructblip", "smolvlm", "llava", "qwen2vl"]
 EXPORTED = ["blip2", "llava"]
-# The last is how far apart they may be: SmolVLM and LLaVA each keep the positions in float16, in a form of their own.
+# Pairs of models, and their largest difference: SmolVLM and LLaVA each keep positions in float16, in different forms.
 SHARED = [("blip2", "blip2-t5", 0.0), ("blip2", "instructblip", 0.0), ("smolvlm", "llava", 2e-3)]
 FULL = Geometry(64, 64)
 
@@ -59,7 +59,7 @@ def test_the_three_encoders_differ():
 
 
 def _patches(name, pixels):
-    """What the vision encoder itself says of each patch."""
+    """The vision encoder's features of each patch, before any connector."""
     family = families.load(f"zoo:{name}")
     model = family.model
     with torch.no_grad():
@@ -77,7 +77,7 @@ def _patches(name, pixels):
 def test_scenes_are_answered_at_least_85_percent_right(model):
     data = Scenes(200, seed=4242, n_questions=len(scenes.TOPICS))
     result = accuracy(model, data, FULL)
-    # The bar is the card's figure (measured on 5,120 questions); a sample may fall short by its own noise.
+    # The zoo's README measures 5,120 questions. This is a sample of 1,000, which may fall short by its own noise.
     assert result.accuracy >= 0.85 - 2 * math.sqrt(0.85 * 0.15 / result.n)
 
 
@@ -89,7 +89,7 @@ def test_photos_are_told_apart_at_least_every_second_time(model, cifar10):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_model_can_be_source_and_target(name, tmp_path):
-    """By name and by path, through the commands that users type."""
+    """By name and by path, through the command line."""
     run = CliRunner().invoke
     size = ["--canvas", "64", "--inner", "48"]
     train_options = ["--steps", "1", "--batch", "4", "--n-train", "4", "--n-validation", "1", "--update", "adam"]
@@ -113,7 +113,7 @@ def test_the_guide_tells_a_scene_from_another():
 
 
 def test_the_guide_names_photos_far_over_chance(cifar10):
-    """The card says 32 %; chance is 10 %. At 400 photos three standard errors are 7 points."""
+    """The zoo's README says 32 %; chance is 10 %. At 400 photos three standard errors are 7 points."""
     guide = Guide("zoo:guide")
     data = Parquet(cifar10, "test", "?")
     samples = [data[i] for i in range(400)]

@@ -1,4 +1,4 @@
-"""The script that trains the zoo: every stage runs, and goes on from its checkpoints."""
+"""The script that trains the zoo: every stage runs, and continues from its checkpoints."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tvp.trainer import families
 
 @pytest.fixture
 def short(monkeypatch, tmp_path):
-    """Two steps of small batches a stage, in a folder of their own."""
+    """A few steps of small batches a stage, in a temporary folder; returns random photos and labels."""
     monkeypatch.setattr(build, "ZOO", tmp_path / "zoo")
     monkeypatch.setattr(build, "WORK", tmp_path / "work")
     monkeypatch.setattr(build, "ENCODER_STEPS", dict.fromkeys(models.ENCODERS, (2, 1, 1, 1)))
@@ -39,13 +39,13 @@ def test_a_model_is_built_and_built_again_from_its_checkpoints(name, short, tmp_
     assert all(torch.equal(first[key], again[key]) for key in first)
 
 
-def test_a_model_goes_on_from_an_earlier_one(short, tmp_path):
+def test_a_model_starts_from_an_earlier_one(short, tmp_path):
     build.build("blip2", short, 1.0, None)
     earlier = tmp_path / "earlier"
     (tmp_path / "zoo").rename(earlier)
     for stage in ("look-ups", "finish"):
         (tmp_path / "work" / f"blip2-{stage}.pt").unlink()
-    build.build("blip2", short, 0.0, earlier)  # no step: what was taken over is what is saved
+    build.build("blip2", short, 0.0, earlier)  # no step: the copied weights are saved
     old, new = (load_file(folder / "blip2" / "model.safetensors") for folder in (earlier, tmp_path / "zoo"))
     assert all(torch.equal(old[key], new[key]) for key in old)
 

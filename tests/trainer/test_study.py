@@ -1,4 +1,4 @@
-"""The transfer study of benchmarks/study.py: what it calls a gain, whom it compares, and one prompt from end to end."""
+"""The transfer study of benchmarks/study.py: its gains, roles and bars, and one prompt from end to end."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def baseline(task, level):
 
 @pytest.fixture
 def lines():
-    """By hand: two tasks, one source with two seeds on one task; blip2 shares its encoder with the next two models."""
+    """Lines by hand: two tasks, and a source with two seeds on one of them; blip2 shares its encoder with two more."""
     return [
         baseline(COUNT, 0.5),
         baseline(EXISTENCE, 0.6),
@@ -37,7 +37,7 @@ def lines():
     ]
 
 
-def test_gains_are_points_over_no_prompt_by_what_a_model_is_to_the_sources(lines):
+def test_gains_are_points_over_no_prompt_and_a_models_role_depends_on_the_sources(lines):
     table = {(found["sources"], found["method"]): found for found in study.summarise(study.gains(lines))}
     black = table["", "black frame"]
     assert black["blip2"] == pytest.approx(-10)
