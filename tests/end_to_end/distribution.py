@@ -33,7 +33,7 @@ METADATA = {"METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE
 SLIM = {"numpy", "pillow", "tokenizers", "click"}
 ABSENT = ("torch", "torchvision", "transformers", "optimum", "onnx", "safetensors", "open_clip", "jaxtyping")
 # What would lead a command of a new environment elsewhere.
-LEADS_ASTRAY = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "TVP_HOME", "PIP_TARGET", "PIP_USER")
+LEADS_ASTRAY = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "TVP_HOME", "TVP_ZOO", "PIP_TARGET", "PIP_USER")
 
 
 def main() -> None:

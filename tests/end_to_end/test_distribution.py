@@ -14,8 +14,6 @@ from click.testing import CliRunner
 
 from tests.end_to_end import distribution
 from tests.end_to_end.distribution import NAME, PROJECT, STEM, VERSION
-from tvp.sdk.errors import ModelError
-from tvp.trainer import families
 
 
 @pytest.fixture(scope="module")
@@ -92,12 +90,6 @@ def test_extras_refer_to_the_published_name():
     lines = [line for lines in PROJECT["optional-dependencies"].values() for line in lines]
     assert [line for line in lines if line.startswith(f"{NAME}[")]
     assert not [line for line in [*lines, *requires(NAME)] if line.split("[")[0].strip() == "tvp"]
-
-
-def test_without_the_repository_a_zoo_model_is_said_to_be_there(monkeypatch, tmp_path):
-    monkeypatch.setattr(families, "ZOO", tmp_path / "samples" / "zoo")
-    with pytest.raises(ModelError, match=r"'zoo:blip2' is in the repository's samples/zoo, not in the installed"):
-        families.locate("zoo:blip2")
 
 
 def test_a_python_that_cannot_be_tried_is_named(monkeypatch, tmp_path):
