@@ -1,4 +1,4 @@
-"""How fast a task is on this machine: `tvp bench`."""
+"""The speed of a task on this machine: `tvp bench`."""
 
 from __future__ import annotations
 
@@ -26,13 +26,19 @@ def bench(
     n_runs: int = N_RUNS,
     max_new_tokens: int = N_NEW_TOKENS,
 ) -> dict[str, Any]:
-    """Load a task, ask its first golden case, and time the parts; medians of `n_runs` after one to warm up.
+    """Load a task, ask its first golden case, and time the parts.
 
-    Returns seconds: load, see (picture to embeddings), first_token (of a first question), again (of a second one
-    about the same picture), token (each further one), ask (picture to `n_new_tokens` tokens); tokens_per_second;
-    peak_mib: the most memory that this process has had (None where the system does not say); providers: what each
-    part ran on.
-    A task that only chooses among labels has no tokens: its first_token is a whole answer, the labels' texts read.
+    Args:
+        task, providers: see `sdk.load`.
+        n_runs: number of runs, at least 1. Default 5. One more run comes first, to warm up.
+        max_new_tokens: longest answer, in tokens. Default 16.
+
+    Returns:
+        Medians in seconds: `load`; `see`, picture to embeddings; `first_token` of a first question; `again`, that of a
+        second question about the same picture; `token`, each further one; `ask`, picture to the last of
+        `n_new_tokens` tokens. Also `tokens_per_second`; `peak_mib`, the most memory that this process has had (None
+        where the system does not say it); `providers`, by part.
+        A contrastive task has no tokens: its `first_token` is a whole ranking of labels.
     """
     if n_runs < 1:
         raise RequestError(f"n_runs is {n_runs}; it must be at least 1.")

@@ -1,4 +1,4 @@
-"""What this installation can run."""
+"""A report of this installation: versions, providers, memory, tasks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MODEL = base64.b64decode("CAg6NQoOCgF4CgF4EgF5IgNBZGQSAWdaDwoBeBIKCggIARIECgIIAW
 
 
 def doctor() -> dict[str, str]:
-    """Versions, providers, where each part of a bundle would run, cores, memory, cache and known tasks."""
+    """Return versions, providers, the provider of each part of a bundle, cores, memory, cache and known tasks."""
     facts = {
         "python": platform.python_version(),
         **{name: _version(name) for name in ("tvp-edge", "numpy", "pillow", "tokenizers")},
@@ -45,7 +45,7 @@ def doctor() -> dict[str, str]:
 
 
 def usable_cores() -> int:
-    """Cores that this process may use: by its affinity, and by the limit of its container, rounded up."""
+    """Return the number of cores that this process may use, by its affinity and its container's limit, rounded up."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for folder in _cgroups("cpu"):
         quota, period = [*_read(folder / "cpu.max").split(), "", ""][:2]
@@ -57,9 +57,9 @@ def usable_cores() -> int:
 
 
 def memory() -> dict[str, int]:
-    """Bytes of memory in `total` and `available` to this process, its container's limit included.
+    """Return the bytes of memory, `total` and `available` to this process, with its container's limit.
 
-    Empty where the system does not say.
+    Empty where the system does not say it.
     """
     lines = [line.split() for line in _read(PROC / "meminfo").splitlines()]
     kib = {line[0]: int(line[1]) for line in lines if len(line) > 1 and line[1].isdigit()}
@@ -85,7 +85,7 @@ def memory() -> dict[str, int]:
 
 
 def _auto() -> str:
-    """What runs where with providers='auto', and why not elsewhere."""
+    """Say which provider runs which part with providers='auto', and why others do not."""
     places: dict[str, list[str]] = {}
     reasons: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""Reading pictures, whatever they come as: a path, bytes, a PIL image or an array."""
+"""Reading pictures from a path, bytes, a PIL image or an array."""
 
 from __future__ import annotations
 
@@ -35,12 +35,18 @@ _opening = threading.Lock()
 
 
 def read_image(source: ImageLike) -> NDArray[np.uint8]:
-    """Read a picture as uint8 (height, width, 3), RGB, upright.
+    """Read a picture.
 
-    source: a path, the bytes of a file, a PIL image, or a uint8 array (height, width, 3).
-        EXIF orientation is applied, alpha is laid on black, palette, grey, CMYK and 16-bit pictures
-        are converted; of an animation the first frame is taken.
-    Raises ImageError for what is unreadable, cut off, empty or of more than 100 megapixels.
+    Args:
+        source: a path, the bytes of a file, a PIL image, or a uint8 array (height, width, 3). EXIF orientation is
+            applied, and transparency is laid on black. Palette, grey, CMYK and 16-bit pictures are converted. An
+            animation gives its first frame.
+
+    Returns:
+        uint8 (height, width, 3), RGB, upright.
+
+    Raises:
+        ImageError: the picture is unreadable, cut off or empty, or has more than 100 megapixels.
     """
     if isinstance(source, np.ndarray):
         return _from_array(source)
@@ -58,7 +64,7 @@ def read_image(source: ImageLike) -> NDArray[np.uint8]:
             if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for, a device may never end
                 raise ImageError(f"{_start(name)} cannot be read: it is a pipe or a device. Give its bytes instead.")
             with open(path, "rb") as stream:
-                data = stream.read(MAX_BYTES + 1)  # what /proc holds says that it has 0 bytes
+                data = stream.read(MAX_BYTES + 1)  # a file of /proc says that it has 0 bytes
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             raise ImageError(f"{_start(name)} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
     else:
@@ -122,7 +128,7 @@ def _decode(image: Image.Image, name: str) -> NDArray[np.uint8]:
 
 
 def _is_slow(image: Image.Image) -> bool:
-    """Whether Pillow decodes this PPM file in Python."""
+    """Return whether Pillow decodes this PPM file in Python."""
     return any(tile[0] != "raw" for tile in getattr(image, "tile", ()))
 
 
@@ -134,8 +140,10 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
-    """A loaded image as uint8 (height, width, 3). Strip by strip, since a file of some KB may hold 100 megapixels, of
-    which each of Pillow's conversions makes a copy of up to 8 bytes a pixel."""
+    """Convert a loaded image to uint8 (height, width, 3), strip by strip.
+
+    A file of some KB may hold 100 megapixels, and each conversion of Pillow's copies up to 8 bytes a pixel.
+    """
     width, height = image.size
     # 16-bit greys keep their upper 8 bits, floats in [0, 1] are stretched; Pillow itself would clip both.
     scale = 1.0

@@ -1,4 +1,4 @@
-"""The `tvp` command. Sub-commands live in their packages and are imported only when they are called."""
+"""The command `tvp`. Sub-commands live in their packages, and are imported only when they are called."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ COMMANDS: dict[str, tuple[str, str, str, str]] = {
     "convert": (
         "tvp.trainer.convert_cli",
         "convert",
-        "Turn published key layouts into a folder that loads.",
+        "Turn a model's published files into a folder that loads.",
         "train",
     ),
     "export": ("tvp.export.cli", "export", "Turn a model and a prompt into a task bundle.", "export,cpu"),
     "ask": ("tvp.sdk.cli", "ask", "Ask a task about a picture.", ""),
     "check": ("tvp.sdk.cli", "check", "Replay a bundle's golden cases on this machine.", ""),
-    "inspect": ("tvp.sdk.cli", "inspect", "Show what a bundle is.", ""),
-    "pack": ("tvp.sdk.cli", "pack", "Make one file of a bundle.", ""),
-    "unpack": ("tvp.sdk.cli", "unpack", "Make a bundle's folder of its file.", ""),
+    "inspect": ("tvp.sdk.cli", "inspect", "Show a bundle's facts.", ""),
+    "pack": ("tvp.sdk.cli", "pack", "Pack a bundle into one file.", ""),
+    "unpack": ("tvp.sdk.cli", "unpack", "Unpack a bundle's file to a folder.", ""),
     "bench": ("tvp.sdk.cli", "bench", "Time a task on this machine.", ""),
-    "doctor": ("tvp.sdk.cli", "doctor", "Show what this installation can run.", ""),
+    "doctor": ("tvp.sdk.cli", "doctor", "Show versions, providers and tasks of this installation.", ""),
 }
 
 
@@ -66,7 +66,7 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="tvp-edge")
 def cli() -> None:
-    """Teach frozen vision-language models tasks with a frame of pixels, and run them on the edge."""
+    """Teach a frozen vision-language model a task through the picture alone, and run it on the edge."""
 
 
 def main() -> None:
@@ -85,7 +85,7 @@ def export_main() -> None:
 
 
 def _run(command: Callable[..., Any], arguments: list[str]) -> None:
-    # What is written is written whole or not at all; that holds where a service manager ends the program, too.
+    # Files are written whole or not at all. That holds where a service manager ends the program, too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # an answer may hold what a terminal cannot show
@@ -101,7 +101,7 @@ def _run(command: Callable[..., Any], arguments: list[str]) -> None:
 
 
 def _parts(context: click.Context, parameter: click.Parameter, value: str) -> str | dict[str, str]:
-    """`auto` or a name as it is; `vision_encoder=tensorrt,decoder=cuda` as a mapping. `sdk.load` checks the names."""
+    """Turn `vision_encoder=tensorrt,decoder=cuda` into a mapping; a name stays a name. `sdk.load` checks the names."""
     if "=" not in value:
         return value
     return {part.strip(): name.strip() for part, _, name in (item.partition("=") for item in value.split(","))}
@@ -112,7 +112,7 @@ PROVIDERS = click.option(
     default="auto",
     show_default=True,
     callback=_parts,
-    help="auto, cpu, cuda or tensorrt; or by part: vision_encoder=tensorrt,decoder=cuda.",
+    help="auto, cpu, cuda or tensorrt. For each part: vision_encoder=tensorrt,decoder=cuda.",
 )
 
 
@@ -120,10 +120,12 @@ PROVIDERS = click.option(
 @click.argument("task")
 @click.argument("image")
 @click.argument("question", required=False)
-@click.option("--rank", is_flag=True, help="Score every label instead of answering freely.")
-@click.option("--label", "labels", multiple=True, help="A label to rank; give it once for each.")
+@click.option("--rank", is_flag=True, help="Score the labels instead of answering freely.")
+@click.option(
+    "--label", "labels", multiple=True, help="A label to score. Repeat it for each label; default: the task's own."
+)
 @PROVIDERS
-@click.option("--max-new-tokens", type=int, default=None, help="Longest answer, in tokens.")
+@click.option("--max-new-tokens", type=int, default=None, help="Longest answer, in tokens. Default: the bundle's.")
 @click.option("--stream", is_flag=True, help="Print the answer in pieces as they come.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON with tokens, scores and timing.")
 def ask(
@@ -137,7 +139,7 @@ def ask(
     stream: bool,
     as_json: bool,
 ) -> None:
-    """Ask TASK (a folder, a name or a .tvp file) about IMAGE."""
+    """Ask TASK (a folder, a name or a .tvp file) a QUESTION about IMAGE. Default: the task's own question."""
     from ._load import load
 
     if stream and (as_json or rank or labels):
@@ -176,7 +178,10 @@ def ask(
 @click.argument("task")
 @PROVIDERS
 def check(task: str, providers: str | dict[str, str]) -> None:
-    """Replay the golden cases of TASK (a folder or a name) on this machine."""
+    """Replay the golden cases of TASK on this machine: does it answer as PyTorch did?
+
+    TASK is a folder, a name or a .tvp file.
+    """
     from ._load import load
 
     with load(task, providers=providers) as loaded:
@@ -192,7 +197,10 @@ def check(task: str, providers: str | dict[str, str]) -> None:
 @click.command()
 @click.argument("task")
 def inspect(task: str) -> None:
-    """Show what the bundle TASK (a folder or a name) is, without loading it."""
+    """Show name, model, labels, size and parity of the bundle TASK, without loading it.
+
+    TASK is a folder, a name or a .tvp file.
+    """
     from ._store import find
     from .formats.manifest import ContrastiveManifest, GenerativeManifest, read_base_manifest, read_task_manifest
 
@@ -216,7 +224,7 @@ def inspect(task: str) -> None:
         context = f"{base.n_positions} tokens" if base.n_positions else "(no bound)"
         rows |= {"image tokens": str(base.n_image_tokens), "context": context}
     for name, value in rows.items():
-        # Of a bundle that may be a stranger's: no line of its own, and nothing that steers the terminal.
+        # The bundle may be a stranger's: its texts add no line, and nothing that steers the terminal.
         click.echo(f"{name:<13} {''.join(c if c.isprintable() else repr(c)[1:-1] for c in str(value))}")
 
 
@@ -224,7 +232,7 @@ def inspect(task: str) -> None:
 @click.argument("task")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 def pack(task: str, file: Path) -> None:
-    """Make FILE (usually NAME.tvp) of the bundle TASK (a folder or a name), which `tvp ask` and sdk.load take too."""
+    """Pack the bundle TASK (a folder or a name) into FILE, usually NAME.tvp. `tvp ask` and sdk.load take it as it is."""
     from ._store import find
     from .formats.archive import pack as write
 
@@ -236,7 +244,7 @@ def pack(task: str, file: Path) -> None:
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.argument("folder", type=click.Path(path_type=Path))
 def unpack(file: Path, folder: Path) -> None:
-    """Make the bundle in FILE a FOLDER again."""
+    """Unpack the bundle in FILE to FOLDER, which must not exist."""
     from .formats.archive import unpack as write
 
     write(file, folder)
@@ -246,8 +254,12 @@ def unpack(file: Path, folder: Path) -> None:
 @click.command()
 @click.argument("task")
 @PROVIDERS
-@click.option("--runs", type=click.IntRange(1), default=5, show_default=True, help="Runs that the medians are of.")
-@click.option("--max-new-tokens", type=click.IntRange(1), default=16, show_default=True, help="Longest answer.")
+@click.option(
+    "--runs", type=click.IntRange(1), default=5, show_default=True, help="Number of runs; their medians are printed."
+)
+@click.option(
+    "--max-new-tokens", type=click.IntRange(1), default=16, show_default=True, help="Longest answer, in tokens."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, in seconds and MiB.")
 def bench(task: str, providers: str | dict[str, str], runs: int, max_new_tokens: int, as_json: bool) -> None:
     """Time TASK (a folder, a name or a .tvp file) on this machine: load, picture, first token, further tokens."""
@@ -275,7 +287,7 @@ def bench(task: str, providers: str | dict[str, str], runs: int, max_new_tokens:
 
 
 def _by_provider(places: Mapping[str, str]) -> str:
-    """What ran on what, in a line: parts that share a provider together."""
+    """Say in one line which provider ran which parts."""
     names = dict.fromkeys(places.values())
     return "; ".join(f"{', '.join(part for part in places if places[part] == name)} on {name}" for name in names)
 

@@ -1,4 +1,4 @@
-"""Which execution providers each part of a bundle runs on, and with which options."""
+"""The execution providers that each part of a bundle runs on, and their options."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ CUDA_OPTIONS = {
     "cudnn_conv_algo_search": "HEURISTIC",  # by default the first run of a shape times every algorithm
     "use_tf32": "0",  # by default float32 is multiplied with 10 bits of mantissa, too few for parity
 }
-# Where one of these is left on the CPU although another provider was asked for, that is worth a warning;
-# shapes and the like belong there.
+# An operator of these that stays on the CPU, although another provider was asked for, is worth a warning. Shapes and
+# the like belong on the CPU.
 HEAVY = {
     "Attention",
     "Conv",
@@ -58,10 +58,11 @@ HEAVY = {
 
 @dataclass(frozen=True)
 class Plan:
-    """Where the parts of a base are to run.
+    """The providers for the parts of a base.
 
-    chosen: what onnxruntime gets, by part.
-    automatic: the parts that nobody named a provider for. They alone may run on the CPU if theirs does not start.
+    Attributes:
+        chosen: what onnxruntime gets, by part.
+        automatic: the parts that nobody named a provider for. They alone fall back to the CPU if theirs does not start.
     """
 
     chosen: Mapping[str, Chosen]
@@ -69,7 +70,7 @@ class Plan:
 
 
 def onnxruntime() -> Any:
-    """Import onnxruntime, or say which line installs one."""
+    """Import onnxruntime; raises ProviderError, with the line that installs it."""
     try:
         import onnxruntime
     except ImportError as error:
@@ -81,30 +82,40 @@ def onnxruntime() -> Any:
 
 
 def with_cuda() -> Any:
-    """onnxruntime, and CUDA's libraries where they come from pip wheels: found once, and before anything asks which
-    providers there are, since a CUDA that is a plug-in registers itself again behind it."""
+    """Import onnxruntime, and load CUDA's libraries once, where they come from pip wheels.
+
+    This comes before anything asks for the list of providers: a CUDA that is a plug-in registers itself when its
+    libraries are loaded.
+    """
     ort = onnxruntime()
     with _preloading:
         if ort in _preloaded or not hasattr(ort, "preload_dlls"):
             return ort
         _preloaded.append(ort)
         if {CUDA, TENSORRT} & {*ort.get_available_providers()} or ", cuda-plugin-ep=" in ort.get_build_info():
-            with redirect_stdout(sys.stderr):  # it prints what it does not find, where answers may be read
+            with redirect_stdout(sys.stderr):  # it prints missing libraries, and answers are read from stdout
                 ort.preload_dlls()
     return ort
 
 
 def make_plan(wanted: Providers, parts: Iterable[str], cache: Path, precision: str, device: str = "") -> Plan:
-    """`choose_providers` for these parts; what is wrong about another part is an error as well.
+    """Choose providers for the parts of a base; see `choose_providers`.
 
-    Logs a warning where TensorRT is to run a vision encoder that was not made for it.
+    A wrong choice for any other part is an error as well. A vision encoder that was not exported for TensorRT and shall
+    run there gets a warning.
+
+    Args:
+        wanted: the caller's choice.
+        parts: names of the base's parts.
+        cache: folder for TensorRT's engines of this base.
+        precision, device: of the base's manifest.
     """
     choices = _by_part(wanted)
     chosen = {part: choose_providers(wanted, part, cache, precision, device) for part in PARTS}
     if chosen[VISION_ENCODER][0][0] == TENSORRT and device in ("cpu", "cuda"):
         log.warning(
-            "The %s was not exported for TensorRT, and has operators that it has not: it builds an engine for each "
-            "piece between them, which takes long and runs slowly. Export it with --device tensorrt.",
+            "The %s was not exported for TensorRT, and has operators that TensorRT lacks. TensorRT builds an engine "
+            "for each piece between them; that takes long and runs slowly. Export it with --device tensorrt.",
             VISION_ENCODER,
         )
     return Plan(
@@ -114,20 +125,24 @@ def make_plan(wanted: Providers, parts: Iterable[str], cache: Path, precision: s
 
 
 def choose_providers(wanted: Providers, part: str, cache: Path, precision: str = "fp32", device: str = "") -> Chosen:
-    """Turn what a user wants into what onnxruntime gets for one part.
+    """Turn a caller's choice into the list that onnxruntime gets for one part.
 
-    wanted: `auto` (CUDA where onnxruntime reports it, and CPU; but the CPU alone for int8 and int4 that were made for
-        one, of which CUDA would leave most to the CPU; never TensorRT, which takes minutes to build its engine), a
-        provider, several of them by priority, or a mapping of parts to those. A provider is a name, short
-        (`cpu`, `cuda`, `tensorrt`) or onnxruntime's own, or (name, options); the options go before those set here.
-        One provider alone gets the usual ones behind it for the nodes that it does not take (TensorRT: CUDA, CPU);
-        several are taken as given, with the CPU last, as onnxruntime has it.
-    part: one of PARTS, or its file's name. The preprocessing runs on the CPU always, since other providers resize
-        otherwise; TensorRT runs the vision encoder only, since it lacks the decoder's operators and would build the
-        others' engines anew for each length of a question.
-    cache: the folder for TensorRT's engines of this base.
-    precision, device: the base's, of its manifest.
-    Raises ProviderError for a part or a provider that is unknown, and for one that cannot run here or run this part.
+    Args:
+        wanted: `auto`, a provider, several of them by priority, or a mapping of parts to these.
+            `auto` takes CUDA where onnxruntime reports it, and the CPU. It takes the CPU alone for int8 and int4 that
+            were made for a CPU, since CUDA would leave most of them to the CPU. It never takes TensorRT, which builds
+            its engine for minutes.
+            A provider is a name (`cpu`, `cuda`, `tensorrt`, or onnxruntime's own) or (name, options). The options
+            override those set here. One provider alone gets the usual ones behind it, for the nodes that it does not
+            take (TensorRT: CUDA, CPU). Several are taken as given, with the CPU last.
+        part: one of PARTS, or its file's name. The preprocessing always runs on the CPU, since other providers resize
+            in other ways. TensorRT runs the vision encoder only: it lacks the decoder's operators, and would build the
+            other engines anew for each length of a question.
+        cache: folder for TensorRT's engines of this base.
+        precision, device: of the base's manifest.
+
+    Raises:
+        ProviderError: the part or the provider is unknown, or the provider cannot run here or not this part.
     """
     part = _known(part)
     choice = _by_part(wanted)[part]
@@ -159,10 +174,16 @@ def choose_providers(wanted: Providers, part: str, cache: Path, precision: str =
 
 
 def runs_on(session: Any, what: str) -> str:
-    """The provider that most of a session's nodes are on, or the first one where onnxruntime does not tell.
+    """Return the provider that runs most nodes of a session, or the first one where onnxruntime does not tell.
 
-    Logs a warning where operators that weigh are on the CPU although another provider is there.
-    Raises ProviderError where the first provider has taken no node at all.
+    Heavy operators that stay on the CPU, although another provider is there, get a warning.
+
+    Args:
+        session: onnxruntime's.
+        what: names the graph in messages.
+
+    Raises:
+        ProviderError: the first provider takes no node at all.
     """
     first: str = session.get_providers()[0]
     if first == CPU or not hasattr(session, "get_provider_graph_assignment_info"):  # an older one
@@ -180,7 +201,7 @@ def runs_on(session: Any, what: str) -> str:
     left = Counter(operator for name, operator in nodes if name == CPU and operator in HEAVY)
     if left:
         log.warning(
-            "%s is on %s, but the CPU runs these of its nodes, which the other has nothing for: %s.",
+            "%s is on %s, which has no kernel for some of its nodes. The CPU runs these: %s.",
             what,
             first,
             ", ".join(f"{n} {operator}" for operator, n in left.most_common()),
@@ -204,11 +225,11 @@ def _known(part: Any) -> str:
 
 
 def _refuse(part: str, names: list[str]) -> None:
-    """What was named for a part that it cannot run."""
+    """Raise ProviderError for a provider that was named for a part and cannot run it."""
     if part == PREPROCESS and names != [CPU]:
         raise ProviderError(
-            f"{PREPROCESS} runs on the CPU always, since other providers resize pictures in other ways; "
-            f"{', '.join(names)} was asked for. Leave it out."
+            f"{', '.join(names)} was asked for the {PREPROCESS}, which always runs on the CPU: other providers resize "
+            "pictures in other ways. Leave it out."
         )
     if part != VISION_ENCODER and TENSORRT in names:
         raise ProviderError(f"TensorRT runs the {VISION_ENCODER} only, not the {part}. Use 'cuda' or 'cpu' for it.")

@@ -1,4 +1,4 @@
-"""A bundle as one file: `name.tvp`, an uncompressed zip of exactly the files that its manifests list."""
+"""A bundle as one file, `name.tvp`: an uncompressed zip of exactly the files that its manifests list."""
 
 from __future__ import annotations
 
@@ -44,9 +44,14 @@ EPOCH = (1980, 1, 1, 0, 0, 0)  # the zip format's first moment: the same bundle 
 
 
 def pack(folder: Path, file: Path) -> None:
-    """Write the bundle in `folder` to one file, whole or not at all; every digest is checked first.
+    """Write a bundle to one file, whole or not at all. Every digest is checked first.
 
-    Raises BundleError for a bundle that is damaged, and where `file` exists already.
+    Args:
+        folder: of the bundle.
+        file: to write; it must not exist.
+
+    Raises:
+        BundleError: the bundle is damaged, or `file` exists already.
     """
     task, base = _manifests(folder)
     if len(task.files) + len(base.files) + len(MANIFESTS) > MAX_FILES:
@@ -74,13 +79,19 @@ def pack(folder: Path, file: Path) -> None:
 
 
 def unpack(file: Path, folder: Path, expected: str = "") -> None:
-    """Write the bundle in a `.tvp` file to `folder`, whole or not at all.
+    """Write the bundle in a `.tvp` file to a folder, whole or not at all.
 
-    The archive must hold exactly the files that its manifests list, with their sizes, uncompressed; that is
-    checked before anything is written, so what would lie outside of the folder, be a link or grow is refused.
-    Files of a base that an intact bundle beside `folder` has already are linked, and not written again.
-    expected: the `digest` that the file must have, where it has been asked before.
-    Raises BundleError for a file that is not such an archive or is damaged, and where `folder` exists already.
+    The archive must hold exactly the files that its manifests list, with their sizes, uncompressed. This is checked
+    before anything is written: a file outside of the folder, a link, or a file that grows is refused. Files of a base
+    that an intact bundle beside `folder` has already are linked.
+
+    Args:
+        file: the archive.
+        folder: to write; it must not exist.
+        expected: the file's `digest`, where it was read before; '' for any.
+
+    Raises:
+        BundleError: the file is no such archive or is damaged, or `folder` exists already.
     """
     if folder.exists():
         raise BundleError(f"{folder} exists already. Choose another folder.")
@@ -119,7 +130,7 @@ def unpack(file: Path, folder: Path, expected: str = "") -> None:
 
 
 def digest(file: Path) -> str:
-    """The sha256 of the manifest in a `.tvp` file, which names it in a cache."""
+    """Return the sha256 of the manifest in a `.tvp` file, which names the file's folder in a cache."""
     try:
         with _Reader(io.FileIO(file)) as stream, zipfile.ZipFile(stream) as archive:
             _refuse_unusual(archive, file)
@@ -193,7 +204,10 @@ def _refuse_unusual(archive: zipfile.ZipFile, file: Path) -> None:
 
 
 def _refuse_unlisted(archive: zipfile.ZipFile, listed: Mapping[str, FileEntry], file: Path) -> None:
-    """What the manifests do not list, or list otherwise. They refuse names outside of the bundle themselves."""
+    """Raise BundleError for files that the manifests do not list, or list with another size.
+
+    Reading the manifests refused names outside of the bundle before.
+    """
     found = {entry.filename: entry.file_size for entry in archive.infolist() if entry.filename not in MANIFESTS}
     if unknown := sorted(found.keys() - listed.keys()):
         raise BundleError(f"{file} holds {unknown[0]!r}, which its manifests do not list.")
@@ -205,7 +219,7 @@ def _refuse_unlisted(archive: zipfile.ZipFile, listed: Mapping[str, FileEntry], 
 
 
 def _refuse_graphs(stream: BinaryIO, archive: zipfile.ZipFile, listed: Mapping[str, FileEntry], file: Path) -> None:
-    """Graphs that read their weights from other files than the bundle's."""
+    """Raise BundleError for a graph that reads its weights from a file that is not the bundle's."""
     with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as whole, memoryview(whole) as view:
         for name in (name for name in listed if name.endswith(".onnx")):
             with archive.open(name):  # zipfile compares the entry's own header with the table at the end

@@ -1,7 +1,8 @@
-"""Which other files a graph reads its weights from, found without onnx.
+"""The files that a graph reads its weights from, found without onnx.
 
-A bundle comes from anywhere, and onnxruntime reads what a graph names: before version 1.24 any file of the machine, and
-today any beside it, whether its digest was checked or not. So no graph is opened that names more than its manifest.
+A bundle comes from anywhere, and onnxruntime reads the files that a graph names: before version 1.24 any file of the
+machine, today any file beside the graph, whether its digest was checked or not. So no graph is opened that names a file
+which its manifest does not list.
 """
 
 from __future__ import annotations
@@ -44,14 +45,19 @@ def refuse_elsewhere(graph: Path, listed: Container[str]) -> None:
 
 
 def is_plain(name: str) -> bool:
-    """Whether this may be a file beside a graph, and is no mark of onnxruntime's for an address in memory."""
+    """Return whether a name can be a file beside a graph; onnxruntime marks addresses in memory by special names."""
     return not set(name) & set("/*")
 
 
 def locations(data: Buffer, said: str) -> set[str]:
-    """The `location` of every tensor that lies in another file, in a serialised onnx model.
+    """Return the `location` of every tensor that lies in another file.
 
-    said: how a BundleError names the model, where these bytes are none.
+    Args:
+        data: a serialised onnx model.
+        said: names the model in messages.
+
+    Raises:
+        BundleError: these bytes are no onnx model.
     """
     found: set[str] = set()
     left = [MAX_FIELDS]
@@ -77,7 +83,7 @@ def locations(data: Buffer, said: str) -> set[str]:
 
 
 def _location(data: Buffer, start: int, end: int) -> Iterator[str]:
-    """The location that an entry of a tensor's external data gives, if it gives that."""
+    """Yield the location in an entry of a tensor's external data, if this entry holds it."""
     if end - start > MAX_ENTRY:
         raise ValueError("an entry that is no name")
     entry = {number: bytes(data[begin:stop]) for number, begin, stop in _fields(data, start, end, [MAX_ENTRY])}
@@ -86,9 +92,9 @@ def _location(data: Buffer, start: int, end: int) -> Iterator[str]:
 
 
 def _fields(data: Buffer, start: int, end: int, left: list[int]) -> Iterator[tuple[int, int, int]]:
-    """Number and place of each field of a message that has a length; all others are passed over.
+    """Yield number, start and end of each field of a message that has a length; other fields are passed over.
 
-    left: how many fields may still be read, by all that share it.
+    left: number of fields that may still be read, by all calls that share it.
     """
     while start < end:
         left[0] -= 1

@@ -1,5 +1,8 @@
-"""The order of what a language model reads. Trainer, exporter and sdk all tokenise through this file,
-so that a prompt is the same tokens in training, in scoring, in PyTorch and on the edge."""
+"""The order in which a language model reads a prompt.
+
+Trainer, exporter and sdk all tokenise through this file, so a prompt is the same tokens in training, in scoring, in
+PyTorch and on the edge.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +12,22 @@ from dataclasses import dataclass
 
 from ..errors import RequestError
 
-UNKNOWN = "<unk>"  # what SentencePiece reads in place of a character it does not know, which a question may hold
+UNKNOWN = "<unk>"  # stands for a character that SentencePiece does not know, and which a question may hold
 
 
 @dataclass(frozen=True)
 class PromptLayout:
-    """A prompt as one text that is tokenised as a whole, then split at the image token.
+    """A prompt as one text, which is tokenised as a whole and then split at the image token.
 
-    Tokenising its parts apart would give other tokens where a tokenizer treats the start of a text
-    differently, as SentencePiece ones do.
+    Its parts alone would be other tokens: some tokenizers, like SentencePiece's, treat the start of a text differently.
 
-    prompt: the text before the answer, with the place of `{question}` and of `{image}`; without
-        `{image}` the image embeddings come before everything, the begin token included.
-    answer: the text of an answer, with the place of `{answer}` (usually after a space).
-    image_token: the special token that stands for the image while the text is tokenised.
-    end: ids of the tokens that end an answer; the first is the one that training teaches.
-    apart: the answer is a text of its own, as an encoder-decoder reads it, not what continues the prompt.
+    Attributes:
+        prompt: the text before the answer, with the places `{question}` and `{image}`. Without `{image}` the image
+            embeddings come before everything, the begin token included.
+        answer: the text of an answer, with the place `{answer}`, usually after a space.
+        image_token: the special token that stands for the image while the text is tokenised.
+        end: ids of the tokens that end an answer; training teaches the first one.
+        apart: whether an answer is a text of its own, as for an encoder-decoder. Otherwise it continues the prompt.
     """
 
     prompt: str
@@ -38,8 +41,10 @@ class PromptLayout:
 class PromptTokenizer:
     """A layout with the tokenizer that reads it.
 
-    encode: text, and whether to add begin and end tokens -> ids.
-    special_ids: ids that a question may not contain.
+    Attributes:
+        layout: the layout.
+        encode: takes a text, and whether to add begin and end tokens; returns ids.
+        special_ids: ids that a question or an answer must not contain.
     """
 
     layout: PromptLayout
@@ -47,7 +52,7 @@ class PromptTokenizer:
     special_ids: frozenset[int]
 
     def prompt_ids(self, question: str) -> tuple[list[int], list[int]]:
-        """Token ids before and after the image embeddings, up to where the answer starts."""
+        """Return the token ids before and behind the image embeddings, up to the start of the answer."""
         self._refuse_special("question", question)
         layout = self.layout
         text = layout.prompt.replace("{image}", layout.image_token).replace("{question}", question)
@@ -59,7 +64,7 @@ class PromptTokenizer:
         return ids[:place], ids[place + 1 :]
 
     def answer_ids(self, answer: str) -> list[int]:
-        """Token ids of an answer with its separator and its end token: the same in loss and scores."""
+        """Return the token ids of an answer with its separator and its end token: the same in loss and scores."""
         self._refuse_special("answer", answer)
         if self.layout.apart:
             return [*self.encode(self.layout.answer.replace("{answer}", answer), False), self.layout.end[0]]
@@ -88,15 +93,17 @@ def refuse_half_characters(kind: str, text: str) -> None:
 class CaptionTemplates:
     """How a question and an answer become the text that a picture is compared with (CLIP, SigLIP).
 
-    begun: for a question that is the start of a sentence ("This is a photo of a"), with the places of `{question}`
-        and `{answer}`. asked: for one that ends in a question mark, and for an empty one.
+    Attributes:
+        begun: for a question that starts a sentence ("This is a photo of a"), with the places `{question}` and
+            `{answer}`.
+        asked: for a question that ends in a question mark, and for an empty one, with the same places.
     """
 
     begun: str = "{question} {answer}"
     asked: str = "a photo of a {answer}"
 
     def texts(self, question: str, answers: Sequence[str]) -> list[str]:
-        """One text for each answer."""
+        """Return one text for each answer."""
         question = question.strip()
         template = self.asked if question.endswith("?") or not question else self.begun
 
