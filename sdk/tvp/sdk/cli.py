@@ -232,7 +232,7 @@ def inspect(task: str) -> None:
 @click.argument("task")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 def pack(task: str, file: Path) -> None:
-    """Pack the bundle TASK (a folder or a name) into FILE, usually NAME.tvp. `tvp ask` and sdk.load take it as it is."""
+    """Pack the bundle TASK (a folder or a name) into FILE, usually NAME.tvp. `tvp ask` and sdk.load take it, too."""
     from ._store import find
     from .formats.archive import pack as write
 
