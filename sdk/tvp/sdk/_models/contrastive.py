@@ -20,7 +20,7 @@ from ..formats.layout import refuse_half_characters
 from ..formats.manifest import ContrastiveManifest
 from ..formats.tokenizer import encode, read_text_tokenizer
 from .graph_shapes import check_contrastive
-from .model import Reply, Request, check_text
+from .model import Reply, Request, check_text, encode_pictures
 
 N_TEXTS = 4096  # texts whose features a model remembers
 REFUSED = {"temperature": 0.0, "stop": ()}  # options that have no meaning here, and the value that leaves them out
@@ -79,11 +79,7 @@ class ContrastiveModel:
         return run(self.vision_encoder, "image_embeds", {"pixel_values": pixels})
 
     def see(self, pixels: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-        # Below fp16 all pictures of one run share a scale: a picture's neighbours would change its answer.
-        together = isinstance(self.vision_encoder.get_inputs()[0].shape[0], str)
-        together &= self.manifest.precision in ("fp32", "fp16")
-        encoded = [self.encode(pixels)] if together else [self.encode(row[None]) for row in pixels]
-        features = np.concatenate(encoded).reshape(len(pixels), -1)
+        features = encode_pictures(self, pixels).reshape(len(pixels), -1)
         if features.shape[1] != self.manifest.n_features:
             raise BundleError(
                 f"The vision encoder gives {features.shape[1]} features, and its manifest says "

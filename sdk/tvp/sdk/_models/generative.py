@@ -20,7 +20,7 @@ from ..errors import BundleError, RequestError
 from ..formats.layout import UNKNOWN, PromptTokenizer
 from ..formats.manifest import GenerativeManifest
 from ..formats.tokenizer import encode, read_tokenizer
-from .model import Reply, Request
+from .model import Reply, Request, encode_pictures
 
 N_TOGETHER = 16  # labels that are scored at once: each has a copy of the picture's keys and values
 
@@ -161,11 +161,7 @@ class GenerativeModel(Generic[ManifestT, CacheT]):
         return run(self.vision_encoder, output, {"pixel_values": pixels})
 
     def see(self, pixels: NDArray[np.float32]) -> list[Seen[CacheT]]:
-        # Below fp16 all pictures of one run share a scale: a picture's neighbours would change its answer.
-        together = isinstance(self.vision_encoder.get_inputs()[0].shape[0], str)
-        together &= self.manifest.precision in ("fp32", "fp16")
-        rows = [self.encode(pixels)] if together else [self.encode(row[None]) for row in pixels]
-        features = np.concatenate(rows) if len(rows) > 1 else rows[0]
+        features = encode_pictures(self, pixels)
         return [Seen(features[i : i + 1], self.new_cache()) for i in range(len(pixels))]
 
     # Answers.

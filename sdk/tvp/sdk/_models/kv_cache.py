@@ -37,14 +37,12 @@ class Decoder:
 
     def __init__(self, session: Any, manifest: CausalManifest, n_before: int, device_id: int) -> None:
         self.session, self.manifest, self.n_before = session, manifest, n_before
-        inputs = {value.name: value.type for value in session.get_inputs()}
-        self.feeds_positions = "position_ids" in inputs
-        half = any(kind == "tensor(float16)" for name, kind in inputs.items() if name.startswith("past_key_values"))
-        self.cache_type: type[np.floating[Any]] = np.float16 if half else np.float32
+        self.feeds_positions = any(value.name == "position_ids" for value in session.get_inputs())
+        self.cache_type = cache_type_of(session)
         provider = session.get_providers()[0]
         self.copies_inputs = provider != CPU
         # CUDA has this attention in half precision only; in fp32 it runs on the CPU, and its cache lies there.
-        self.cache_place = ("cuda", device_id) if provider == CUDA and half else ("cpu", 0)
+        self.cache_place = ("cuda", device_id) if provider == CUDA and self.cache_type is np.float16 else ("cpu", 0)
 
     def refuse_length(self, n_tokens: int) -> None:
         """Raise RequestError for more tokens than the model reads."""
@@ -199,6 +197,12 @@ class KeyValues:
                 binding.bind_ortvalue_output(f"present.{i // 2}.{KINDS[i % 2]}", tensors[i])
         self._shape = (0, 0)
         self._tensors, self._binding, self._capacity = tensors, binding, capacity
+
+
+def cache_type_of(session: Any) -> type[np.floating[Any]]:
+    """Return the dtype of a decoder's keys and values."""
+    kinds = {value.type for value in session.get_inputs() if value.name.startswith("past_key_values")}
+    return np.float16 if "tensor(float16)" in kinds else np.float32
 
 
 @contextmanager

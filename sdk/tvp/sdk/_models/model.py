@@ -51,14 +51,16 @@ class Model(Protocol):
     """An opened base, shared by the tasks that have it. Nothing here is locked: a view takes turns.
 
     Attributes:
-        manifest: of the base.
-        parts: its opened graphs.
+        parts: the opened graphs.
         trimmed: gives memory back when the model goes; `share` sets it.
     """
 
-    manifest: BaseManifest
     parts: Parts
     trimmed: TrimmedMemory
+
+    @property
+    def manifest(self) -> BaseManifest:
+        """What the base says about itself."""
 
     def parse(self, question: str) -> Any:
         """Return a question as the model reads it; raises RequestError for one that it cannot read."""
@@ -101,6 +103,16 @@ class Model(Protocol):
 
     def decode(self, seen: Any, question: Any, limit: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Yield each token of a greedy answer with its logits (n_vocab,); at most `limit` of them."""
+
+
+def encode_pictures(model: Model, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Run a model's vision encoder over pixel values (n, 3, size, size), all at once where that changes no answer."""
+    manifest, vision_encoder = model.manifest, model.parts.sessions["vision_encoder"]
+    # Below fp16 all pictures of one run share a scale: a picture's neighbours would change its answer.
+    together = isinstance(vision_encoder.get_inputs()[0].shape[0], str) and manifest.precision in ("fp32", "fp16")
+    if together or len(pixels) == 1:
+        return model.encode(pixels)
+    return np.concatenate([model.encode(row[None]) for row in pixels])
 
 
 def check_text(kind: str, text: str) -> None:

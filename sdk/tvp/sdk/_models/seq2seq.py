@@ -15,6 +15,7 @@ from ..errors import BundleError
 from ..formats.manifest import Seq2SeqManifest
 from .generative import GenerativeModel, Question, Seen
 from .graph_shapes import check_encoder, check_seq2seq_decoder, check_vision_encoder
+from .kv_cache import cache_type_of
 
 
 class GrowingKeyValues:
@@ -27,9 +28,7 @@ class GrowingKeyValues:
 
     def __init__(self, encoder: Any, decoder: Any, manifest: Seq2SeqManifest) -> None:
         self._encoder, self._decoder, self._manifest = encoder, decoder, manifest
-        kinds = {value.name: value.type for value in decoder.get_inputs()}
-        half = any(kind == "tensor(float16)" for name, kind in kinds.items() if name.startswith("past_key_values"))
-        self._type: type[np.floating[Any]] = np.float16 if half else np.float32
+        self._type = cache_type_of(decoder)
         self._cross: dict[str, NDArray[Any]] = {}
         self._past: dict[str, NDArray[Any]] = {}
 
