@@ -14,7 +14,7 @@ from tvp.sdk.errors import ModelError
 from tvp.sdk.formats.manifest import CausalManifest
 from tvp.trainer.families.causal import CausalFamily
 
-from ..attention import NewKeyValues, angles_of, current_cache, fused_attention
+from ..attention import NewKeyValues, current_cache, fused_attention, rotary_angles
 from ..fuse import fuse_attention, fuse_norms, rewrite
 from ..graphs import N_DUMMY, Traced, cache_shape, write_graph
 from .generative import about, cases, facts, measure, tokenizer_texts, weight_sizes, write_shared
@@ -51,8 +51,8 @@ class Decoder(nn.Module):
         self.prefix, self._positions = family.n_causal is not None, family.decoder_positions
         angles = None
         if family.position_axes == 1 and not self.prefix:
-            angles = angles_of(family.decoder, family.n_positions)
-        self.turned = angles is not None
+            angles = rotary_angles(family.decoder, family.n_positions)
+        self.operator_rotates = angles is not None
         cos, sin = angles or (None, None)
         self.register_buffer("cos_cache", cos)
         self.register_buffer("sin_cache", sin)
@@ -66,7 +66,7 @@ class Decoder(nn.Module):
         num_logits_to_keep: Tensor,
         past_key_values: list[tuple[Tensor, Tensor]],
     ) -> tuple[Tensor, ...]:
-        angles: Any = (self.cos_cache, self.sin_cache) if self.turned else None
+        angles: Any = (self.cos_cache, self.sin_cache) if self.operator_rotates else None
         cache = NewKeyValues(past_key_values, seqlens_k, total_sequence_length, angles, self.prefix)
         with current_cache(cache):
             hidden = self.decoder(
@@ -151,6 +151,6 @@ def export_decoder(family: CausalFamily, file: Path) -> None:
         family.position_axes,
     )
     decoder = Decoder(family)
-    with fused_attention(family.decoder, decoder.turned):
+    with fused_attention(family.decoder, decoder.operator_rotates):
         write_graph(decoder, onnx_config, file)
     rewrite(file, fuse_attention, fuse_norms)
