@@ -68,7 +68,7 @@ def export(
         reuse: share the base of another bundle beside `output` or under $TVP_HOME/tasks, if it was made of the same
             model by the same versions. Its files are linked. Default True.
         precision: `fp32` (default) answers exactly as PyTorch. `fp16`, `int8` and `int4` may differ, see
-            `tvp.export.precision.lower`.
+            `tvp.export.precision.reduce_precision`.
         device: `cpu` (default), `cuda` or `tensorrt`: where the bundle is meant to run. For `tensorrt` the vision
             encoder has standard operators only; for `cuda` the graphs are others in int8 and int4 only. PyTorch is
             always compared on a CPU.
