@@ -257,7 +257,7 @@ def test_attention_of_another_interface_is_refused(tmp_path, monkeypatch):
 
     monkeypatch.setattr(tiny, "llama", falcon)
     model = save_tiny("llava-clip", tmp_path / "model")
-    with pytest.raises(ModelError, match="FalconModel does not go through"):
+    with pytest.raises(ModelError, match="FalconModel does not use"):
         export(model, tasks.get("scenes"), tmp_path / "out")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]
 
@@ -279,7 +279,7 @@ def test_what_a_checkpoint_wants_and_does_not_get_is_said(tmp_path, caplog):
     assert not caplog.records
     (model / "generation_config.json").write_text(json.dumps(settings | {"repetition_penalty": 1.05}))
     export(model, tasks.get("scenes"), tmp_path / "penalised", n_cases=1)
-    assert "asks for repetition_penalty=1.05, which is not followed" in caplog.text
+    assert "sets repetition_penalty=1.05. The bundle ignores this" in caplog.text
 
 
 def test_a_model_of_native_resolution_is_shown_a_canvas_at_its_size(tmp_path):

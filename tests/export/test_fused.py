@@ -14,7 +14,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from tests.tiny import save_tiny
 from tvp.export import graphs
-from tvp.export.attention import angles_of, group_query_attention, multi_head_attention
+from tvp.export.attention import group_query_attention, multi_head_attention, rotary_angles
 from tvp.export.kinds import causal
 from tvp.trainer import families
 
@@ -29,7 +29,7 @@ def test_the_operator_turns_by_places_as_llama_does():
     decoder = hf.LlamaModel(hf.LlamaConfig(**SMALL, rope_theta=100.0))
     generator = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(2, 6, 32, generator=generator) for _ in range(3))
-    cos, sin = angles_of(decoder, 64)
+    cos, sin = rotary_angles(decoder, 64)
     empty, lengths = torch.zeros(2, 2, 9, 16), torch.full((2,), 5, dtype=torch.int32)
     total = torch.tensor(6, dtype=torch.int32)
     by_places, *_ = group_query_attention(query, key, value, empty, empty, lengths, total, cos, sin, 2, 2, 0.25)
@@ -44,14 +44,14 @@ def test_the_operator_turns_by_places_as_llama_does():
 
 
 def test_angles_that_depend_on_the_length_are_left_to_the_model():
-    assert angles_of(hf.LlamaModel(hf.LlamaConfig(**SMALL)), 64) is not None
+    assert rotary_angles(hf.LlamaModel(hf.LlamaConfig(**SMALL)), 64) is not None
     assert (
-        angles_of(hf.LlamaModel(hf.LlamaConfig(**SMALL, rope_scaling={"rope_type": "dynamic", "factor": 2.0})), 64)
+        rotary_angles(hf.LlamaModel(hf.LlamaConfig(**SMALL, rope_scaling={"rope_type": "dynamic", "factor": 2.0})), 64)
         is None
     )
-    assert angles_of(hf.LlamaModel(hf.LlamaConfig(**SMALL)), None) is None  # as many places as there may be
+    assert rotary_angles(hf.LlamaModel(hf.LlamaConfig(**SMALL)), None) is None  # as many places as there may be
     opt = hf.OPTConfig(hidden_size=32, ffn_dim=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=8)
-    assert angles_of(hf.OPTModel(opt), 64) is None
+    assert rotary_angles(hf.OPTModel(opt), 64) is None
 
 
 def test_a_decoder_is_as_few_operators_as_can_be(tmp_path):

@@ -1,9 +1,9 @@
-"""Attention of exported models: onnxruntime's fused operators, through transformers' own door.
+"""Attention of exported models: onnxruntime's fused operators.
 
-transformers lets an attention implementation be registered by name. Those here call torch operators whose ONNX
-symbols are `com.microsoft::GroupQueryAttention` for decoders, whose keys and values live in one buffer that is
-written in place, and `com.microsoft::MultiHeadAttention` for vision encoders; so Optimum's export writes the fused
-operators.
+transformers lets us register an attention implementation by name. The implementations here call torch operators that
+Optimum's export writes as operators of onnxruntime:
+`com.microsoft::GroupQueryAttention` for decoders, which writes keys and values into a buffer in place, and
+`com.microsoft::MultiHeadAttention` for vision encoders. Source of both: onnxruntime's docs/ContribOperators.md.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tvp.trainer.families.chatglm import ChatGLMAttention
 
 NAME = "tvp_group_query_attention"
 ENCODER_NAME = "tvp_multi_head_attention"
-# Kinds of rotary embeddings whose angles depend on a token's place alone, not on how long the text is.
+# Rotary embeddings whose angles depend on a token's position alone, and not on the length of the text.
 FIXED_ANGLES = ("default", "linear", "llama3")
 
 
@@ -45,11 +45,22 @@ def group_query_attention(
     kv_num_heads: int,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What onnxruntime's operator computes, in PyTorch: the reference, and what tracing runs.
+    """Compute onnxruntime's operator in PyTorch. Tracing runs this function, and tests compare with it.
 
-    query (n, n_new, num_heads * head), key and value (n, n_new, kv_num_heads * head); past (n,
-    kv_num_heads, capacity, head); seqlens_k (n,) is the total length minus one; cos_cache and sin_cache
-    (n_positions, head / 2) turn queries and keys by their places, where they are given.
+    Args:
+        query: (n, n_new, num_heads * head).
+        key, value: (n, n_new, kv_num_heads * head).
+        past_key, past_value: the buffers, (n, kv_num_heads, capacity, head).
+        seqlens_k: the total length minus one, int32 (n,).
+        total_sequence_length: tokens in the buffer, the new ones included; int32, a scalar.
+        cos_cache, sin_cache: of the rotary angles, (n_positions, head / 2); None if the model itself rotates queries
+            and keys.
+        num_heads: number of query heads.
+        kv_num_heads: number of key and value heads; it divides `num_heads`.
+        scale: factor of the products of queries and keys.
+
+    Returns:
+        The attention's output (n, n_new, num_heads * head), and the buffers with the new keys and values in them.
     """
     n, n_new, _ = query.shape
     total = int(total_sequence_length)
@@ -63,7 +74,7 @@ def group_query_attention(
     present_key, present_value = past_key.clone(), past_value.clone()
     present_key[:, :, start:total], present_value[:, :, start:total] = split[1], split[2]
     rows, columns = torch.arange(start, total)[:, None], torch.arange(total)[None, :]
-    # Repeated here, and not by enable_gqa, which Optimum's patch of this function drops while it traces.
+    # enable_gqa would repeat them too, but Optimum patches this function for tracing and drops that argument.
     n_repeats = num_heads // kv_num_heads
     attended = F.scaled_dot_product_attention(
         split[0],
@@ -80,7 +91,7 @@ def _(query: Tensor, key: Tensor, value: Tensor, past_key: Tensor, past_value: T
     return torch.empty_like(query), torch.empty_like(past_key), torch.empty_like(past_value)
 
 
-def _symbol(
+def _group_query_symbol(
     g: Any,
     query: Any,
     key: Any,
@@ -98,7 +109,7 @@ def _symbol(
     from torch.onnx import symbolic_helper
 
     constant: Any = symbolic_helper._get_const
-    turned = not symbolic_helper._is_none(cos_cache)
+    rotates = not symbolic_helper._is_none(cos_cache)
     outputs = g.op(
         "com.microsoft::GroupQueryAttention",
         query,
@@ -108,11 +119,11 @@ def _symbol(
         past_value,
         seqlens_k,
         total_sequence_length,
-        *((cos_cache, sin_cache) if turned else ()),
+        *((cos_cache, sin_cache) if rotates else ()),
         num_heads_i=constant(num_heads, "i", "num_heads"),
         kv_num_heads_i=constant(kv_num_heads, "i", "kv_num_heads"),
         scale_f=constant(scale, "f", "scale"),
-        do_rotary_i=int(turned),
+        do_rotary_i=int(rotates),
         outputs=3,
     )
     for output, like in zip(outputs, (query, past_key, past_value), strict=True):
@@ -122,7 +133,16 @@ def _symbol(
 
 @torch.library.custom_op("tvp::multi_head_attention", mutates_args=())
 def multi_head_attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int, scale: float) -> Tensor:
-    """Every token of (n, n_tokens, num_heads * head) attends to every one: onnxruntime's operator, in PyTorch."""
+    """Compute onnxruntime's operator in PyTorch: every token attends to every token.
+
+    Args:
+        query, key, value: (n, n_tokens, num_heads * head).
+        num_heads: number of heads.
+        scale: factor of the products of queries and keys.
+
+    Returns:
+        The attention's output, (n, n_tokens, num_heads * head).
+    """
     n, n_tokens, _ = query.shape
     split = [t.view(n, t.shape[1], num_heads, -1).transpose(1, 2) for t in (query, key, value)]
     attended = F.scaled_dot_product_attention(split[0], split[1], split[2], scale=scale)
@@ -134,7 +154,7 @@ def _(query: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(query)
 
 
-def _encoder_symbol(g: Any, query: Any, key: Any, value: Any, num_heads: Any, scale: Any) -> Any:
+def _multi_head_symbol(g: Any, query: Any, key: Any, value: Any, num_heads: Any, scale: Any) -> Any:
     from torch.onnx import symbolic_helper
 
     constant: Any = symbolic_helper._get_const
@@ -151,11 +171,15 @@ def _encoder_symbol(g: Any, query: Any, key: Any, value: Any, num_heads: Any, sc
 
 
 class NewKeyValues(DynamicCache):  # type: ignore[misc]
-    """A cache that hands a layer its new keys and values only, and keeps what the operator returns.
+    """A cache that gives a layer its new keys and values only. The operator reads and returns the whole buffers.
 
-    angles: cosines and sines (n_positions, head / 2) by which the operator turns queries and keys; None where the
-        model does so itself.
-    prefix: whether tokens that are the first of their sequence and come together see each other.
+    Args:
+        past: a buffer of keys and one of values for each layer, (n, kv_num_heads, capacity, head).
+        seqlens_k: the total length minus one, int32 (n,).
+        total: tokens in the buffers, the new ones included; int32, a scalar.
+        angles: cosines and sines (n_positions, head / 2) by which the operator rotates queries and keys. Default: None,
+            the model itself rotates them.
+        prefix: whether the tokens of the first run see each other (prefix attention). Default False.
     """
 
     def __init__(
@@ -170,6 +194,7 @@ class NewKeyValues(DynamicCache):  # type: ignore[misc]
         self.prefix = prefix
         self.past, self.seqlens_k, self.total = past, seqlens_k, total
         self.angles = angles or (None, None)
+        # The buffers that the operator returned; None for a layer that has not run.
         self.present: list[tuple[Tensor, Tensor] | None] = [None] * len(past)
 
     def update(
@@ -187,7 +212,7 @@ class NewKeyValues(DynamicCache):  # type: ignore[misc]
 _current: list[NewKeyValues] = []
 
 
-def _attend(
+def _decoder_attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -197,7 +222,7 @@ def _attend(
     **more: Any,
 ) -> tuple[Tensor, None]:
     if more.get("s_aux") is not None:
-        raise ModelError("This model's attention has sinks (GPT-OSS), which are not exported yet.")
+        raise ModelError("This model cannot be exported yet: its attention has sinks, as in GPT-OSS.")
     cache, layer = _current[-1], int(module.layer_idx)  # type: ignore[arg-type]
     n, num_heads, n_new, _head = query.shape
     # (n, heads, n_new, head) -> (n, n_new, heads * head)
@@ -207,20 +232,20 @@ def _attend(
     )
     cache.present[layer] = (present[0], present[1])
     if cache.prefix:
-        # The operator is causal (its attribute `causal` is too new to ask for): what it reads is right for single
-        # tokens behind others; where nothing is before the tokens, what they read of each other takes its place.
+        # The operator is causal; only recent versions of onnxruntime can switch that off. Its output is right for
+        # single tokens after a prompt. For the prompt itself, attention of every token to every token replaces it.
         key, value = (repeat_kv(t, num_heads // t.shape[1]) for t in (key, value))
-        every = [flat[0], *(t.transpose(1, 2).reshape(n, n_new, -1) for t in (key, value))]
-        attended = torch.where(cache.total == n_new, multi_head_attention(*every, num_heads, float(scaling)), attended)
+        flat = [flat[0], *(t.transpose(1, 2).reshape(n, n_new, -1) for t in (key, value))]
+        attended = torch.where(cache.total == n_new, multi_head_attention(*flat, num_heads, float(scaling)), attended)
     return attended.view(n, n_new, num_heads, -1), None
 
 
-def _attend_glm(module: ChatGLMAttention, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    attended, _ = _attend(module, query, key, value, mask, query.shape[-1] ** -0.5)
+def _glm_attention(module: ChatGLMAttention, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    attended, _ = _decoder_attention(module, query, key, value, mask, query.shape[-1] ** -0.5)
     return attended.transpose(1, 2)  # (n, n_new, heads, head) -> (n, heads, n_new, head)
 
 
-def _look(
+def _encoder_attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -240,11 +265,19 @@ def _look(
     return attended.view(n, n_tokens, num_heads, -1), None
 
 
-def angles_of(decoder: nn.Module, n_positions: int | None) -> tuple[Tensor, Tensor] | None:
-    """Cosines and sines (n_positions, head / 2) of a decoder whose tokens are turned by their places, Llama's way;
-    None for others."""
+def rotary_angles(decoder: nn.Module, n_positions: int | None) -> tuple[Tensor, Tensor] | None:
+    """Return the rotary angles of a decoder, if the fused operator can apply them.
+
+    Args:
+        decoder: the decoder, without its head.
+        n_positions: number of positions that the model knows; None if it says no number.
+
+    Returns:
+        Cosines and sines, each (n_positions, head / 2). None for a decoder that does not rotate in Llama's way, or
+        whose angles depend on more than the position.
+    """
     rotary = getattr(decoder, "rotary_emb", None)
-    if rotary is None or not n_positions or _turn_of(decoder) is None or rotary.rope_type not in FIXED_ANGLES:
+    if rotary is None or not n_positions or _rotary_module(decoder) is None or rotary.rope_type not in FIXED_ANGLES:
         return None
     with torch.no_grad():
         found = rotary(torch.zeros(1, 1, 1), torch.arange(n_positions)[None])
@@ -254,8 +287,8 @@ def angles_of(decoder: nn.Module, n_positions: int | None) -> tuple[Tensor, Tens
     return cos, sin
 
 
-def _turn_of(decoder: nn.Module) -> Any:
-    """The module of transformers whose `apply_rotary_pos_emb` this decoder's attention calls."""
+def _rotary_module(decoder: nn.Module) -> Any:
+    """Return the module of transformers whose `apply_rotary_pos_emb` this decoder's attention calls, or None."""
     for layer in decoder.modules():
         if hasattr(layer, "layer_idx") and hasattr(layer, "q_proj"):
             module = sys.modules[type(layer).__module__]
@@ -264,48 +297,51 @@ def _turn_of(decoder: nn.Module) -> Any:
 
 
 @contextmanager
-def fused_attention(decoder: nn.Module, turned: bool = False) -> Iterator[None]:
-    """Let a decoder run with the fused operator; its own attention comes back at the end.
+def fused_attention(decoder: nn.Module, operator_rotates: bool = False) -> Iterator[None]:
+    """Make a decoder use the fused operator; restore its own attention at the end.
 
-    turned: the operator turns queries and keys by their places, and the model does not.
+    Args:
+        decoder: the decoder.
+        operator_rotates: whether the operator rotates queries and keys by their positions, instead of the model.
+            Default False.
     """
-    AttentionInterface.register(NAME, _attend)
+    AttentionInterface.register(NAME, _decoder_attention)
     AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
-    for operator, symbol in (("group_query", _symbol), ("multi_head", _encoder_symbol)):
+    for operator, symbol in (("group_query", _group_query_symbol), ("multi_head", _multi_head_symbol)):
         torch.onnx.register_custom_op_symbolic(  # type: ignore[attr-defined]
             f"tvp::{operator}_attention", symbol, 18
         )
-    kept: Any = nullcontext()
-    if turned:
-        kept = mock.patch.object(_turn_of(decoder), "apply_rotary_pos_emb", lambda query, key, *_, **__: (query, key))
-    with _attention(decoder, NAME), mock.patch.object(ChatGLMAttention, "attend", _attend_glm), kept:
+    rotation: Any = nullcontext()
+    if operator_rotates:
+        rotation = mock.patch.object(_rotary_module(decoder), "apply_rotary_pos_emb", lambda q, k, *_, **__: (q, k))
+    with _use(decoder, NAME), mock.patch.object(ChatGLMAttention, "attend", _glm_attention), rotation:
         yield
 
 
 @contextmanager
 def fused_vision_encoder(encoder: nn.Module) -> Iterator[None]:
-    """Let a vision encoder run with the fused operator wherever a layer lets all tokens see all."""
-    AttentionInterface.register(ENCODER_NAME, _look)
+    """Make a vision encoder use the fused operator in every layer where each token sees all tokens."""
+    AttentionInterface.register(ENCODER_NAME, _encoder_attention)
     AttentionMaskInterface.register(ENCODER_NAME, sdpa_mask)
     torch.onnx.register_custom_op_symbolic(  # type: ignore[attr-defined]
-        "tvp::multi_head_attention", _encoder_symbol, 18
+        "tvp::multi_head_attention", _multi_head_symbol, 18
     )
-    with _attention(encoder, ENCODER_NAME), _torch_attention(fused=True):
+    with _use(encoder, ENCODER_NAME), _torch_attention(fused=True):
         yield
 
 
 @contextmanager
 def plain_vision_encoder() -> Iterator[None]:
-    """Let a vision encoder run with standard operators; transformers' are, torch's own attention may not be."""
+    """Make a vision encoder use standard ONNX operators. Only torch's own attention module needs a change for this."""
     with _torch_attention(fused=False):
         yield
 
 
 @contextmanager
 def _torch_attention(fused: bool) -> Iterator[None]:
-    """Let torch's own attention module, which open_clip uses, compute batch first.
+    """Make torch's own attention module, which open_clip uses, compute with the batch as its first axis.
 
-    What it does itself is an operator that ONNX has not, or transposes that make onnxruntime crash in fp16:
+    Unpatched, it calls an operator that ONNX lacks, or it writes transposes with which onnxruntime crashes in fp16:
     https://github.com/microsoft/onnxruntime/issues/28392
     """
     own = nn.MultiheadAttention.forward
@@ -341,7 +377,7 @@ def _torch_attention(fused: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _attention(model: nn.Module, name: str) -> Iterator[None]:
+def _use(model: nn.Module, name: str) -> Iterator[None]:
     configs: list[Any] = list({id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values())
     configs = [config for config in configs if hasattr(config, "_attn_implementation")]
     before = [(config, config._attn_implementation) for config in configs]
@@ -356,7 +392,7 @@ def _attention(model: nn.Module, name: str) -> Iterator[None]:
 
 @contextmanager
 def current_cache(cache: NewKeyValues) -> Iterator[None]:
-    """Make a cache the one that the attention reads and writes."""
+    """Make decoders read and write this cache."""
     _current.append(cache)
     try:
         yield

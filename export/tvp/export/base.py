@@ -20,13 +20,13 @@ from tvp.sdk.formats.integrity import list_files, verify
 from tvp.sdk.formats.manifest import bases_in, read_base_manifest, write_manifest
 from tvp.trainer.families import Family
 
-from .fuse import let_read
+from .fuse import make_readable
 from .kinds import kind_of
-from .precision import lower
+from .precision import reduce_precision
 
 log = logging.getLogger("tvp.export")
 
-RECIPE = 3  # to be raised where the same model, versions and precision come to give another base
+RECIPE = 3  # raise it when the same model, versions and precision give another base
 
 
 def put_base(family: Family, folder: Path, places: Sequence[Path], precision: str, device: str) -> str:
@@ -34,10 +34,9 @@ def put_base(family: Family, folder: Path, places: Sequence[Path], precision: st
 
     Args:
         family: the model.
-        folder: of the base; it must not exist.
-        places: folders of bundles. A base of the same model in one of them is linked, or copied where the disk is
-            another.
-        precision: see `precision.lower`.
+        folder: folder for the base; it must not exist.
+        places: folders of bundles. A base of the same model in one of them is linked, or copied from another disk.
+        precision: see `precision.reduce_precision`.
         device: see `precision.made_for`.
 
     Returns:
@@ -54,7 +53,7 @@ def put_base(family: Family, folder: Path, places: Sequence[Path], precision: st
 
 
 def made_from(family: Family, precision: str, device: str) -> str:
-    """Return a sha256 of all that a base is made from: weights, configuration, layout, tokenizers and versions."""
+    """Return a sha256 of everything that decides a base: weights, configuration, layout, tokenizers, versions."""
     total = hashlib.sha256()
     for name, tensor in sorted(family.model.state_dict().items()):
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -73,7 +72,7 @@ def made_from(family: Family, precision: str, device: str) -> str:
 
 
 def find_base(key: str, places: Sequence[Path]) -> Path | None:
-    """Return the intact base in a bundle under `places` that has this `made_from`, or None."""
+    """Return the first intact base with this `made_from` in the bundles under `places`, or None."""
     for place in places:
         for folder, manifest in bases_in(place):
             if manifest.made_from != key:
@@ -90,16 +89,16 @@ def _link(file: Path, to: Path) -> None:
     to.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(file, to)
-    except OSError:  # another disk, or one without links
+    except OSError:  # another disk, or a disk without hard links
         shutil.copyfile(file, to)
 
 
 def _write(family: Family, key: str, folder: Path, precision: str, device: str) -> str:
     folder.mkdir()
     manifest = kind_of(family).write(family, folder, fused=device != "tensorrt")
-    lower(folder, precision, device)
+    reduce_precision(folder, precision, device)
     for file in folder.glob("*.onnx"):
-        let_read(file)
+        make_readable(file)
     manifest = replace(manifest, precision=precision, device=device, made_from=key, files=list_files(folder))
     return write_manifest(manifest, folder / "manifest.json")
 
@@ -107,7 +106,7 @@ def _write(family: Family, key: str, folder: Path, precision: str, device: str) 
 def versions() -> dict[str, str]:
     """Return the versions of the packages that make a bundle."""
     found = {name: _version(name) for name in ("tvp-edge", "torch", "transformers", "optimum-onnx", "onnx")}
-    return found | {"onnxruntime": onnxruntime.__version__}  # whose package has other names too
+    return found | {"onnxruntime": onnxruntime.__version__}  # its package may be onnxruntime-gpu, for instance
 
 
 def _version(package: str) -> str:

@@ -1,4 +1,4 @@
-"""Exporting a task: model and prompt in, a bundle out, whole and checked or not at all."""
+"""The export of a task: a model and a prompt become a bundle. Only a bundle that passes the parity gate is written."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from .preprocess import preprocess_graph
 
 log = logging.getLogger("tvp.export")
 
-N_GOLDEN, MOST_GOLDEN = 4, 64  # pictures that travel with a bundle: in fp32, and at most
+N_GOLDEN, MOST_GOLDEN = 4, 64  # golden cases of a bundle: in fp32, and at most
 IMAGE_ENCODER = "image_encoder.onnx"
 
 
@@ -57,23 +57,24 @@ def export(
     Args:
         model: a folder, a hub id or `zoo:NAME`.
         task: its name, question and labels go into the bundle.
-        output: folder of the bundle; it must not exist.
+        output: folder for the bundle. It must be new or empty.
         prompt: a prompt or its file. Default: none; the model sees the full picture, without a frame.
         data: pictures and questions for the parity gate and the golden cases. Default: drawn scenes. A contrastive
-            model ranks the task's labels, or the questions' own where the task has none.
+            model ranks the task's labels, or each question's own labels if the task has none.
         geometry: canvas of an export without a prompt. Default: the model's own size.
-        family: the same model, where the caller has loaded it.
+        family: the same model, loaded. Default: it is loaded here.
         n_cases: number of cases that the parity gate compares, at least 1. Default 16.
-        force: replace the bundle at `output`.
-        reuse: share the base of another bundle beside `output` or under $TVP_HOME/tasks, if it was made of the same
-            model by the same versions. Its files are linked. Default True.
+        force: whether to replace the bundle at `output`. Default False.
+        reuse: whether to share the base of a bundle beside `output` or under $TVP_HOME/tasks that was exported from
+            the same model with the same versions. Its files are linked. Default True.
         precision: `fp32` (default) answers exactly as PyTorch. `fp16`, `int8` and `int4` may differ, see
-            `tvp.export.precision.lower`.
-        device: `cpu` (default), `cuda` or `tensorrt`: where the bundle is meant to run. For `tensorrt` the vision
-            encoder has standard operators only; for `cuda` the graphs are others in int8 and int4 only. PyTorch is
-            always compared on a CPU.
-        max_loss: share of the cases, from 0 to 1, whose answers may differ from PyTorch's below fp32. Default 0.1.
-        single_file: also write `image_encoder.onnx`: preprocessing and vision encoder as one graph.
+            `tvp.export.precision.reduce_precision`.
+        device: where the bundle is meant to run: `cpu` (default), `cuda` or `tensorrt`. For `tensorrt`, the vision
+            encoder uses standard operators only. For `cuda`, the graphs differ from those for `cpu` in int8 and int4
+            only. The parity gate always runs on the CPU.
+        max_loss: share of the answers, from 0 to 1, that may differ from PyTorch's below fp32. Default 0.1.
+        single_file: whether to write `image_encoder.onnx` too: preprocessing and vision encoder as one graph. Default
+            False.
 
     Raises:
         CheckError: the bundle does not answer as PyTorch does. Nothing is written.
@@ -116,19 +117,19 @@ def export(
         write_cases(work, [], {})
         _seal(manifest, work)
         with sdk.load(work, providers="cpu") as loaded:
-            # Below fp32 a share of the golden cases may differ, and a share of four would say little.
+            # Below fp32 a share of the golden cases may differ. A share of only four cases would say little.
             n_golden = N_GOLDEN if exact else min(len(cases), MOST_GOLDEN)
             report = kind.measure(loaded, family, geometry, prompt, cases, n_golden, exact)
             report.check(task.name, precision, max_loss)
             golden = [case for _, case in report.golden]
             write_cases(work, golden, {case.picture: picture for picture, case in report.golden})
-            # The golden cases are a part of what was compared, and may differ more often.
+            # The golden cases are some of the compared cases. Among them, the share that differs may be larger.
             allowed = None if exact else max(max_loss, report.n_golden_different / len(golden))
             _seal(replace(manifest, parity=report.facts(allowed)), work)
-            # While the first is open, so that its base is neither hashed nor opened again.
+            # The first task stays open, so that its base is shared, and neither hashed nor opened again.
             with sdk.load(work, providers="cpu") as sealed:
                 sealed.check()
-    log.info("exported %s to %s: %d cases equal", task.name, output, report.tokens_equal)
+    log.info("exported %s to %s: %d of %d answers equal", task.name, output, report.tokens_equal, report.n_cases)
     return report
 
 
@@ -136,20 +137,20 @@ def _check_arguments(n_cases: int, precision: str, device: str, max_loss: float)
     if n_cases < 1:
         raise RequestError(f"n_cases is {n_cases}; the parity gate needs at least 1.")
     if precision not in PRECISIONS:
-        raise RequestError(f"The precision {precision!r} is not known; there are {', '.join(PRECISIONS)}.")
+        raise RequestError(f"There is no precision {precision!r}. Choose one of {', '.join(PRECISIONS)}.")
     if device not in DEVICES:
-        raise RequestError(f"The device {device!r} is not known; there are {', '.join(DEVICES)}.")
+        raise RequestError(f"There is no device {device!r}. Choose one of {', '.join(DEVICES)}.")
     if not 0 <= max_loss <= 1:
-        raise RequestError(f"max_loss is {max_loss}; it is a share of answers, from 0 to 1.")
+        raise RequestError(f"max_loss is {max_loss}; it must be a share of the answers, from 0 to 1.")
 
 
 def _load_family(model: str | Path, family: Family | None, geometry: Geometry | None) -> Family:
-    """Return the model on the CPU in fp32, as it is traced and compared."""
+    """Return the model on the CPU in fp32, for tracing and for the parity gate."""
     if family is None or family.device.type != "cpu" or family.dtype != torch.float32:
         family = families.load(model, canvas=geometry.canvas if geometry else None)
     if ignored := getattr(family, "ignored_settings", []):
         log.warning(
-            "%s asks for %s, which is not followed: answers are the likeliest tokens as the model scores them.",
+            "%s sets %s. The bundle ignores this: it always answers with the tokens that the model scores highest.",
             model,
             ", ".join(ignored),
         )

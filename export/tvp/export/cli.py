@@ -13,35 +13,39 @@ from .precision import DEVICES, MAX_LOSS, PRECISIONS
 
 
 @click.command()
-@click.option("-m", "--model", required=True, help="A folder, a hub id or zoo:NAME.")
-@click.option("-p", "--prompt", type=click.Path(path_type=Path), help="Prompt file; without one, the plain model.")
-@click.option("-t", "--task", "task_name", required=True, help="Name of the task.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder of the bundle.")
-@click.option("--data", help="Pictures for parity and golden cases: scenes, a parquet folder or a .jsonl file.")
+@click.option("-m", "--model", required=True, help="Model to export: a folder, a hub id or zoo:NAME.")
+@click.option("-p", "--prompt", type=click.Path(path_type=Path), help="Prompt file. Default: none, the model alone.")
+@click.option("-t", "--task", "task_name", required=True, help="Task of the bundle. An unknown name lists all tasks.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="New folder for the bundle.")
+@click.option("--data", help="Data for the comparison: scenes, a folder or a .jsonl file. Default: drawn scenes.")
+@click.option("--cases", default=16, show_default=True, type=click.IntRange(1), help="Number of answers to compare.")
 @click.option(
-    "--cases", default=16, show_default=True, type=click.IntRange(1), help="Cases that the parity gate compares."
+    "--reuse/--no-reuse", default=True, show_default=True, help="Share the base of an earlier bundle of the same model."
 )
-@click.option("--reuse/--no-reuse", default=True, help="Share the base of another bundle of the same model.")
-@click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True)
+@click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    default="fp32",
+    show_default=True,
+    help="Number format of the weights. Only fp32 answers exactly as PyTorch; the others are smaller.",
+)
 @click.option(
     "--device",
     type=click.Choice(DEVICES),
     default="cpu",
     show_default=True,
-    help="Where it is meant to run; TensorRT needs a vision encoder of standard operators.",
+    help="Device that will run the bundle. The graphs use operators that it supports.",
 )
 @click.option(
     "--max-loss",
     default=MAX_LOSS,
     show_default=True,
     type=click.FloatRange(0, 1),
-    help="Share of the answers that may differ from PyTorch's, below fp32.",
+    help="Share of the answers that may differ from PyTorch's in fp16, int8 and int4.",
 )
-@click.option(
-    "--single-file", is_flag=True, help="Also write image_encoder.onnx: preprocessing and vision encoder in one graph."
-)
-@click.option("--dry-run", is_flag=True, help="Say what would be written and how large, and write nothing.")
-@click.option("--force", is_flag=True, help="Replace the bundle at OUTPUT.")
+@click.option("--single-file", is_flag=True, help="Also write preprocessing and encoder as one image_encoder.onnx.")
+@click.option("--dry-run", is_flag=True, help="List the files and their sizes, and write nothing.")
+@click.option("--force", is_flag=True, help="Replace the bundle in the --output folder.")
 def export(
     model: str,
     prompt: Path | None,
@@ -57,12 +61,15 @@ def export(
     dry_run: bool,
     force: bool,
 ) -> None:
-    """Turn a frozen model and a prompt into a bundle that the sdk runs without PyTorch.
+    """Export a frozen model, with or without a prompt, as a bundle that runs without PyTorch.
 
-    The bundle is compared with the PyTorch model first; where they differ, nothing is written.
+    Before the bundle is written, its answers are compared with those of the PyTorch model. If they differ, the command
+    fails and writes nothing.
+
+    Ask the bundle with tvp ask, and check it on another machine with tvp check.
     """
     task = tasks.get(task_name)
-    # Only now, since it takes seconds that a misspelt option should not.
+    # These imports take seconds. A misspelt option should fail before them.
     from .bundle import export as run_export
     from .plan import plan
 

@@ -1,4 +1,4 @@
-"""Tokenizers of CLIP and SigLIP as the one kind that the sdk reads: a `tokenizers.Tokenizer`."""
+"""Tokenizers of CLIP and SigLIP, converted to the class that the sdk reads: `tokenizers.Tokenizer`."""
 
 from __future__ import annotations
 
@@ -13,29 +13,36 @@ from transformers.convert_slow_tokenizer import import_protobuf
 from tvp.sdk.errors import ModelError
 from tvp.trainer.families.clip import ContrastiveFamily
 
-# SimpleTokenizer's own pattern.
+# The pattern of open_clip's SimpleTokenizer.
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
 def tokenizer_of(family: ContrastiveFamily) -> tuple[Tokenizer, int]:
-    """The tokenizer of a model, and the id that it pads with (-1: it does not).
+    """Convert the tokenizer of a model.
 
-    What comes out reads texts as the model's own does, but for what open_clip's mend first: HTML entities and broken
-    encodings. Raises ModelError for a kind of tokenizer that has no equal.
+    Args:
+        family: the model.
+
+    Returns:
+        The tokenizer, and the id of its padding token (-1 if it does not pad). It gives the same tokens as the model's
+        own, except for HTML entities and broken encodings, which open_clip repairs first.
+
+    Raises:
+        ModelError: a tokenizer of this class cannot be converted.
     """
     from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
     own = family.tokenizer
     if isinstance(own, SimpleTokenizer):
-        return _simple(own), 0
+        return _convert_clip(own), 0
     if isinstance(own, SiglipTokenizer):
-        return _siglip(own), int(own.pad_token_id)
-    inner, clean = (own.tokenizer, _cleaning(own)) if isinstance(own, HFTokenizer) else (own, [])
+        return _convert_siglip(own), int(own.pad_token_id)
+    inner, clean = (own.tokenizer, _cleaning_normalizers(own)) if isinstance(own, HFTokenizer) else (own, [])
     backend = getattr(inner, "backend_tokenizer", None)
     if backend is None:
         raise ModelError(
             f"This {family.name} model cannot be exported yet: its tokenizer {type(inner).__name__} has no fast "
-            "version, which the sdk needs."
+            "version. The sdk needs one."
         )
     tokenizer = Tokenizer.from_str(backend.to_str())
     tokenizer.no_truncation()
@@ -45,11 +52,11 @@ def tokenizer_of(family: ContrastiveFamily) -> tuple[Tokenizer, int]:
     return tokenizer, int(inner.pad_token_id) if family.padded else -1
 
 
-def _simple(own: Any) -> Tokenizer:
-    """open_clip's tokenizer of OpenAI's CLIP (https://github.com/openai/CLIP, simple_tokenizer.py)."""
+def _convert_clip(own: Any) -> Tokenizer:
+    """Convert open_clip's tokenizer of OpenAI's CLIP (https://github.com/openai/CLIP, simple_tokenizer.py)."""
     start, end = (own.decoder[i] for i in (own.sot_token_id, own.eot_token_id))
     tokenizer = Tokenizer(models.BPE(vocab=own.encoder, merges=list(own.bpe_ranks), end_of_word_suffix="</w>"))
-    tokenizer.normalizer = normalizers.Sequence(_cleaning(own))
+    tokenizer.normalizer = normalizers.Sequence(_cleaning_normalizers(own))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True),
@@ -64,8 +71,8 @@ def _simple(own: Any) -> Tokenizer:
     return tokenizer
 
 
-def _siglip(own: Any) -> Tokenizer:
-    """transformers' tokenizer of SigLIP, which has no fast version: SentencePiece behind a cleaning of its own."""
+def _convert_siglip(own: Any) -> Tokenizer:
+    """Convert transformers' tokenizer of SigLIP, which has no fast version: it cleans texts before SentencePiece."""
     proto = import_protobuf().ModelProto()
     proto.ParseFromString(own.sp_model.serialized_model_proto())
     pieces = [(piece.piece, piece.score) for piece in proto.pieces]
@@ -91,8 +98,8 @@ def _siglip(own: Any) -> Tokenizer:
     return tokenizer
 
 
-def _cleaning(own: Any) -> list[Any]:
-    """What open_clip does to a text first, as normalizers; of its mending (ftfy), the quotes."""
+def _cleaning_normalizers(own: Any) -> list[Any]:
+    """Return open_clip's cleaning of texts as normalizers. Of its repairs (by ftfy), they only straighten quotes."""
     from open_clip.tokenizer import _clean_lower, _clean_whitespace
 
     found = [
@@ -105,8 +112,8 @@ def _cleaning(own: Any) -> list[Any]:
     if own.clean_fn is _clean_lower:
         final_sigma = normalizers.Replace(
             Regex(r"(?<=[\p{Lu}\p{Ll}\p{Lt}])Σ(?![\p{Lu}\p{Ll}\p{Lt}])"), "ς"
-        )  # Python lowers it by its place
+        )  # Python's lower case of a sigma depends on its place in the word
         return [*found, final_sigma, normalizers.Lowercase()]
     if own.clean_fn is _clean_whitespace:
         return found
-    raise ModelError("This open_clip model cannot be exported yet: its tokenizer cleans texts in a way of its own.")
+    raise ModelError("This open_clip model cannot be exported yet: TVP does not know how its tokenizer cleans texts.")

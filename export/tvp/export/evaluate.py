@@ -1,4 +1,4 @@
-"""How often an exported bundle answers right, asked through the sdk as on a device."""
+"""Accuracy of an exported bundle, asked through the sdk as on a device."""
 
 from __future__ import annotations
 
@@ -25,24 +25,44 @@ from .bundle import export
 def bundle_accuracy(
     model: str, family: Family, prompt: Prompt, task: TaskDefinition, data: Data, *, quiet: bool = True
 ) -> Iterator[Callable[[Data], Accuracy]]:
-    """Export a model with a prompt to a temporary folder; gives what asks the bundle everything in a data set.
+    """Export a model with a prompt to a temporary folder, and give a function that measures the bundle's accuracy.
 
-    family: the same model, loaded.
-    data: pictures and questions for the parity gate.
-    Raises ModelError for a family that cannot be exported, CheckError for a bundle that does not answer as
-    PyTorch does.
+    Args:
+        model: a folder, a hub id or `zoo:NAME`.
+        family: the same model, loaded. If it is on a GPU, the bundle may run there too.
+        prompt: the prompt to bake in.
+        task: its name, question and labels go into the bundle.
+        data: pictures and questions for the parity gate.
+        quiet: whether to hide the progress bar. Default True.
+
+    Returns:
+        A context. Its function takes a data set and returns the accuracy on it. The bundle is deleted at the end.
+
+    Raises:
+        ModelError: a model of this family cannot be exported.
+        CheckError: the bundle does not answer as PyTorch does.
     """
     on_cpu = family.device.type == "cpu"
     with tempfile.TemporaryDirectory(prefix="tvp-eval-") as folder:
         bundle = Path(folder) / "bundle"
-        # Exporting and the gate run on the CPU; a model that is elsewhere is loaded once more.
+        # Exporting and the parity gate run on the CPU. A model on a GPU is loaded again.
         export(model, task, bundle, prompt=prompt, data=data, family=family if on_cpu else None)
         with sdk.load(bundle, providers="cpu" if on_cpu else "auto") as loaded:
             yield lambda asked: accuracy(loaded, asked, task, quiet)
 
 
 def accuracy(loaded: sdk.Task, data: Data, task: TaskDefinition, quiet: bool = True) -> Accuracy:
-    """Ask a bundle everything in `data` and compare with the answers, as `tvp.trainer.evaluate.accuracy` does."""
+    """Ask a bundle every question of a data set and judge its answers, as `tvp.trainer.evaluate.accuracy` does.
+
+    Args:
+        loaded: the bundle.
+        data: pictures with questions and expected answers.
+        task: a free task takes the written answers; otherwise, a question's labels are ranked.
+        quiet: whether to hide the progress bar. Default True.
+
+    Returns:
+        The accuracy, with a verdict on each question.
+    """
     generates = loaded.kind != "contrastive"
     questions: list[Question] = []
     answers: list[str] = []

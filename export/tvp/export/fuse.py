@@ -1,7 +1,7 @@
-"""What is left to fuse in a traced graph, by rewriting it: attention's inputs and outputs, norms, and GELU.
+"""Fusions in a traced graph that onnxruntime does not do by itself: projections before attention, RMS norms, GELU.
 
-Tracing writes reshapes between a projection and the fused attention that change nothing, and onnxruntime runs
-every one of them for every token. Skipping them lets the three projections become one.
+Tracing writes reshapes between each projection and the fused attention. They change nothing, but onnxruntime runs all
+of them for every token. Without them, the three projections can become one.
 """
 
 from __future__ import annotations
@@ -21,11 +21,18 @@ from onnxruntime.transformers.fusion_skiplayernorm import FusionSkipLayerNormali
 from onnxruntime.transformers.onnx_model import OnnxModel
 
 NORM, SKIP_NORM = "SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization"
-MAX_PROTOBUF = 2**31 - 2**24  # bytes; above, weights are kept in a file of their own
+MAX_PROTOBUF = 2**31 - 2**24  # bytes; larger weights go into a second file
 
 
 class Graph:
-    """A graph's nodes by what they make and who reads it."""
+    """An index of a graph.
+
+    Attributes:
+        graph: the graph itself.
+        maker: the node that makes a value, by the value's name.
+        weights: the constants, by name.
+        readers: number of nodes and graph outputs that read a value, by its name.
+    """
 
     def __init__(self, graph: GraphProto) -> None:
         self.graph = graph
@@ -35,13 +42,18 @@ class Graph:
         self.readers.update(output.name for output in graph.output)
 
     def source(self, name: str, *through: str) -> str:
-        """Go back over nodes of these kinds, by their first input."""
+        """Go back from a value over nodes of these operators, by their first input; return the value before them."""
         while (node := self.maker.get(name)) is not None and node.op_type in through:
             name = node.input[0]
         return name
 
     def projection(self, name: str) -> tuple[NodeProto, NodeProto | None] | None:
-        """The MatMul by a constant, and the Add of a constant behind it, that make a value."""
+        """Return the nodes that make a value, if they are a linear layer.
+
+        Returns:
+            The MatMul by a constant, and the Add of a constant after it (None if there is no bias). None for any
+            other value.
+        """
         node, add = self.maker.get(name), None
         if node is not None and node.op_type == "Add":
             constant = next((i for i in node.input if i in self.weights), None)
@@ -62,10 +74,15 @@ class Graph:
 
 
 def rewrite(file: Path, *changes: Callable[[onnx.ModelProto], None]) -> None:
-    """Change a graph on disk."""
+    """Apply changes to a graph on disk.
+
+    Args:
+        file: the graph.
+        changes: functions that change a model in place.
+    """
     model = onnx.load(file)
-    # Tracing keeps one of equal weights, biases that are all zero for instance, and copies of it for the others.
-    _replace(model.graph, {n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "Identity"})
+    # Of equal weights (biases of zeros, for instance) tracing keeps one, with an Identity node for each of the others.
+    _redirect(model.graph, {n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "Identity"})
     for change in changes:
         change(model)
     _drop_unused(model.graph)
@@ -73,37 +90,42 @@ def rewrite(file: Path, *changes: Callable[[onnx.ModelProto], None]) -> None:
 
 
 def save(model: onnx.ModelProto, file: Path) -> None:
-    """Write a model in place of what is there, with its weights in `FILE_data` beside it where one file cannot hold
-    them."""
+    """Write a model to a file, or replace it. Weights that are too large for one file go into `FILE_data` beside it."""
     for old in (file, file.with_name(f"{file.name}_data")):
         old.unlink(missing_ok=True)
     large = sum(len(weight.raw_data) for weight in model.graph.initializer) > MAX_PROTOBUF
     onnx.save(model, file, save_as_external_data=large, location=f"{file.name}_data")
     if large:
-        let_read(file)
+        make_readable(file)
 
 
-def let_read(file: Path) -> None:
-    """Let those who may read a graph read its weights, which onnx writes for their owner alone."""
+def make_readable(file: Path) -> None:
+    """Give a graph's file of weights the graph's permissions: onnx makes it readable for its owner only."""
     data = file.with_name(f"{file.name}_data")
     if data.exists():
         shutil.copymode(file, data)
 
 
 def merge(preprocess: Path, encoder: Path, file: Path) -> None:
-    """Write a preprocessing graph and a vision encoder as one graph: picture (H, W, 3) -> what the encoder gives."""
-    first, second = onnx.load(preprocess), _load(encoder)
+    """Join a preprocessing graph and a vision encoder to one graph.
+
+    Args:
+        preprocess: the graph `image` uint8 (height, width, 3) -> `pixel_values`.
+        encoder: the graph `pixel_values` -> the encoder's output.
+        file: where to write the joined graph.
+    """
+    first, second = onnx.load(preprocess), _load_with_weights(encoder)
     versions = {opset.domain: opset.version for model in (first, second) for opset in model.opset_import}
     ir_version = max(first.ir_version, second.ir_version)
     onnx.compose.add_prefix(second, "encoder.", rename_outputs=False, inplace=True)
-    # Not merge_models, whose check takes no more than 2 GiB.
+    # merge_models would check the result, and its check fails above 2 GiB.
     graph = onnx.compose.merge_graphs(first.graph, second.graph, [("pixel_values", "encoder.pixel_values")])
     opsets = [onnx.helper.make_opsetid(domain, version) for domain, version in versions.items()]
     save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=ir_version), file)
 
 
-def _load(file: Path) -> onnx.ModelProto:
-    """As onnx.load, which refuses files of weights that have several links, as a shared base's have."""
+def _load_with_weights(file: Path) -> onnx.ModelProto:
+    """Read a model. onnx.load refuses a file of weights that has several hard links, which a shared base has."""
     model = onnx.load(file, load_external_data=False)
     for weight in model.graph.initializer:
         if uses_external_data(weight):
@@ -117,19 +139,22 @@ def _load(file: Path) -> onnx.ModelProto:
 
 
 def fuse_attention(model: onnx.ModelProto) -> None:
-    """Let GroupQueryAttention read and write (n, n_new, heads * head) directly, and its three projections be one."""
+    """Remove the reshapes around GroupQueryAttention, and make one projection of queries, keys and values.
+
+    The operator then reads and writes (n, n_new, heads * head) directly.
+    """
     graph = Graph(model.graph)
     for node in [n for n in model.graph.node if n.op_type == "GroupQueryAttention"]:
         for i in range(3):
             name = graph.source(node.input[i], "Reshape", "Transpose")
-            # A projection is (n, n_new, heads * head) by itself; anything else keeps its reshapes.
+            # The output of a projection has the shape (n, n_new, heads * head). Any other value keeps its reshapes.
             if graph.projection(name):
                 node.input[i] = name
-        _pack(graph, node)
-        _skip_reshapes_behind(graph, node)
+        _merge_projections(graph, node)
+        _remove_reshapes_after(graph, node)
 
 
-def _pack(graph: Graph, node: NodeProto) -> None:
+def _merge_projections(graph: Graph, node: NodeProto) -> None:
     found = [graph.projection(name) for name in node.input[:3]]
     if any(pair is None for pair in found) or len(set(node.input[:3])) != 3:
         return
@@ -153,8 +178,8 @@ def _pack(graph: Graph, node: NodeProto) -> None:
     graph.graph.initializer.extend(weights)
 
 
-def _skip_reshapes_behind(graph: Graph, node: NodeProto) -> None:
-    """(n, n_new, heads * head) -> (…, heads, head) -> (n, n_new, heads * head) changes nothing."""
+def _remove_reshapes_after(graph: Graph, node: NodeProto) -> None:
+    """Remove two reshapes after a node: (n, n_new, heads * head) -> (…, heads, head) -> (n, n_new, heads * head)."""
     name, reshapes = node.output[0], []
     while graph.readers[name] == 1:
         reader = next(n for n in graph.graph.node if name in n.input)
@@ -163,13 +188,13 @@ def _skip_reshapes_behind(graph: Graph, node: NodeProto) -> None:
         reshapes.append(reader)
         name = reader.output[0]
     if len(reshapes) == 2:
-        _replace(graph.graph, {name: node.output[0]})
+        _redirect(graph.graph, {name: node.output[0]})
 
 
 def fuse_norms(model: onnx.ModelProto) -> None:
-    """A sum and the RMS norm of it as one operator; onnxruntime by itself fuses the norm, but not the sum."""
-    graph, known = model.graph, _values(model)
-    # Casts to float32, in which a model is traced: they hide a norm's pattern.
+    """Fuse each RMS norm, with the sum before it, to one operator. onnxruntime itself fuses the norm only."""
+    graph, known = model.graph, _infer_values(model)
+    # Casts of float32 to float32 change nothing, but hide the pattern of a norm.
     idle = {
         node.output[0]: node.input[0]
         for node in graph.node
@@ -177,7 +202,7 @@ def fuse_norms(model: onnx.ModelProto) -> None:
         and node.input[0] in known
         and known[node.input[0]].type.tensor_type.elem_type == onnx.helper.get_node_attr_value(node, "to")
     }
-    _replace(graph, idle)
+    _redirect(graph, idle)
     _drop_unused(graph)
     whole = OnnxModel(model)
     FusionSimplifiedLayerNormalization(whole).apply()
@@ -185,13 +210,13 @@ def fuse_norms(model: onnx.ModelProto) -> None:
     whole.topological_sort()
     if all(opset.domain != "com.microsoft" for opset in model.opset_import):
         model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
-    # The tools that lower a graph's precision do not know these operators, and ask what they give.
+    # The tools that reduce a graph's precision do not know these operators: they need the types of their outputs.
     made = [name for node in graph.node if node.op_type in (NORM, SKIP_NORM) for name in node.output]
     graph.value_info.extend(known[name] for name in made if name in known)
 
 
-def _values(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
-    """Type and shape of a graph's values, by onnx's inference over the graph without its weights' data."""
+def _infer_values(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
+    """Infer types and shapes of a graph's values, by name. The data of the weights is left out: it may be large."""
     graph = model.graph
     weights = [onnx.helper.make_tensor_value_info(w.name, w.data_type, w.dims) for w in graph.initializer]
     inputs = [*graph.input, *weights]
@@ -201,14 +226,14 @@ def _values(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
 
 
 def fuse_gelu(model: onnx.ModelProto) -> None:
-    """GELU's tanh approximation as one operator; onnxruntime fuses the exact one by itself."""
+    """Fuse each tanh approximation of GELU to one operator. onnxruntime itself fuses the exact GELU only."""
     whole = OnnxModel(model)
     FusionFastGelu(whole).apply()
     whole.topological_sort()
 
 
-def _replace(graph: GraphProto, names: dict[str, str]) -> None:
-    """Let all that read some values read others."""
+def _redirect(graph: GraphProto, names: dict[str, str]) -> None:
+    """Make every node that reads a value in `names` read the value that it maps to."""
     for node in graph.node:
         for i, name in enumerate(node.input):
             while name in names:
@@ -217,7 +242,7 @@ def _replace(graph: GraphProto, names: dict[str, str]) -> None:
 
 
 def _drop_unused(graph: GraphProto) -> None:
-    """Take out nodes and weights that nothing reads."""
+    """Remove nodes and weights that nothing reads."""
     wanted = {output.name for output in graph.output}
     kept = []
     for node in reversed(graph.node):

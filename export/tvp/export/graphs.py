@@ -1,4 +1,4 @@
-"""A frozen model as ONNX graphs, through Optimum's export with configurations of our own."""
+"""Export of a frozen model's parts as ONNX graphs, with Optimum. The parts and their configurations are TVP's own."""
 
 from __future__ import annotations
 
@@ -21,10 +21,7 @@ from transformers import PretrainedConfig
 from tvp.trainer.families.family import Family, GenerativeFamily
 from tvp.trainer.families.instructblip import QuestionAwareFamily
 
-from .attention import (
-    fused_vision_encoder,
-    plain_vision_encoder,
-)
+from .attention import fused_vision_encoder, plain_vision_encoder
 from .fuse import fuse_gelu, rewrite
 
 OPSET = 18
@@ -32,8 +29,10 @@ N_DUMMY = 5  # tokens in the sequence that is traced; the axis is dynamic
 
 
 class VisionEncoder(nn.Module):
-    """pixel_values -> image_embeds: the vision encoder with everything up to the language model; or, where what
-    comes next reads the question, pixel_values -> image_features: the vision encoder alone."""
+    """The vision encoder, with the connector unless that reads the question.
+
+    With the connector: pixel_values -> image_embeds. Without: pixel_values -> image_features.
+    """
 
     def __init__(self, family: Family) -> None:
         super().__init__()
@@ -46,7 +45,7 @@ class VisionEncoder(nn.Module):
 
 
 class Connector(nn.Module):
-    """image_features and a question in the connector's own tokens -> image_embeds."""
+    """A connector that reads the question: image_features and the connector's tokens of it -> image_embeds."""
 
     def __init__(self, family: QuestionAwareFamily) -> None:
         super().__init__()
@@ -59,7 +58,7 @@ class Connector(nn.Module):
 
 
 class Traced(ModelPatcher):  # type: ignore[misc]
-    """Optimum's patches for tracing, without its conversion of caches and outputs: ours are tuples."""
+    """Optimum's patches for tracing, but for its conversion of caches and outputs: TVP's modules return tuples."""
 
     def __init__(self, config: OnnxConfig, model: nn.Module, model_kwargs: dict[str, Any] | None = None) -> None:
         super().__init__(config, model, model_kwargs)
@@ -67,7 +66,14 @@ class Traced(ModelPatcher):  # type: ignore[misc]
 
 
 class VisionEncoderConfig(OnnxConfig):  # type: ignore[misc]
-    """One picture at a time, or any number where the encoder allows it; the sides are fixed, which TensorRT wants."""
+    """Optimum's configuration of a vision encoder.
+
+    Args:
+        config: the model's configuration.
+        size: side of the pixel values, px. It is fixed in the graph, for TensorRT.
+        batches: whether the encoder takes any number of pictures; otherwise it takes one.
+        output: name of the graph's output.
+    """
 
     NORMALIZED_CONFIG_CLASS = NormalizedConfig
     _MODEL_PATCHER = Traced
@@ -90,7 +96,12 @@ class VisionEncoderConfig(OnnxConfig):  # type: ignore[misc]
 
 
 class ConnectorConfig(OnnxConfig):  # type: ignore[misc]
-    """A connector that reads the question."""
+    """Optimum's configuration of a connector that reads the question.
+
+    Args:
+        config: the model's configuration.
+        features: image features of two pictures to trace with.
+    """
 
     NORMALIZED_CONFIG_CLASS = NormalizedConfig
     _MODEL_PATCHER = Traced
@@ -114,9 +125,12 @@ class ConnectorConfig(OnnxConfig):  # type: ignore[misc]
 
 
 def export_vision_encoder(family: Family, file: Path, fused: bool = True) -> None:
-    """Write the vision encoder as a graph, with the connector where it does not read the question.
+    """Write the vision encoder as a graph, with the connector unless that reads the question.
 
-    fused: with onnxruntime's own operators, which TensorRT has not.
+    Args:
+        family: the model.
+        file: where to write the graph.
+        fused: whether to use onnxruntime's own operators, which TensorRT lacks. Default True.
     """
     output = "image_features" if family.reads_question else "image_embeds"
     config = VisionEncoderConfig(config_of(family), family.pixel_format.size, family.encoder_batches, output)
@@ -127,7 +141,7 @@ def export_vision_encoder(family: Family, file: Path, fused: bool = True) -> Non
 
 
 def export_connector(family: QuestionAwareFamily, file: Path) -> None:
-    """Write a connector that reads the question."""
+    """Write a connector that reads the question as a graph."""
     size = family.pixel_format.size
     with torch.no_grad():
         features = family.encode(torch.zeros(2, 3, size, size))
@@ -135,18 +149,18 @@ def export_connector(family: QuestionAwareFamily, file: Path) -> None:
 
 
 def export_embeddings(family: GenerativeFamily, file: Path) -> None:
-    """Write the token embeddings as an array that the sdk maps into memory."""
+    """Write the token embeddings to a NumPy file, float32 (n_vocab, n_text), that the sdk maps into memory."""
     weight = family.embed_tokens.weight.detach().cpu().numpy()  # type: ignore[operator]
     np.save(file, weight.astype(np.float32), allow_pickle=False)
 
 
 def config_of(family: Family) -> Any:
-    """The model's configuration, which Optimum wants; open_clip's models have none."""
+    """Return the model's configuration for Optimum; an empty one for open_clip's models, which have none."""
     return getattr(family.model, "config", None) or PretrainedConfig()
 
 
 def cache_shape(family: GenerativeFamily) -> tuple[int, int]:
-    """Key/value heads and their size."""
+    """Return the number of key and value heads, and the size of a head."""
     config = family.text_config
     n_heads = config.num_attention_heads
     n_kv_heads = getattr(config, "num_key_value_heads", None) or n_heads
@@ -156,16 +170,22 @@ def cache_shape(family: GenerativeFamily) -> tuple[int, int]:
 
 
 def write_graph(module: nn.Module, config: OnnxConfig, file: Path) -> None:
-    """Let Optimum trace a module and write its graph."""
-    with _untouched(module), warnings.catch_warnings():
-        # Tracing warns of every Python number it meets; the parity gate is what tells right from wrong.
+    """Trace a module with Optimum and write its graph.
+
+    Args:
+        module: the module, on the CPU in fp32.
+        config: names, dynamic axes and example inputs.
+        file: where to write the graph.
+    """
+    with _keep_configs(module), warnings.catch_warnings():
+        # Tracing warns about every Python number. The parity gate decides whether the graph is right.
         warnings.simplefilter("ignore")
         optimum_export(module, config, file, opset=OPSET, disable_dynamic_axes_fix=True)
 
 
 @contextmanager
-def _untouched(module: nn.Module) -> Iterator[None]:
-    """Optimum changes configurations (use_cache, return_dict) for good; put them back."""
+def _keep_configs(module: nn.Module) -> Iterator[None]:
+    """Restore the configurations at the end: Optimum changes use_cache and return_dict and leaves them so."""
     configs = {id(m.config): m.config for m in module.modules() if hasattr(m, "config")}.values()
     before = [(config, copy.deepcopy(config.__dict__)) for config in configs]
     try:

@@ -1,4 +1,4 @@
-"""The folder that an export writes to: never overwritten by accident, replaced whole or not at all."""
+"""The folder that an export writes to. It is never overwritten by accident, and replaced completely or not at all."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from tvp.sdk.errors import BundleError
 
 
 def refuse_to_overwrite(output: Path, force: bool) -> None:
-    """Raise BundleError for a place that an export must not replace; force: a bundle may be replaced."""
+    """Raise BundleError if an export must not write to `output`. With `force`, it may replace a bundle."""
     if output.name in ("", ".."):
-        raise BundleError(f"{str(output)!r} is where you are, or above it; name a folder of the bundle's own.")
+        raise BundleError(f"{str(output)!r} is the current folder or above it. Please name a folder for the bundle.")
     if output.is_symlink():
-        raise BundleError(f"{output} is a symbolic link; name the folder itself.")
+        raise BundleError(f"{output} is a symbolic link. Please name a folder instead.")
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     if not force:
@@ -29,21 +29,21 @@ def refuse_to_overwrite(output: Path, force: bool) -> None:
 
 @contextmanager
 def written_whole(output: Path, force: bool) -> Iterator[Path]:
-    """Give a folder to write in, which becomes `output` at the end, or vanishes where an error is raised."""
+    """Give a temporary folder to write in. At the end it becomes `output`; after an error it is removed."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    # Beside its place, so that the last step is one rename on the same disk.
+    # It is beside `output`, so that the last step is one rename on the same disk.
     work = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
     try:
         yield work
         refuse_to_overwrite(output, force)
-        os.chmod(work, 0o755)  # mkdtemp makes folders that only their owner reads
+        os.chmod(work, 0o755)  # mkdtemp makes folders that only their owner can read
         _put(work, output)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
 def _put(work: Path, output: Path) -> None:
-    """Move a finished bundle to its place; a bundle that was there goes only after the new one has come."""
+    """Move a finished bundle to `output`. A bundle that is there is removed only when the new one is in place."""
     old = output.with_name(f".{output.name}.replaced")
     if output.exists():
         shutil.rmtree(old, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The parity gate: a bundle, run through the sdk, against the unpatched PyTorch model."""
+"""The parity gate: compares a bundle, run by the sdk, with the unpatched PyTorch model."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from tvp.trainer.families.family import Family, GenerativeFamily
 from tvp.trainer.prompt import Geometry, Prompt
 
 LOGITS_TOLERANCE = 1e-3
-PIXELS_SHARE = 0.999  # of the pixel values must lie within one level of Pillow's and torch's, give or take rounding
+PIXELS_SHARE = 0.999  # share of the pixel values that must be within one level of Pillow's and torch's
 
 
 class Case(NamedTuple):
-    """What both sides are asked: a picture, uint8 (height, width, 3), a question, and labels to rank, if any."""
+    """A question to both sides about a picture, uint8 (height, width, 3), with labels to rank if there are any."""
 
     picture: NDArray[np.uint8]
     question: str
@@ -31,12 +31,20 @@ class Case(NamedTuple):
 
 @dataclass
 class Parity:
-    """What was compared and how far apart it was.
+    """The result of the parity gate.
 
-    tokens_equal: cases whose answer tokens are the same, from the same pixel values.
-    end_to_end_equal: the same with each side's own resizing (Pillow and torch against ONNX).
-    logits: largest difference of any logit. pixels_within_a_level: share of pixel values.
-    distinct_answers: how many of PyTorch's answers differ; a model that says one thing to everything proves little.
+    Attributes:
+        n_cases: number of cases.
+        tokens_equal: cases with equal answer tokens, from the same pixel values.
+        end_to_end_equal: cases with equal answer tokens where each side prepared the picture itself.
+        logits: largest difference of a logit.
+        pixels: largest difference of a pixel value, in levels of 1/255.
+        n_within: pixel values that differ by at most one level.
+        n_values: all pixel values.
+        answers: PyTorch's different answers, as tokens. A model that always gives one answer proves little.
+        differences: every difference, in words.
+        n_golden_different: golden cases that the bundle answers otherwise than PyTorch.
+        golden: the golden cases, each with its picture.
     """
 
     n_cases: int = 0
@@ -53,15 +61,20 @@ class Parity:
 
     @property
     def pixels_within_a_level(self) -> float:
+        """Share of the pixel values that differ by at most one level, from 0 to 1."""
         return self.n_within / max(1, self.n_values)
 
     @property
     def loss(self) -> float:
-        """Share of the cases whose answer is not PyTorch's: the most accuracy that can be lost on them."""
+        """Share of the cases whose answer is not PyTorch's, from 0 to 1. The loss of accuracy cannot be larger."""
         return (self.n_cases - self.tokens_equal) / max(1, self.n_cases)
 
     def facts(self, max_loss: float | None = None) -> ParityFacts:
-        """Return what a manifest keeps; max_loss: share of the golden answers that may differ, None in fp32."""
+        """Return the figures for a manifest.
+
+        Args:
+            max_loss: share of the golden answers that may differ, from 0 to 1. Default: None, in fp32.
+        """
         return ParityFacts(
             n_cases=self.n_cases,
             tokens_equal=self.tokens_equal,
@@ -75,28 +88,37 @@ class Parity:
 
     @property
     def pixel_differences(self) -> list[str]:
-        """What to say where too many pixel values are too far apart."""
+        """The difference of the pixel values in words, if fewer than PIXELS_SHARE are within one level."""
         if self.pixels_within_a_level >= PIXELS_SHARE:
             return []
         return [
-            f"only {self.pixels_within_a_level:.3%} of the pixel values are within one level (largest gap "
-            f"{self.pixels:.2f} levels)"
+            f"only {self.pixels_within_a_level:.3%} of the pixel values are within one level, and {PIXELS_SHARE:.1%} "
+            f"must be (largest difference {self.pixels:.2f} levels)"
         ]
 
     def check(self, name: str, precision: str = "fp32", max_loss: float = 0.0) -> None:
-        """Raise CheckError with every difference, if there is one; below fp32, if the loss is over `max_loss`, or
-        pixel values differ, which are made in fp32 always."""
+        """Raise CheckError if the bundle is not good enough.
+
+        Args:
+            name: the task's name.
+            precision: in `fp32` (default) no case may differ. In the others, a share of the answers may. Pixel values
+                must be equal in all of them: preprocessing always runs in fp32.
+            max_loss: share of the answers that may differ below fp32, from 0 to 1. Default 0.
+
+        Raises:
+            CheckError: it lists every difference.
+        """
         if not np.isfinite(self.logits):
             raise CheckError(
-                f"The exported {name!r} in {precision} gives logits that are no numbers. Nothing was written. Take a "
-                "higher precision.",
+                f"The exported {name!r} in {precision} gives logits that are not finite (NaN or infinite). Nothing was "
+                "written. Take a higher precision.",
                 self.differences,
             )
         if precision != "fp32" and self.loss > max_loss:
             raise CheckError(
                 f"The exported {name!r} in {precision} gives another answer than PyTorch in "
                 f"{self.n_cases - self.tokens_equal} of {self.n_cases} cases ({self.loss:.1%}), and --max-loss "
-                f"allows {max_loss:.1%}. Nothing was written. Take a higher precision, or allow more.",
+                f"allows {max_loss:.1%}. Nothing was written. Take a higher precision, or a larger --max-loss.",
                 self.differences,
             )
         if wrong := (self.differences if precision == "fp32" else []) + self.pixel_differences:
@@ -119,11 +141,21 @@ def measure(
     n_golden: int = 0,
     end_to_end: bool = True,
 ) -> Parity:
-    """Ask both sides every (picture, question) and compare pixel values, tokens and logits.
+    """Ask the bundle and PyTorch every question; compare pixel values, answer tokens and logits.
 
-    Cases in a row with the same picture, the same object, are questions about one view of it.
-    n_golden: of so many cases PyTorch's answers are kept, as golden cases of the bundle.
-    end_to_end: whether PyTorch answers to its own pixel values too, which is as much work again.
+    Args:
+        task: the bundle, loaded.
+        family: the model, on the CPU in fp32.
+        geometry: canvas, inner size and fit of the bundle.
+        prompt: the prompt in the bundle, or None.
+        cases: pictures, uint8 (height, width, 3), and questions. If cases in a row have the same array as picture,
+            that picture is encoded once.
+        max_new_tokens: most tokens of an answer. Default 8.
+        n_golden: number of cases to keep with PyTorch's answers, as golden cases of the bundle. Default 0.
+        end_to_end: whether PyTorch also answers from its own pixel values, which doubles its work. Default True.
+
+    Returns:
+        The report. It does not raise for a difference; see `Parity.check`.
     """
     report = Parity()
     seen = None
@@ -135,13 +167,13 @@ def measure(
             given, expected = task.pixel_values(picture), pixel_values(family, geometry, prompt, picture)
             gap = compare_pixels(report, family, given, expected.numpy())
             features = family.encode(torch.from_numpy(given))
-            if gap and end_to_end:  # else the same answer to the same pixel values
+            if gap and end_to_end:  # equal pixel values have equal answers
                 features = torch.cat([features, family.encode(expected)])
         decoded = list(view.decode(question, max_new_tokens))
         questions = [question] * len(features)
         tokens, logits = family.generate_tokens(family.connect(features, questions), questions, max_new_tokens)
         if len(decoded) < max_new_tokens and decoded[-1][0] not in family.end_tokens:
-            tokens = [row[: len(decoded)] for row in tokens]  # a bundle's answer ends where its context does
+            tokens = [row[: len(decoded)] for row in tokens]  # a bundle's answer ends where its context is full
         report.answers.add(tuple(tokens[0]))
         kept = len(report.golden) < n_golden
         if kept:
@@ -157,10 +189,10 @@ def measure(
         mine = [token for token, _ in decoded]
         report.end_to_end_equal += mine == tokens[-1]
         n_same = next((i for i, (a, b) in enumerate(zip(mine, tokens[0], strict=False)) if a != b), len(mine))
-        # Up to and including the first differing token both sides saw the same input.
+        # Both sides had the same input up to the first token that differs, and for that token.
         compared = min(n_same + 1, len(mine), len(tokens[0]))
         far = float(np.abs(np.stack([row for _, row in decoded[:compared]]) - logits[0][:compared].numpy()).max())
-        report.logits = float(np.maximum(report.logits, far))  # which keeps what is no number
+        report.logits = float(np.maximum(report.logits, far))  # unlike max, it keeps NaN
         if mine == tokens[0]:
             report.tokens_equal += 1
         else:
@@ -172,16 +204,37 @@ def measure(
 
 
 def compare_pixels(report: Parity, family: Family, given: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
-    """Note how far the pixel values (1, 3, size, size) of both sides are apart; returns the largest gap, in levels."""
-    std = np.reshape(family.pixel_format.std, (1, 3, 1, 1)) * 255  # normalised units -> levels
+    """Add the differences of both sides' pixel values to a report.
+
+    Args:
+        report: changed in place.
+        family: the model; its pixel format says what a level is.
+        given: the bundle's pixel values, (1, 3, size, size).
+        expected: PyTorch's pixel values, (1, 3, size, size).
+
+    Returns:
+        The largest difference, in levels of 1/255.
+    """
+    std = np.reshape(family.pixel_format.std, (1, 3, 1, 1)) * 255  # normalized units -> levels
     gap = np.abs(given - expected) * std
     report.pixels = max(report.pixels, float(gap.max()))
+    # A difference of one level may be a little more, by rounding.
     report.n_within, report.n_values = report.n_within + int((gap <= 1.001).sum()), report.n_values + gap.size
     return float(gap.max())
 
 
 def pixel_values(family: Family, geometry: Geometry, prompt: Prompt | None, picture: NDArray[np.uint8]) -> torch.Tensor:
-    """A prompted picture as training and evaluation make it: float32 (1, 3, size, size)."""
+    """Prepare a picture as training and evaluation do.
+
+    Args:
+        family: the model.
+        geometry: canvas, inner size and fit.
+        prompt: the prompt to put on the canvas, or None.
+        picture: uint8 (height, width, 3).
+
+    Returns:
+        Pixel values, float32 (1, 3, size, size).
+    """
     canvas = geometry.show([picture])
     if prompt is not None:
         canvas = prompt.on(canvas)

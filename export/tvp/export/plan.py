@@ -1,4 +1,4 @@
-"""What an export would write, without writing it: `tvp export --dry-run`."""
+"""The plan of an export: a list of the files that it would write. `tvp export --dry-run` prints it."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def plan(
     """Return the files that `export` would write; the arguments are those of `export`.
 
     Returns:
-        Name, size in bytes and a note for each file. The size of a graph is that of its weights; a shared base takes
-        no room.
+        Name, size in bytes and a note ('' for none) for each file. Sizes are estimates: for a graph, the size of its
+        weights; for a file of a shared base, 0.
 
     Raises:
-        TvpError: `export` would raise it before it writes.
+        TvpError: `export` would fail before it writes.
     """
     refuse_to_overwrite(output, force)
     geometry = Prompt.load(prompt).geometry if prompt else None

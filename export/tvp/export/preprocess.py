@@ -1,8 +1,7 @@
-"""The preprocessing graph: a camera's picture in, what the vision encoder takes out, the prompt baked in.
+"""The preprocessing graph of a bundle: it turns a picture into pixel values, with the prompt baked in.
 
-onnxruntime's Resize equals Pillow's bicubic on uint8 to within one level when it runs on the CPU
-provider with the attributes below; other providers get antialiasing wrong or refuse it, so the sdk
-always runs this graph on the CPU.
+With the attributes below, onnxruntime's Resize on the CPU equals Pillow's bicubic filter on uint8 to within one level.
+Other providers antialias wrongly or not at all, so the sdk always runs this graph on the CPU.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from tvp.trainer.prompt import Geometry, Prompt
 
 OPSET = 18
 IR_VERSION = 10
-# Pillow's bicubic: its coefficient, antialiased, weights outside of the picture left out.
+# Pillow's bicubic filter: its coefficient, with antialiasing, and without weights outside the picture.
 PILLOW_CUBIC: dict[str, Any] = {
     "mode": "cubic",
     "antialias": 1,
@@ -29,7 +28,7 @@ PILLOW_CUBIC: dict[str, Any] = {
 
 
 class _Graph:
-    """Collects nodes and constants; every method returns the name of its output."""
+    """Nodes and constants of a graph; each method adds one and returns the name of its output."""
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
@@ -47,9 +46,15 @@ class _Graph:
 
 
 def preprocess_graph(geometry: Geometry, pixel_format: PixelFormat, prompt: Prompt | None) -> onnx.ModelProto:
-    """Build the graph: `image` uint8 (height, width, 3) -> `pixel_values` float32 (1, 3, size, size).
+    """Build the graph `image` uint8 (height, width, 3) -> `pixel_values` float32 (1, 3, size, size).
 
-    Without a prompt the frame is black (and with `inner == canvas` there is none).
+    Args:
+        geometry: canvas, inner size and fit.
+        pixel_format: the size and the normalization that the vision encoder takes.
+        prompt: the prompt to bake in; None for a black frame, or no frame if the inner size is the canvas.
+
+    Returns:
+        The checked model.
     """
     g = _Graph()
     side = geometry.side
@@ -57,7 +62,7 @@ def preprocess_graph(geometry: Geometry, pixel_format: PixelFormat, prompt: Prom
     shape = g.op("Shape", "image")
     two_sides = g.op("Slice", shape, g.constant([0]), g.constant([2]))  # (height, width)
     reference = g.op("ReduceMin" if geometry.fit == "crop" else "ReduceMax", two_sides, keepdims=1)
-    # prompt.fitted_size: (length * side * 2 + reference) // (2 * reference), at least 1
+    # As `fitted_size` of tvp.trainer.prompt: (length * side * 2 + reference) // (2 * reference), at least 1
     doubled = g.op("Add", g.op("Mul", two_sides, g.constant([side * 2])), reference)
     fitted = g.op("Max", g.op("Div", doubled, g.op("Mul", reference, g.constant([2]))), g.constant([1]))
     picture = g.op("Transpose", "image", perm=[2, 0, 1])  # (H, W, C) -> (C, H, W)
@@ -74,18 +79,18 @@ def preprocess_graph(geometry: Geometry, pixel_format: PixelFormat, prompt: Prom
         picture = g.op("Pad", picture, g.op("Concat", none, first, none, g.op("Sub", missing, first), axis=0))
     canvas = g.op("Div", g.op("Cast", picture, to=TensorProto.FLOAT), g.constant(255, np.float32))
     added = np.zeros((3, geometry.canvas, geometry.canvas)) if prompt is None else prompt.added().detach().cpu().numpy()
-    if edge:  # around the picture: what every task has in memory of its own is the frame alone
+    if edge:  # the frame is around the picture: without its middle, each loaded task takes less memory
         before, inside, after = slice(edge), slice(edge, edge + side), slice(edge + side, None)
         parts = (added[:, inside, before], added[:, inside, after], added[:, before], added[:, after])
         left, right, top, bottom = (g.constant(part[None], np.float32) for part in parts)
         canvas = g.op("Concat", top, g.op("Concat", left, canvas, right, axis=3), bottom, axis=2)
-    elif prompt is not None:  # over it
+    elif prompt is not None:  # the frame is over the picture
         canvas = g.op("Add", canvas, g.constant(added[None], np.float32))
         if prompt.merges:
             canvas = g.op("Clip", canvas, g.constant(0, np.float32), g.constant(1, np.float32))
     size = pixel_format.size
     if size != geometry.canvas:
-        # `to_pixels`: what the filter overshoots is clipped at black and white, or the canvas's own extremes.
+        # As in `to_pixels`: the filter may overshoot. Clip at black and white, or at the canvas's own extremes.
         low = g.op("Min", g.op("ReduceMin", canvas, keepdims=0), g.constant(0, np.float32))
         high = g.op("Max", g.op("ReduceMax", canvas, keepdims=0), g.constant(1, np.float32))
         weights = resize_matrix(geometry.canvas, size, pixel_format.filter).numpy()

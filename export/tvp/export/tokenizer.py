@@ -1,4 +1,4 @@
-"""Tokenizers as single files, that tokenise as the families do without their help."""
+"""Tokenizers of generative models as single files that tokenize a prompt as the family does."""
 
 from __future__ import annotations
 
@@ -14,27 +14,33 @@ from tvp.trainer.families.family import GenerativeFamily
 
 
 def write_tokenizer(tokenizer: PreTrainedTokenizerBase, file: Path, family: GenerativeFamily | None = None) -> None:
-    """Write a tokenizer to a file.
+    """Write a tokenizer to a file that the sdk reads.
 
-    family: whose prompts it is for; the file's tokenizer then adds the marks that the family adds to a prompt.
-    Raises ModelError for a tokenizer without a fast version, and where the family's prompts are other texts.
+    Args:
+        tokenizer: the tokenizer of the language model or of the connector.
+        file: where to write it.
+        family: the model. The written tokenizer then adds the special tokens that the family adds to a prompt.
+            Default: none, the tokenizer is written as it is.
+
+    Raises:
+        ModelError: the tokenizer has no fast version, or it cannot make the tokens of the family's prompts.
     """
     backend = fast(tokenizer)
     if family is not None:
-        backend = _marking(backend, family)
+        backend = _with_special_tokens(backend, family)
     backend.save(os.fspath(file))
 
 
 def fast(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
-    """A tokenizer as the sdk has it; raises ModelError for one without a fast version."""
+    """Return the `tokenizers.Tokenizer` inside a tokenizer; raises ModelError if it has no fast version."""
     backend: Tokenizer | None = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        raise ModelError(f"The tokenizer of {tokenizer.name_or_path!r} has no fast version, which the sdk needs.")
+        raise ModelError(f"The tokenizer of {tokenizer.name_or_path!r} has no fast version. The sdk needs one.")
     return backend
 
 
-def _marking(backend: Tokenizer, family: GenerativeFamily) -> Tokenizer:
-    """The tokenizer itself if it writes a prompt's begin and end as the family does, else a copy that does."""
+def _with_special_tokens(backend: Tokenizer, family: GenerativeFamily) -> Tokenizer:
+    """Return a tokenizer that begins and ends a prompt with the family's special tokens: this one, or a copy."""
     layout = family.layout
     text = layout.prompt.replace("{image}", layout.image_token).replace("{question}", "a")
     before, after = family.prompt_ids("a")
@@ -46,13 +52,13 @@ def _marking(backend: Tokenizer, family: GenerativeFamily) -> Tokenizer:
     start = next((i for i in range(len(wanted)) if wanted[i : i + len(inner)] == inner), None)
     if start is None:
         raise ModelError(
-            f"A prompt of this {family.name} is not what its tokenizer makes of {text!r} between marks, so the sdk "
-            "could not ask it."
+            f"This {family.name} model cannot be exported yet: its tokenizer gives other tokens for {text!r} than its "
+            f"prompts have. The tokenizer gives {inner[:12]}, and a prompt has {wanted[:12]}."
         )
-    marks = [[(str(backend.id_to_token(i)), i) for i in ids] for ids in (wanted[:start], wanted[start + len(inner) :])]
+    added = [[(str(backend.id_to_token(i)), i) for i in ids] for ids in (wanted[:start], wanted[start + len(inner) :])]
     copy = Tokenizer.from_str(backend.to_str())
     copy.post_processor = TemplateProcessing(
-        single=[*(token for token, _ in marks[0]), "$A", *(token for token, _ in marks[1])],
-        special_tokens=list(dict.fromkeys(marks[0] + marks[1])),
+        single=[*(token for token, _ in added[0]), "$A", *(token for token, _ in added[1])],
+        special_tokens=list(dict.fromkeys(added[0] + added[1])),
     )
     return copy

@@ -1,4 +1,4 @@
-"""What an export does for each model kind. Nothing outside of this folder asks which kind a model is."""
+"""The parts of an export that depend on the model kind. Nothing outside this folder asks for the kind."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _KINDS: dict[str, Any] = {"causal": causal, "seq2seq": seq2seq, "contrastive": c
 
 
 def kind_of(family: Family) -> Kind:
-    """Return the kind of a model; raises ModelError for a family that cannot be exported."""
+    """Return the module of a model's kind; raises ModelError for a family that cannot be exported."""
     if not family.exports:
         raise ModelError(f"A {family.name} model cannot be exported yet; it can be trained on and evaluated.")
     return cast(Kind, _KINDS[family.kind])

@@ -1,4 +1,4 @@
-"""The base of a causal model: a decoder whose keys and values are written in place."""
+"""The base of a causal model: a decoder that writes keys and values into a buffer, in place."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tvp.sdk.errors import ModelError
 from tvp.sdk.formats.manifest import CausalManifest
 from tvp.trainer.families.causal import CausalFamily
 
-from ..attention import NewKeyValues, angles_of, current_cache, fused_attention
+from ..attention import NewKeyValues, current_cache, fused_attention, rotary_angles
 from ..fuse import fuse_attention, fuse_norms, rewrite
 from ..graphs import N_DUMMY, Traced, cache_shape, write_graph
 from .generative import about, cases, facts, measure, tokenizer_texts, weight_sizes, write_shared
 
 __all__ = ["about", "cases", "measure", "sizes", "tokenizer_texts", "write"]
 
-CAPACITY_DUMMY = 16
+CAPACITY_DUMMY = 16  # tokens that the traced buffers can hold; the axis is dynamic
 
 
 def write(family: CausalFamily, folder: Path, fused: bool) -> CausalManifest:
@@ -42,7 +42,7 @@ def sizes(family: CausalFamily, precision: str, encoder_precision: str) -> dict[
 
 
 class Decoder(nn.Module):
-    """inputs_embeds and past keys and values -> logits of the last positions, present keys and values."""
+    """The decoder: inputs_embeds, past keys and values -> logits of the last tokens, present keys and values."""
 
     def __init__(self, family: CausalFamily) -> None:
         super().__init__()
@@ -51,8 +51,8 @@ class Decoder(nn.Module):
         self.prefix, self._positions = family.n_causal is not None, family.decoder_positions
         angles = None
         if family.position_axes == 1 and not self.prefix:
-            angles = angles_of(family.decoder, family.n_positions)
-        self.turned = angles is not None
+            angles = rotary_angles(family.decoder, family.n_positions)
+        self.operator_rotates = angles is not None
         cos, sin = angles or (None, None)
         self.register_buffer("cos_cache", cos)
         self.register_buffer("sin_cache", sin)
@@ -66,7 +66,7 @@ class Decoder(nn.Module):
         num_logits_to_keep: Tensor,
         past_key_values: list[tuple[Tensor, Tensor]],
     ) -> tuple[Tensor, ...]:
-        angles: Any = (self.cos_cache, self.sin_cache) if self.turned else None
+        angles: Any = (self.cos_cache, self.sin_cache) if self.operator_rotates else None
         cache = NewKeyValues(past_key_values, seqlens_k, total_sequence_length, angles, self.prefix)
         with current_cache(cache):
             hidden = self.decoder(
@@ -76,20 +76,29 @@ class Decoder(nn.Module):
                 use_cache=True,
             ).last_hidden_state
         n_new = inputs_embeds.shape[1]
-        first: Any = n_new - num_logits_to_keep  # a tensor, so that tracing keeps it as an input
-        kept = torch.arange(first, n_new)  # the head is costly: only where it is needed
+        first: Any = n_new - num_logits_to_keep  # a tensor, so that it stays an input of the traced graph
+        kept = torch.arange(first, n_new)  # the head is slow, so it runs on these tokens only
         logits = self.head(hidden.index_select(1, kept))
         present = [pair for pair in cache.present if pair is not None]
         if len(present) < len(cache.present):
             raise ModelError(
-                f"The attention of {type(self.decoder).__name__} does not go through transformers' attention "
-                "interface, so it cannot be exported; it can be trained on and evaluated."
+                f"This model cannot be exported: the attention of {type(self.decoder).__name__} does not use "
+                "transformers' attention interface. The model can be trained on and evaluated."
             )
         return (logits, *(tensor for pair in present for tensor in pair))
 
 
 class DecoderConfig(OnnxConfig):  # type: ignore[misc]
-    """A decoder on embeddings, with keys and values in buffers that are longer than what they hold."""
+    """Optimum's configuration of a decoder that reads embeddings and has buffers for keys and values.
+
+    Args:
+        config: the model's configuration.
+        n_layers: number of layers.
+        n_kv_heads: number of key and value heads.
+        head_size: size of a head.
+        n_text: size of a token's embedding.
+        position_axes: number of positions of a token.
+    """
 
     NORMALIZED_CONFIG_CLASS = NormalizedConfig
     _MODEL_PATCHER = Traced
@@ -139,7 +148,7 @@ class DecoderConfig(OnnxConfig):  # type: ignore[misc]
 
 
 def export_decoder(family: CausalFamily, file: Path) -> None:
-    """Write the language model as one graph for prompts and for single tokens."""
+    """Write the language model as one graph, for the first run (many tokens) and for single tokens after it."""
     config = family.text_config
     n_kv_heads, head_size = cache_shape(family)
     onnx_config = DecoderConfig(
@@ -151,6 +160,6 @@ def export_decoder(family: CausalFamily, file: Path) -> None:
         family.position_axes,
     )
     decoder = Decoder(family)
-    with fused_attention(family.decoder, decoder.turned):
+    with fused_attention(family.decoder, decoder.operator_rotates):
         write_graph(decoder, onnx_config, file)
     rewrite(file, fuse_attention, fuse_norms)

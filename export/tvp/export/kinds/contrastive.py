@@ -1,4 +1,4 @@
-"""The base of a contrastive model (CLIP, SigLIP): two encoders whose features are compared."""
+"""The base of a contrastive model (CLIP, SigLIP): a vision encoder and a text encoder."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ from ..parity import LOGITS_TOLERANCE, Case, Parity, compare_pixels, pixel_value
 from ..precision import size_in_encoder
 from .kind import NOT_YET
 
-# What both sides must read alike before anything is exported: lengths, case, spaces, marks, scripts. None begins with
-# a space, as no caption does.
+# The exported tokenizer must give the model's own tokens for these texts: they differ in length, case, spaces,
+# punctuation and script. None begins with a space, because no caption does.
 TEXTS = (
     "a photo of a dog",
     "A photo of a DOG.",
@@ -53,7 +53,7 @@ TEXTS = (
 
 
 class TextEncoder(nn.Module):
-    """input_ids -> text_features, of unit length."""
+    """The text encoder: input_ids -> text_features, of unit length."""
 
     def __init__(self, family: ContrastiveFamily) -> None:
         super().__init__()
@@ -65,7 +65,13 @@ class TextEncoder(nn.Module):
 
 
 class TextConfig(OnnxConfig):  # type: ignore[misc]
-    """Any number of texts, of any length or, where they are padded, of one."""
+    """Optimum's configuration of a text encoder, for any number of texts.
+
+    Args:
+        config: the model's configuration.
+        ids: tokens of two texts to trace with.
+        padded: whether all texts are padded to one length; otherwise the length is dynamic.
+    """
 
     NORMALIZED_CONFIG_CLASS = NormalizedConfig
     _MODEL_PATCHER = Traced
@@ -87,7 +93,13 @@ class TextConfig(OnnxConfig):  # type: ignore[misc]
 
 
 def export_text_encoder(family: ContrastiveFamily, file: Path, fused: bool = True) -> None:
-    """Write the text encoder as a graph; fused: see `Kind.write`."""
+    """Write the text encoder as a graph.
+
+    Args:
+        family: the model.
+        file: where to write the graph.
+        fused: whether to use onnxruntime's own operators, which TensorRT lacks. Default True.
+    """
     ids = family.tokenize([TEXTS[0]]).repeat(2, 1)
     with fused_vision_encoder(family.model) if fused else plain_vision_encoder():
         write_graph(TextEncoder(family), TextConfig(config_of(family), ids, family.padded), file)
@@ -97,7 +109,7 @@ def write(family: ContrastiveFamily, folder: Path, fused: bool) -> ContrastiveMa
     """See `Kind.write`."""
     tokenizer, pad_token = tokenizer_of(family)
     tokenizer.save(os.fspath(folder / "tokenizer.json"))
-    refuse_other_tokens(family, folder / "tokenizer.json", pad_token, TEXTS)
+    check_tokenizer(family, folder / "tokenizer.json", pad_token, TEXTS)
     export_vision_encoder(family, folder / "vision_encoder.onnx", fused)
     export_text_encoder(family, folder / "text_encoder.onnx", fused)
     with torch.no_grad():
@@ -115,15 +127,25 @@ def write(family: ContrastiveFamily, folder: Path, fused: bool) -> ContrastiveMa
     )
 
 
-def refuse_other_tokens(family: ContrastiveFamily, file: Path, pad_token: int, texts: Iterable[str]) -> None:
-    """Raise ModelError where a written tokenizer gives other tokens than the model's own for one of the texts."""
+def check_tokenizer(family: ContrastiveFamily, file: Path, pad_token: int, texts: Iterable[str]) -> None:
+    """Compare a written tokenizer with the model's own.
+
+    Args:
+        family: the model.
+        file: the written tokenizer.
+        pad_token: id of its padding token; -1 if it does not pad.
+        texts: texts to compare.
+
+    Raises:
+        ModelError: the tokens of a text differ.
+    """
     written = read_text_tokenizer(file, family.n_positions, pad_token)
     for text in texts:
         expected, found = family.tokenize([text])[0].tolist(), written.encode(text).ids
         if found != expected:
             raise ModelError(
-                f"This {family.name} model cannot be exported yet: its tokenizer {type(family.tokenizer).__name__} "
-                f"has no equal that the sdk can read (of {text[:40]!r} it makes {expected[:12]}, and not {found[:12]})."
+                f"This {family.name} model cannot be exported yet: the sdk cannot reproduce its tokenizer "
+                f"{type(family.tokenizer).__name__}. For {text[:40]!r} it gives {expected[:12]}, the sdk {found[:12]}."
             )
 
 
@@ -154,15 +176,15 @@ def sizes(family: ContrastiveFamily, precision: str, encoder_precision: str) -> 
 
 
 def cases(task: TaskDefinition, samples: Sequence[Sample]) -> list[Case]:
-    """See `Kind.cases`: the labels are the task's, or the question's own."""
+    """See `Kind.cases`. The labels are the task's, or the question's own."""
     found = []
     for i, sample in enumerate(samples):
         question = sample.questions[0]
         labels = task.labels or question.labels
         if not labels:
             raise RequestError(
-                f"The task {task.name!r} has no labels, and neither has its data (sample {i}: {question.text!r}). This "
-                "model only chooses among labels: take a task with labels, or data whose questions have some."
+                f"The task {task.name!r} has no labels, and neither has its data (sample {i}: {question.text!r}). A "
+                "contrastive model only ranks labels. Take a task with labels, or data with labels."
             )
         found.append(Case(sample.picture, task.question or question.text, tuple(labels)))
     return found
@@ -178,9 +200,9 @@ def measure(
     n_golden: int = 0,
     exact: bool = True,
 ) -> Parity:
-    """See `Kind.measure`: pixel values, the order of labels and their scores are compared.
+    """See `Kind.measure`. It compares pixel values, the order of labels and their scores.
 
-    In the report `tokens_equal` counts cases with the same order (not exact: with the same best label), and `logits`
+    In the report, `tokens_equal` counts cases with the same order (without `exact`: the same best label), and `logits`
     is the largest difference of a score.
     """
     report = Parity()
@@ -208,7 +230,15 @@ def measure(
 def golden_case(
     family: ContrastiveFamily, pixels: Tensor, picture: str, question: str, labels: Sequence[str]
 ) -> RankingCase:
-    """Return PyTorch's scores of labels for pixel values (1, 3, size, size)."""
+    """Return a golden case with PyTorch's scores of the labels.
+
+    Args:
+        family: the model.
+        pixels: pixel values, float32 (1, 3, size, size).
+        picture: name of the picture's file in the bundle.
+        question: the question.
+        labels: the labels to rank.
+    """
     scores = family.answer_scores(family.see(pixels), [question], labels)[0]
     rounded = tuple(float(f"{score:.7g}") for score in scores.tolist())
     return RankingCase(picture, question, tuple(labels), rounded, labels[int(scores.argmax())])

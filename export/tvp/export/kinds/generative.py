@@ -1,4 +1,4 @@
-"""What the bases of causal and seq2seq models share: vision encoder, connector, embeddings, tokenizers, comparison."""
+"""The common parts of causal and seq2seq exports: vision encoder, connector, embeddings, tokenizers, comparison."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .kind import NOT_YET
 
 def write_shared(family: GenerativeFamily, folder: Path, fused: bool) -> None:
     """Write every file of a base but its language model."""
-    # First, since a tokenizer that the sdk cannot use should not cost the minutes that graphs take.
+    # The tokenizer comes first: if the sdk cannot use it, the export fails at once, and not after minutes.
     write_tokenizer(family.tokenizer, folder / "tokenizer.json", family)
     if family.reads_question:
         reader = cast(QuestionAwareFamily, family)
@@ -37,7 +37,7 @@ def write_shared(family: GenerativeFamily, folder: Path, fused: bool) -> None:
 
 
 def facts(family: GenerativeFamily) -> dict[str, Any]:
-    """Return what a manifest says of every generative model, by the names of `GenerativeManifest`."""
+    """Return the manifest's fields of every generative model, by the names of `GenerativeManifest`."""
     n_kv_heads, head_size = graphs.cache_shape(family)
     with torch.no_grad():
         size = family.pixel_format.size
@@ -57,9 +57,9 @@ def facts(family: GenerativeFamily) -> dict[str, Any]:
 
 
 def _n_positions(family: GenerativeFamily) -> int:
-    """The most tokens that a bundle of the model may read; 0 where nothing bounds it.
+    """Return the largest number of tokens that a bundle of the model can read; 0 if there is no limit.
 
-    Exported attention has no sliding window, so a text ends where the window would begin to slide.
+    Exported attention has no sliding window. A text ends where the window would begin to slide.
     """
     bounds = (family.n_positions, getattr(family.text_config, "sliding_window", None))
     return min((bound for bound in bounds if bound), default=0)
@@ -83,28 +83,30 @@ def weight_sizes(
 ) -> dict[str, int]:
     """Return the bytes of each graph's weights, by file; see `Kind.sizes`.
 
-    The connector and T5's encoder are counted with the graph that they stand beside.
+    The vision encoder's figure includes the connector, and the decoder's includes T5's encoder.
 
     Args:
+        family: the model.
         parts: the modules of the language model.
-        head: the one that makes logits.
+        head: the module that makes logits.
+        precision: of the language model.
+        encoder_precision: of everything else.
     """
-    words: Any = family.embed_tokens.weight
-    text = {id(weight): weight.numel() for part in parts for weight in part.parameters()} | {id(words): words.numel()}
+    table: Any = family.embed_tokens.weight
+    text = {id(weight): weight.numel() for part in parts for weight in part.parameters()} | {id(table): table.numel()}
     encoder = sum(
         size_in_encoder(name, weight, encoder_precision)
         for name, weight in family.model.named_parameters()
         if id(weight) not in text
     )
     named = (pair for part in parts for pair in part.named_parameters())
-    whole = sum(weight.numel() for name, weight in named if ".DenseReluDense.wo." in name)  # in fp16 too, see `lower`
-    if head.weight is not words:
-        del text[id(words)]  # which only the table of embeddings holds
-    halves = 4 if precision == "fp32" else 2
+    kept = sum(weight.numel() for name, weight in named if ".DenseReluDense.wo." in name)  # fp32 in an fp16 base too
+    if head.weight is not table:
+        del text[id(table)]  # only embed_tokens.npy holds it
     return {
         "vision_encoder.onnx": encoder,
-        "decoder_model_merged.onnx": int(sum(text.values()) * BYTES[precision]) + 2 * whole * (precision == "fp16"),
-        "embed_tokens.npy": words.numel() * halves,
+        "decoder_model_merged.onnx": int(sum(text.values()) * BYTES[precision]) + 2 * kept * (precision == "fp16"),
+        "embed_tokens.npy": table.numel() * (4 if precision == "fp32" else 2),
     }
 
 

@@ -1,4 +1,4 @@
-"""What an export asks of a model kind: `Kind`, which the modules of this folder have as functions."""
+"""The protocol of a model kind in an export. Each kind's module has its methods as functions."""
 
 from __future__ import annotations
 
@@ -14,44 +14,49 @@ from tvp.trainer.task_definition import TaskDefinition
 
 from ..parity import Case, Parity
 
-# The fields of a base's manifest that `base.put_base` fills in when its graphs are final.
+# Fields of a base's manifest that `base.put_base` sets when the graphs are final.
 NOT_YET: dict[str, Any] = {"precision": "fp32", "made_from": "", "files": {}}
 
 
 class Kind(Protocol):
-    """One of `causal`, `seq2seq` and `contrastive`; the family is one of that kind."""
+    """The module `causal`, `seq2seq` or `contrastive`. Each `family` argument is a model of that kind."""
 
     def write(self, family: Any, folder: Path, fused: bool) -> BaseManifest:
-        """Write graphs, embeddings and tokenizers of a base in fp32.
+        """Write the graphs, embeddings and tokenizers of a base in fp32.
 
         Args:
             family: the model, on the CPU in fp32.
-            folder: exists and is empty.
-            fused: whether the vision encoder has onnxruntime's own operators, which TensorRT lacks.
+            folder: the base's folder; it exists and is empty.
+            fused: whether the vision encoder uses onnxruntime's own operators, which TensorRT lacks.
 
         Returns:
-            The manifest, but for the fields of `NOT_YET`.
+            The manifest. The fields of `NOT_YET` have no value yet.
 
         Raises:
-            ModelError: the sdk could not read the model's tokenizer.
+            ModelError: the model cannot be exported, or the sdk cannot read its tokenizer.
         """
 
     def about(self, family: Any) -> list[str]:
-        """Return the texts that a base depends on besides weights and versions: configuration, layout, tokenizers."""
+        """Return what decides a base besides weights and versions: configuration, layout and tokenizers, as texts."""
 
     def tokenizer_texts(self, family: Any) -> dict[str, str]:
-        """Return the content of each tokenizer's file, by its name."""
+        """Return the content of each tokenizer file, by the file's name."""
 
     def sizes(self, family: Any, precision: str, encoder_precision: str) -> dict[str, int]:
-        """Return the bytes of each graph's weights, by file.
+        """Return the size of each file's weights in bytes, by the file's name.
 
         Args:
+            family: the model.
             precision: of the language model.
             encoder_precision: of everything else.
         """
 
     def cases(self, task: TaskDefinition, samples: Sequence[Sample]) -> list[Case]:
-        """Return what the parity gate asks about samples; raises RequestError where there is nothing to ask."""
+        """Return the cases of the parity gate, one for each sample.
+
+        Raises:
+            RequestError: a contrastive model has no labels to rank.
+        """
 
     def measure(
         self,
@@ -63,11 +68,18 @@ class Kind(Protocol):
         n_golden: int,
         exact: bool,
     ) -> Parity:
-        """Ask both sides every case and compare them.
+        """Ask the bundle and PyTorch every case, and compare them.
 
         Args:
             task: the bundle, loaded.
-            prompt: that is baked into it.
-            n_golden: number of cases whose answers by PyTorch are kept as golden cases.
-            exact: whether scores must be equal too, and not the answers alone (fp32).
+            family: the model, on the CPU in fp32.
+            geometry: canvas, inner size and fit of the bundle.
+            prompt: the prompt in the bundle, or None.
+            cases: the cases, as `cases` returns them.
+            n_golden: number of cases to keep with PyTorch's answers, as golden cases of the bundle.
+            exact: whether the bundle is in fp32. A contrastive model's scores and order of labels must then be equal,
+                and otherwise only its best label.
+
+        Returns:
+            The report of the parity gate.
         """

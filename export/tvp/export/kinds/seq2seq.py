@@ -1,8 +1,8 @@
-"""The base of a seq2seq model (T5): an encoder that ends in the keys and values for the decoder, and the decoder.
+"""The base of a seq2seq model (T5): an encoder and a decoder.
 
-T5's attention does not go through transformers' interface, so there is no fused operator and no buffer that is
-written in place: the decoder's own keys and values grow by one token a run, which is little for short answers. Its
-keys and values of the encoder's output are computed once, by the encoder's graph.
+T5's attention does not use transformers' attention interface, so there is no fused operator and no buffer written in
+place. The decoder's own keys and values grow by one token in each run, which costs little for short answers. The
+encoder's graph computes the keys and values of its output once, for every layer of the decoder.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def sizes(family: Seq2SeqFamily, precision: str, encoder_precision: str) -> dict
 
 
 class Encoder(nn.Module):
-    """inputs_embeds -> keys and values of every layer of the decoder's attention to them."""
+    """The encoder: inputs_embeds -> keys and values of its output for each layer of the decoder."""
 
     def __init__(self, family: Seq2SeqFamily) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """inputs_embeds of new tokens, past keys and values and the encoder's -> logits, present keys and values."""
+    """The decoder: inputs_embeds, past and encoder's keys and values -> logits, present keys and values."""
 
     def __init__(self, family: Seq2SeqFamily) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class Decoder(nn.Module):
         cache.is_updated = dict.fromkeys(range(len(cross_key_values)), True)
         hidden = self.decoder(
             inputs_embeds=inputs_embeds,
-            encoder_hidden_states=cross_key_values[0][0][:, 0],  # of which only the length is read
+            encoder_hidden_states=cross_key_values[0][0][:, 0],  # T5 reads only its length
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
@@ -93,7 +93,7 @@ def _cache(pairs: Pairs) -> DynamicCache:
 
 
 class EncoderConfig(OnnxConfig):  # type: ignore[misc]
-    """An encoder on embeddings."""
+    """Optimum's configuration of an encoder that reads embeddings."""
 
     NORMALIZED_CONFIG_CLASS = NormalizedConfig
     _MODEL_PATCHER = Traced
@@ -111,7 +111,7 @@ class EncoderConfig(OnnxConfig):  # type: ignore[misc]
 
 
 class DecoderConfig(OnnxConfig):  # type: ignore[misc]
-    """A decoder on embeddings; its own keys and values grow."""
+    """Optimum's configuration of a decoder that reads embeddings. Its own keys and values grow."""
 
     NORMALIZED_CONFIG_CLASS = NormalizedConfig
     _MODEL_PATCHER = Traced
@@ -144,16 +144,16 @@ class DecoderConfig(OnnxConfig):  # type: ignore[misc]
 
 
 def export_encoder(family: Seq2SeqFamily, file: Path) -> None:
-    """Write the encoder and the projections that the decoder's attention to it needs."""
+    """Write the encoder as a graph, with the decoder's projections of its output to keys and values."""
     write_graph(Encoder(family), EncoderConfig(family.language_model.config), file)
 
 
 def export_decoder(family: Seq2SeqFamily, file: Path) -> None:
-    """Write the decoder as one graph for the first and for later tokens."""
+    """Write the decoder as one graph, for the first token and for later ones."""
     write_graph(Decoder(family), DecoderConfig(family.language_model.config), file)
 
 
 def _named(config: Any, prefix: str, length: str) -> dict[str, dict[int, str]]:
-    """Names and dynamic axes of a key and a value for each layer of the decoder."""
+    """Return the name and dynamic axes of a key and a value for each layer of the decoder."""
     layers = range(config.num_decoder_layers)
     return {f"{prefix}.{i}.{kind}": {0: "batch_size", 2: length} for i in layers for kind in ("key", "value")}

@@ -1,4 +1,4 @@
-"""What --precision makes of a graph: every matrix is lowered, and no sum overflows."""
+"""Graphs of reduced precision: every matrix takes fewer bits, and no sum overflows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tvp.export import bundle as bundle_module
 from tvp.export import graphs, parity
 from tvp.export.bundle import export
 from tvp.export.kinds import causal, seq2seq
-from tvp.export.precision import lower
+from tvp.export.precision import reduce_precision
 from tvp.trainer import families, tasks
 
 
@@ -35,7 +35,7 @@ def test_products_of_the_largest_weights_are_not_cut_off(tmp_path):
     )
     file = tmp_path / "vision_encoder.onnx"
     onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8), file)
-    lower(tmp_path, "int8")
+    reduce_precision(tmp_path, "int8")
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {"x": np.ones((1, 64), np.float32)})
     np.testing.assert_allclose(found, 64, rtol=0.01)
@@ -48,13 +48,13 @@ def test_a_program_keeps_its_own_logging():
     """onnxruntime's quantiser configures the root logger when it is imported."""
     code = (
         "import logging, pathlib, tempfile, numpy, onnx; from onnx import helper, numpy_helper as nh\n"
-        "from tvp.export.precision import lower\n"
+        "from tvp.export.precision import reduce_precision\n"
         "x = [helper.make_tensor_value_info(n, 1, [2, 4]) for n in 'xy']\n"
         "g = helper.make_graph([helper.make_node('MatMul', ['x', 'w'], ['y'])], 'g', x[:1], x[1:],\n"
         "    [nh.from_array(numpy.ones((4, 4), numpy.float32), 'w')])\n"
         "folder = pathlib.Path(tempfile.mkdtemp())\n"
         "onnx.save(helper.make_model(g, opset_imports=[helper.make_opsetid('', 18)]), folder / 'encoder_model.onnx')\n"
-        "lower(folder, 'int8')\n"
+        "reduce_precision(folder, 'int8')\n"
         "assert 'MatMulNBits' in str(onnx.load(folder / 'encoder_model.onnx').graph.node)\n"
         "root = logging.getLogger(); assert not root.handlers and root.level == logging.WARNING, root.level\n"
     )
@@ -79,7 +79,7 @@ def test_sums_larger_than_half_precision_holds_stay_finite(tmp_path):
     expected = family.head(family.decoder(inputs_embeds=inputs).last_hidden_state)[0, -1].detach().numpy()
     assert sums[0] > 7e4
     causal.export_decoder(family, tmp_path / "decoder_model_merged.onnx")
-    lower(tmp_path, "fp16")
+    reduce_precision(tmp_path, "fp16")
     session = onnxruntime.InferenceSession(tmp_path / "decoder_model_merged.onnx", providers=["CPUExecutionProvider"])
     n_heads, head = graphs.cache_shape(family)
     empty = np.zeros((1, n_heads, 8, head), np.float16)
@@ -91,13 +91,13 @@ def test_sums_larger_than_half_precision_holds_stay_finite(tmp_path):
     np.testing.assert_allclose(logits, expected, atol=0.02 * np.abs(expected).max())
 
 
-def test_every_layer_of_opt_is_lowered(tmp_path):
+def test_every_layer_of_opt_takes_fewer_bits(tmp_path):
     """Its MLP is traced as Gemm, which the quantiser passes over by itself."""
     family = families.load(save_tiny("blip2", tmp_path / "model"))
     causal.export_decoder(family, tmp_path / "decoder_model_merged.onnx")
     before = operators(tmp_path / "decoder_model_merged.onnx")
     assert before["Gemm"] == 2 * family.text_config.num_hidden_layers
-    lower(tmp_path, "int4")
+    reduce_precision(tmp_path, "int4")
     after = operators(tmp_path / "decoder_model_merged.onnx")
     assert after["Gemm"] == after["MatMul"] == 0
     assert after["MatMulNBits"] == before["Gemm"] + before["MatMul"]
@@ -124,7 +124,7 @@ def test_t5s_sums_larger_than_half_precision_holds_stay_finite(tmp_path):
     assert sums[0] > 7e4
     file = tmp_path / "encoder_model.onnx"
     seq2seq.export_encoder(family, file)
-    lower(tmp_path, "fp16")
+    reduce_precision(tmp_path, "fp16")
     found = operators(file)
     assert found["ReduceMean"] == 0
     assert found["SkipSimplifiedLayerNormalization"] == 2 * len(encoder.block)
