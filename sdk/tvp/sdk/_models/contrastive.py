@@ -118,7 +118,7 @@ class ContrastiveModel:
         refuse_half_characters(kind, text)
         lowered = text.lower()
         if any(token in lowered for token in self._special):
-            raise RequestError(f"The {kind} holds a special token of the model: {text[:80]!r}. Leave it out.")
+            raise RequestError(f"The {kind} contains a special token of the model: {text[:80]!r}. Leave it out.")
 
     def _scores(self, features: NDArray[np.float32], texts: Sequence[str]) -> NDArray[np.float32]:
         """Return the log-probabilities (n_texts,) of texts for a picture's unit features (n_features,)."""

@@ -1,5 +1,8 @@
-"""The order of what a language model reads. Trainer, exporter and sdk all tokenise through this file,
-so that a prompt is the same tokens in training, in scoring, in PyTorch and on the edge."""
+"""The text that a language model reads, and its order.
+
+Trainer, exporter and sdk all tokenise through this module, so a question becomes the same tokens in training, in
+scoring, in PyTorch and on the edge.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +12,23 @@ from dataclasses import dataclass
 
 from ..errors import RequestError
 
-UNKNOWN = "<unk>"  # what SentencePiece reads in place of a character it does not know, which a question may hold
+UNKNOWN = "<unk>"  # SentencePiece's token for an unknown character; a question may contain one
 
 
 @dataclass(frozen=True)
 class PromptLayout:
-    """A prompt as one text that is tokenised as a whole, then split at the image token.
+    """The order of a picture, a question and an answer in the text that a language model reads.
 
-    Tokenising its parts apart would give other tokens where a tokenizer treats the start of a text
-    differently, as SentencePiece ones do.
+    The text is tokenised as a whole and then split at the image token. Its parts alone would give other tokens:
+    SentencePiece treats the start of a text differently.
 
-    prompt: the text before the answer, with the place of `{question}` and of `{image}`; without
-        `{image}` the image embeddings come before everything, the begin token included.
-    answer: the text of an answer, with the place of `{answer}` (usually after a space).
-    image_token: the special token that stands for the image while the text is tokenised.
-    end: ids of the tokens that end an answer; the first is the one that training teaches.
-    apart: the answer is a text of its own, as an encoder-decoder reads it, not what continues the prompt.
+    Attributes:
+        prompt: the text before the answer, with `{question}` and `{image}` in their places. Without `{image}` the
+            image embeddings come before everything, also before the begin token.
+        answer: the text of an answer, with `{answer}` in its place, usually behind a space.
+        image_token: the special token that stands for the picture while the text is tokenised.
+        end: ids of the tokens that end an answer. Training teaches the first one.
+        apart: whether the answer is a text of its own, as for an encoder-decoder; otherwise it continues the prompt.
     """
 
     prompt: str
@@ -38,8 +42,10 @@ class PromptLayout:
 class PromptTokenizer:
     """A layout with the tokenizer that reads it.
 
-    encode: text, and whether to add begin and end tokens -> ids.
-    special_ids: ids that a question may not contain.
+    Attributes:
+        layout: of the model.
+        encode: takes a text, and whether to add begin and end tokens; returns token ids.
+        special_ids: token ids that a question or an answer may not contain.
     """
 
     layout: PromptLayout
@@ -47,7 +53,11 @@ class PromptTokenizer:
     special_ids: frozenset[int]
 
     def prompt_ids(self, question: str) -> tuple[list[int], list[int]]:
-        """Token ids before and after the image embeddings, up to where the answer starts."""
+        """Return the token ids before and behind the image embeddings, up to the answer.
+
+        Raises:
+            RequestError: the question contains a special token or half a character.
+        """
         self._refuse_special("question", question)
         layout = self.layout
         text = layout.prompt.replace("{image}", layout.image_token).replace("{question}", question)
@@ -59,48 +69,56 @@ class PromptTokenizer:
         return ids[:place], ids[place + 1 :]
 
     def answer_ids(self, answer: str) -> list[int]:
-        """Token ids of an answer with its separator and its end token: the same in loss and scores."""
+        """Return the token ids of an answer, its separator and its end token included: the same for loss and scores.
+
+        Raises:
+            RequestError: the answer contains a special token or half a character.
+        """
         self._refuse_special("answer", answer)
         if self.layout.apart:
             return [*self.encode(self.layout.answer.replace("{answer}", answer), False), self.layout.end[0]]
-        # Behind some word, because SentencePiece gives a text's first space a token of its own; and without
+        # Tokenised behind a prompt, because SentencePiece gives a text's first space a token of its own; and without
         # begin and end tokens, because ChatGLM's come last.
-        asked = self.layout.prompt.replace("{image}", "").replace("{question}", "a")
-        answered = asked + self.layout.answer.replace("{answer}", answer)
-        n_asked = len(self.encode(asked, False))
-        return [*self.encode(answered, False)[n_asked:], self.layout.end[0]]
+        prompt = self.layout.prompt.replace("{image}", "").replace("{question}", "a")
+        n_prompt = len(self.encode(prompt, False))
+        text = prompt + self.layout.answer.replace("{answer}", answer)
+        return [*self.encode(text, False)[n_prompt:], self.layout.end[0]]
 
     def _refuse_special(self, kind: str, text: str) -> None:
         refuse_half_characters(kind, text)
         if self.special_ids.intersection(self.encode(text, False)):
-            raise RequestError(f"The {kind} holds a special token of the model: {text[:80]!r}. Leave it out.")
+            raise RequestError(f"The {kind} contains a special token of the model: {text[:80]!r}. Leave it out.")
 
 
 def refuse_half_characters(kind: str, text: str) -> None:
-    """Raise RequestError for a text that no tokenizer reads."""
+    """Raise RequestError for a text that no tokenizer can read; kind: how the message names the text."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise RequestError(f"The {kind} holds half a character (a lone surrogate): {text[:80]!r}.") from error
+        raise RequestError(
+            f"The {kind} contains half a character (a lone surrogate): {text[:80]!r}. Remove it."
+        ) from error
 
 
 @dataclass(frozen=True)
 class CaptionTemplates:
-    """How a question and an answer become the text that a picture is compared with (CLIP, SigLIP).
+    """Templates of the text that a picture is compared with, one text for each answer (CLIP, SigLIP).
 
-    begun: for a question that is the start of a sentence ("This is a photo of a"), with the places of `{question}`
-        and `{answer}`. asked: for one that ends in a question mark, and for an empty one.
+    Attributes:
+        begun: for a question that begins a sentence ("This is a photo of a"), with `{question}` and `{answer}` in
+            their places.
+        asked: for a question that ends in a question mark, and for an empty one.
     """
 
     begun: str = "{question} {answer}"
     asked: str = "a photo of a {answer}"
 
     def texts(self, question: str, answers: Sequence[str]) -> list[str]:
-        """One text for each answer."""
+        """Return one text for each answer."""
         question = question.strip()
         template = self.asked if question.endswith("?") or not question else self.begun
 
-        def text(answer: str) -> str:  # at once, since a question may hold "{answer}"
+        def text(answer: str) -> str:  # both at once, since a question may contain "{answer}"
             return re.sub(r"\{(question|answer)\}", lambda m: question if m[1] == "question" else answer, template)
 
         return [text(answer) for answer in answers]
