@@ -1,4 +1,4 @@
-"""How fast a task is on this machine: `tvp bench`."""
+"""How fast a task is on this machine: `bench`."""
 
 from __future__ import annotations
 
@@ -26,16 +26,26 @@ def bench(
     n_runs: int = N_RUNS,
     max_new_tokens: int = N_NEW_TOKENS,
 ) -> dict[str, Any]:
-    """Load a task, ask its first golden case, and time the parts; medians of `n_runs` after one to warm up.
+    """Load a task, ask its first golden case several times, and time each step.
 
-    Returns seconds: load, see (picture to embeddings), first_token (of a first question), again (of a second one
-    about the same picture), token (each further one), ask (picture to `n_new_tokens` tokens); tokens_per_second;
-    peak_mib: the most memory that this process has had (None where the system does not say); providers: what each
-    part ran on.
-    A task that only chooses among labels has no tokens: its first_token is a whole answer, the labels' texts read.
+    Args:
+        task, providers: as of `load`.
+        n_runs: number of timed runs, at least 1, behind one run that warms up.
+        max_new_tokens: longest answer, in tokens.
+
+    Returns:
+        Medians in seconds, None where nothing was timed. `load`: loading; `see`: picture to embeddings;
+        `first_token`: first token of a first question; `again`: first token of a second question about the same
+        picture; `token`: each further token; `ask`: picture to `n_new_tokens` tokens.
+        Besides, `tokens_per_second`, `n_new_tokens` and `n_runs`; `peak_mib`: the most memory that this process has
+        used, None where the system does not report it; `providers`: the provider of each part.
+        A contrastive task has no tokens: its `first_token` is a whole answer, with every label's text encoded.
+
+    Raises:
+        RequestError: `n_runs` or `max_new_tokens` is below 1.
     """
     if n_runs < 1:
-        raise RequestError(f"n_runs is {n_runs}; it must be at least 1.")
+        raise RequestError(f"n_runs is {n_runs}; it must be a whole number of at least 1.")
     began = time.perf_counter()
     with load(task, providers=providers) as loaded:
         seconds: dict[str, list[float]] = {name: [] for name in ("see", "first_token", "again", "token", "ask")}
@@ -51,7 +61,9 @@ def bench(
             seen = time.perf_counter()
             first_token, n_new = _answer(view, case, case.question, max_new_tokens)
             done = time.perf_counter()
-            again, _ = _answer(view, case, case.question + "?", 1)  # another question: none is read twice
+            again, _ = _answer(
+                view, case, case.question + "?", 1
+            )  # another question, so that none comes from the cache
             if run:
                 seconds["see"].append(seen - began)
                 seconds["first_token"].append(first_token)
@@ -73,8 +85,8 @@ def bench(
 
 
 def _answer(view: View, case: GoldenCase, question: str, max_new_tokens: int) -> tuple[float, int]:
-    """Answer a golden case with another question; returns the seconds to the first token, and the number of tokens."""
-    if isinstance(case, RankingCase):  # its task may have no labels of its own
+    """Ask a question about a golden case; returns the seconds to the first token, and the number of tokens."""
+    if isinstance(case, RankingCase):  # the case's labels, because its task may have none
         began = time.perf_counter()
         view.rank(question, labels=case.labels)
         return time.perf_counter() - began, 0

@@ -1,4 +1,4 @@
-"""The `tvp` command. Sub-commands live in their packages and are imported only when they are called."""
+"""The `tvp` command. Each subcommand lives in its package and is imported only when it is called."""
 
 from __future__ import annotations
 
@@ -16,29 +16,24 @@ import click
 
 from .errors import TvpError
 
-# name -> (module, attribute, what the help says, the extra that it needs)
+# name -> (module, attribute, its line in `tvp --help`, the extra that it needs)
 COMMANDS: dict[str, tuple[str, str, str, str]] = {
     "train": ("tvp.trainer.cli", "train", "Learn a prompt on frozen models.", "train"),
     "eval": ("tvp.trainer.eval_cli", "evaluate", "Measure models with and without prompts.", "train"),
-    "convert": (
-        "tvp.trainer.convert_cli",
-        "convert",
-        "Turn published key layouts into a folder that loads.",
-        "train",
-    ),
+    "convert": ("tvp.trainer.convert_cli", "convert", "Turn a model's published files into a folder.", "train"),
     "export": ("tvp.export.cli", "export", "Turn a model and a prompt into a task bundle.", "export,cpu"),
-    "ask": ("tvp.sdk.cli", "ask", "Ask a task about a picture.", ""),
+    "ask": ("tvp.sdk.cli", "ask", "Ask a question about a picture.", ""),
     "check": ("tvp.sdk.cli", "check", "Replay a bundle's golden cases on this machine.", ""),
-    "inspect": ("tvp.sdk.cli", "inspect", "Show what a bundle is.", ""),
-    "pack": ("tvp.sdk.cli", "pack", "Make one file of a bundle.", ""),
-    "unpack": ("tvp.sdk.cli", "unpack", "Make a bundle's folder of its file.", ""),
+    "inspect": ("tvp.sdk.cli", "inspect", "Describe a bundle without loading it.", ""),
+    "pack": ("tvp.sdk.cli", "pack", "Pack a bundle into one .tvp file.", ""),
+    "unpack": ("tvp.sdk.cli", "unpack", "Unpack a .tvp file into a folder.", ""),
     "bench": ("tvp.sdk.cli", "bench", "Time a task on this machine.", ""),
     "doctor": ("tvp.sdk.cli", "doctor", "Show what this installation can run.", ""),
 }
 
 
 class LazyGroup(click.Group):
-    """A group that imports a sub-command when it is asked for, and not before."""
+    """A group that imports a subcommand only when it is called."""
 
     def list_commands(self, context: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -53,8 +48,8 @@ class LazyGroup(click.Group):
             if not extra:
                 raise
             raise click.ClickException(
-                f"`tvp {name}` needs more than is installed ({error.name or error} is missing). "
-                f"In a checkout of TVP: pip install '.[{extra}]'"
+                f"`tvp {name}` needs a package that is not installed: {error.name or error}. "
+                f"In a checkout of TVP, run: pip install '.[{extra}]'"
             ) from error
         return command
 
@@ -66,11 +61,14 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="tvp-edge")
 def cli() -> None:
-    """Teach frozen vision-language models tasks with a frame of pixels, and run them on the edge."""
+    """Teach a frozen vision-language model a task with a visual prompt, and run it on the edge.
+
+    `tvp COMMAND --help` explains a command. Tasks and caches are in $TVP_HOME, by default ~/.tvp.
+    """
 
 
 def main() -> None:
-    """Entry point of `tvp`: 0 if all of it succeeded, 1 for a failure, 2 for wrong usage."""
+    """Entry point of `tvp`. It exits with 0 for success, 1 for a failure and 2 for wrong usage."""
     _run(cli, sys.argv[1:])
 
 
@@ -85,23 +83,23 @@ def export_main() -> None:
 
 
 def _run(command: Callable[..., Any], arguments: list[str]) -> None:
-    # What is written is written whole or not at all; that holds where a service manager ends the program, too.
+    # A service manager ends a program by SIGTERM. As SystemExit, it lets half-written files be cleaned up.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # an answer may hold what a terminal cannot show
+        if isinstance(stream, io.TextIOWrapper):  # an answer may contain characters that a terminal cannot show
             stream.reconfigure(errors="backslashreplace")
     try:
         command(arguments, prog_name="tvp", standalone_mode=True)
     except TvpError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(1)
-    except OSError as error:  # a full disk, a folder that may not be written
+    except OSError as error:  # a full disk, or a folder that cannot be written
         click.echo(f"Error: {error}", err=True)
         sys.exit(1)
 
 
 def _parts(context: click.Context, parameter: click.Parameter, value: str) -> str | dict[str, str]:
-    """`auto` or a name as it is; `vision_encoder=tensorrt,decoder=cuda` as a mapping. `sdk.load` checks the names."""
+    """Return a name as it is, and `vision_encoder=tensorrt,decoder=cuda` as a mapping. `sdk.load` checks the names."""
     if "=" not in value:
         return value
     return {part.strip(): name.strip() for part, _, name in (item.partition("=") for item in value.split(","))}
@@ -112,7 +110,7 @@ PROVIDERS = click.option(
     default="auto",
     show_default=True,
     callback=_parts,
-    help="auto, cpu, cuda or tensorrt; or by part: vision_encoder=tensorrt,decoder=cuda.",
+    help="Where to run: auto, cpu, cuda or tensorrt; or by part: vision_encoder=tensorrt,decoder=cuda.",
 )
 
 
@@ -120,12 +118,12 @@ PROVIDERS = click.option(
 @click.argument("task")
 @click.argument("image")
 @click.argument("question", required=False)
-@click.option("--rank", is_flag=True, help="Score every label instead of answering freely.")
-@click.option("--label", "labels", multiple=True, help="A label to rank; give it once for each.")
+@click.option("--rank", is_flag=True, help="Score the task's labels instead of writing an answer.")
+@click.option("--label", "labels", multiple=True, help="Score this label instead of the task's own. Repeat it for several.")
 @PROVIDERS
-@click.option("--max-new-tokens", type=int, default=None, help="Longest answer, in tokens.")
-@click.option("--stream", is_flag=True, help="Print the answer in pieces as they come.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON with tokens, scores and timing.")
+@click.option("--max-new-tokens", type=int, default=None, help="Longest answer, in tokens. Default: the task's.")
+@click.option("--stream", is_flag=True, help="Print the answer piece by piece while it is written.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON with tokens, scores and times in seconds.")
 def ask(
     task: str,
     image: str,
@@ -137,11 +135,17 @@ def ask(
     stream: bool,
     as_json: bool,
 ) -> None:
-    """Ask TASK (a folder, a name or a .tvp file) about IMAGE."""
+    """Ask a question about a picture and print the answer.
+
+    TASK is a bundle: a folder, a name under $TVP_HOME/tasks or a .tvp file. IMAGE is a picture file. Leave QUESTION
+    out to ask the task's own question.
+
+    Example: tvp ask runs/camera scene.png "How many objects are there?"
+    """
     from ._load import load
 
     if stream and (as_json or rank or labels):
-        raise click.UsageError("--stream prints an answer's text as it comes; leave out --json, --rank and --label.")
+        raise click.UsageError("--stream prints text only. Leave it out, or leave out --json, --rank and --label.")
     with load(task, providers=providers) as loaded:
         if rank or labels:
             ranked = loaded.rank(image, question, labels=labels or None)
@@ -176,7 +180,13 @@ def ask(
 @click.argument("task")
 @PROVIDERS
 def check(task: str, providers: str | dict[str, str]) -> None:
-    """Replay the golden cases of TASK (a folder or a name) on this machine."""
+    """Replay a bundle's golden cases on this machine.
+
+    A golden case is a question with the answer that PyTorch gave at the export. If answers differ here, the command
+    lists the differences and fails. Below fp32, the share that the export allowed may differ.
+
+    TASK is a bundle: a folder, a name under $TVP_HOME/tasks or a .tvp file.
+    """
     from ._load import load
 
     with load(task, providers=providers) as loaded:
@@ -192,7 +202,10 @@ def check(task: str, providers: str | dict[str, str]) -> None:
 @click.command()
 @click.argument("task")
 def inspect(task: str) -> None:
-    """Show what the bundle TASK (a folder or a name) is, without loading it."""
+    """Describe a bundle without loading it: its task, its model, its size and its parity with PyTorch.
+
+    TASK is a bundle: a folder, a name under $TVP_HOME/tasks or a .tvp file.
+    """
     from ._store import find
     from .formats.manifest import ContrastiveManifest, GenerativeManifest, read_base_manifest, read_task_manifest
 
@@ -201,8 +214,8 @@ def inspect(task: str) -> None:
     megabytes = sum(e.size for files in (manifest.files, base.files) for e in files.values()) / 1e6
     rows = {
         "task": manifest.name,
-        "question": manifest.question or "(given with each picture)",
-        "labels": ", ".join(manifest.labels) or "(open)",
+        "question": manifest.question or "(none of its own)",
+        "labels": ", ".join(manifest.labels) or "(none of its own)",
         "model": manifest.provenance.model or "?",
         "family": base.family,
         "precision": base.precision,
@@ -216,7 +229,7 @@ def inspect(task: str) -> None:
         context = f"{base.n_positions} tokens" if base.n_positions else "(no bound)"
         rows |= {"image tokens": str(base.n_image_tokens), "context": context}
     for name, value in rows.items():
-        # Of a bundle that may be a stranger's: no line of its own, and nothing that steers the terminal.
+        # The bundle may be a stranger's, so no value may begin a line or control the terminal.
         click.echo(f"{name:<13} {''.join(c if c.isprintable() else repr(c)[1:-1] for c in str(value))}")
 
 
@@ -224,7 +237,10 @@ def inspect(task: str) -> None:
 @click.argument("task")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 def pack(task: str, file: Path) -> None:
-    """Make FILE (usually NAME.tvp) of the bundle TASK (a folder or a name), which `tvp ask` and sdk.load take too."""
+    """Pack a bundle into one file, which every command and sdk.load take in place of the folder.
+
+    TASK is a bundle: a folder or a name under $TVP_HOME/tasks. FILE, usually NAME.tvp, must not exist.
+    """
     from ._store import find
     from .formats.archive import pack as write
 
@@ -236,7 +252,10 @@ def pack(task: str, file: Path) -> None:
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.argument("folder", type=click.Path(path_type=Path))
 def unpack(file: Path, folder: Path) -> None:
-    """Make the bundle in FILE a FOLDER again."""
+    """Unpack a .tvp file into a folder.
+
+    FILE is a .tvp file that `tvp pack` made. FOLDER must not exist.
+    """
     from .formats.archive import unpack as write
 
     write(file, folder)
@@ -246,11 +265,20 @@ def unpack(file: Path, folder: Path) -> None:
 @click.command()
 @click.argument("task")
 @PROVIDERS
-@click.option("--runs", type=click.IntRange(1), default=5, show_default=True, help="Runs that the medians are of.")
-@click.option("--max-new-tokens", type=click.IntRange(1), default=16, show_default=True, help="Longest answer.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, in seconds and MiB.")
+@click.option(
+    "--runs", type=click.IntRange(1), default=5, show_default=True, help="Number of timed runs; medians are printed."
+)
+@click.option(
+    "--max-new-tokens", type=click.IntRange(1), default=16, show_default=True, help="Longest answer, in tokens."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; times in seconds, memory in MiB.")
 def bench(task: str, providers: str | dict[str, str], runs: int, max_new_tokens: int, as_json: bool) -> None:
-    """Time TASK (a folder, a name or a .tvp file) on this machine: load, picture, first token, further tokens."""
+    """Time a task on this machine: loading it, encoding a picture, the first token and each further token.
+
+    The task's first golden case is asked once to warm up and then --runs times.
+
+    TASK is a bundle: a folder, a name under $TVP_HOME/tasks or a .tvp file.
+    """
     from ._bench import bench as measure
 
     facts = measure(task, providers=providers, n_runs=runs, max_new_tokens=max_new_tokens)
@@ -258,7 +286,7 @@ def bench(task: str, providers: str | dict[str, str], runs: int, max_new_tokens:
         click.echo(json.dumps(facts))
         return
     for name, about in (
-        ("load", "load, with every digest checked"),
+        ("load", "load, every digest checked"),
         ("see", "picture to embeddings"),
         ("first_token", "first token of a first question"),
         ("again", "first token of a second question"),
@@ -275,14 +303,18 @@ def bench(task: str, providers: str | dict[str, str], runs: int, max_new_tokens:
 
 
 def _by_provider(places: Mapping[str, str]) -> str:
-    """What ran on what, in a line: parts that share a provider together."""
+    """Return one line that lists the parts that each provider runs."""
     names = dict.fromkeys(places.values())
     return "; ".join(f"{', '.join(part for part in places if places[part] == name)} on {name}" for name in names)
 
 
 @click.command()
 def doctor() -> None:
-    """Show versions, providers, cores and tasks of this installation."""
+    """Show what this installation can run.
+
+    Prints versions, cores, memory, onnxruntime's providers and devices, the provider that `auto` would choose for each
+    part of a bundle, the cache and the known tasks.
+    """
     from ._doctor import doctor as diagnose
 
     for name, value in diagnose().items():
