@@ -159,7 +159,7 @@ def test_a_graph_may_not_read_weights_from_elsewhere(copy, place):
     (copy / "preprocess.onnx").write_bytes(model)
     manifest = copy / "manifest.json"
     manifest.write_bytes(listed_anew(manifest.read_bytes(), "preprocess.onnx", model))
-    with pytest.raises(BundleError, match=r"reads its weights from '.*\.bin', which is no file"):
+    with pytest.raises(BundleError, match=r"reads its weights from '.*\.bin', which is not a file"):
         sdk.load(copy)
 
 

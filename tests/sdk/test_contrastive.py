@@ -60,8 +60,8 @@ def test_what_cannot_be_asked_is_refused(contrastive):
             ("x" * 100_000, "100,000 characters"),
             ("", "empty"),
             (7, "must be a text"),
-            ("what is </S>?", "The question holds a special token"),
-            ("a <|endoftext|>", "The question holds a special token"),
+            ("what is </S>?", "The question contains a special token"),
+            ("a <|endoftext|>", "The question contains a special token"),
         ):
             for way in (task.ask, task.rank, task.stream, task.see(PICTURE).ask):
                 with pytest.raises(RequestError, match=says):
@@ -73,7 +73,7 @@ def test_what_cannot_be_asked_is_refused(contrastive):
             ([""], "not empty"),
             ([3], "not empty"),
             ("yes", "is the text"),
-            (["a", "<s>"], "The label holds a special token"),
+            (["a", "<s>"], "The label contains a special token"),
             (["x" * 9000], "The label has 9,000 characters"),
         ):
             with pytest.raises(RequestError, match=says):

@@ -59,7 +59,7 @@ def test_what_auto_would_choose_is_started(monkeypatch, tmp_path):
     fake = install(monkeypatch, TENSORRT, CUDA, CPU)
     facts = sdk.doctor()
     assert facts["auto"] == f"preprocess on {CPU}; vision_encoder, connector, encoder, decoder, text_encoder on {CUDA}"
-    assert facts["devices"] == f"GPU of NVIDIA by {CUDA}"
+    assert facts["devices"] == f"NVIDIA GPU ({CUDA})"
     assert [[name for name, _ in providers] for _, providers, _ in fake.opened] == [[CUDA, CPU]]  # once
 
 

@@ -75,7 +75,7 @@ def test_what_is_no_picture_is_refused(tmp_path):
         read_image(tmp_path / "empty.png")
     with pytest.raises(ImageError, match="cannot be read: No such file"):
         read_image(tmp_path / "gone.png")
-    with pytest.raises(ImageError, match="cannot be read: Is a directory"):
+    with pytest.raises(ImageError, match="cannot be read: it is a folder"):
         read_image(tmp_path)
     with pytest.raises(ImageError, match="cannot be read"):
         read_image("a\0b")
@@ -90,7 +90,7 @@ def test_a_strip_is_refused_before_it_is_enlarged(size):
 
 
 def test_formats_that_start_other_programs_are_not_opened():
-    with pytest.raises(ImageError, match="not a picture in a format"):
+    with pytest.raises(ImageError, match="not a picture in a known format"):
         read_image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n")
 
 
@@ -132,7 +132,7 @@ def test_a_deep_pgm_is_as_bright_as_it_says(largest, level, expected):
 
 def test_a_file_that_would_be_read_value_by_value_is_refused():
     began = time.perf_counter()
-    with pytest.raises(ImageError, match="reads value by value"):
+    with pytest.raises(ImageError, match="value by value"):
         read_image(b"P6 3000 3000 254\n" + bytes(27_000_000))
     assert time.perf_counter() - began < 1
     assert read_image(b"P6 3000 3000 255\n" + bytes(27_000_000)).shape == (3000, 3000, 3)

@@ -213,7 +213,7 @@ def test_views_of_arrays_are_read_as_they_are_seen(view):
 
 @pytest.mark.parametrize("kind", ["int8", "uint16", "int64", "float32", "bool", "complex64", "U1", "object", "u1,u1"])
 def test_arrays_of_other_types_are_refused(kind):
-    with pytest.raises(ImageError, match="a picture is uint8"):
+    with pytest.raises(ImageError, match="a picture must be uint8"):
         read_image(np.zeros((4, 4, 3), kind))
 
 
@@ -221,5 +221,5 @@ def test_arrays_of_other_types_are_refused(kind):
     "shape", [(), (3,), (4, 4), (4, 4, 1), (4, 4, 4), (3, 4, 4), (1, 4, 4, 3), (0, 4, 3), (4, 0, 3)]
 )
 def test_arrays_of_other_shapes_are_refused(shape):
-    with pytest.raises(ImageError, match="a picture is uint8"):
+    with pytest.raises(ImageError, match="a picture must be uint8"):
         read_image(np.zeros(shape, np.uint8))

@@ -128,11 +128,11 @@ def test_each_part_has_a_choice_of_its_own(gpu, tmp_path):
         ({"decoder": [("cuda", 3)]}, "is not a provider"),
         ({"decodr": "cuda"}, r"'decodr' is not a part.*vision_encoder.*Did you mean decoder"),
         ({3: "cuda"}, "3 is not a part"),
-        ({"preprocess": "cuda"}, "preprocess runs on the CPU always"),
-        ({"decoder": "tensorrt"}, "TensorRT runs the vision_encoder only, not the decoder"),
-        ({"connector": ["cuda", "tensorrt"]}, "TensorRT runs the vision_encoder only, not the connector"),
+        ({"preprocess": "cuda"}, "The preprocess was to run on CUDAExecutionProvider; it always runs on the CPU"),
+        ({"decoder": "tensorrt"}, "TensorRT runs only the vision_encoder, not the decoder"),
+        ({"connector": ["cuda", "tensorrt"]}, "TensorRT runs only the vision_encoder, not the connector"),
         (b"cpu", "providers is b'cpu'"),
-        ({"cuda"}, "give 'auto', a name"),
+        ({"cuda"}, "it must be 'auto', a name"),
     ],
 )
 def test_what_cannot_be_is_an_error_before_anything_is_opened(gpu, one_bundle, wanted, says):
@@ -189,7 +189,7 @@ def test_what_was_named_and_does_not_run_is_an_error_and_auto_says_it_fell_back(
     says = {
         "starts": f"CUDAExecutionProvider did not start for {file}",
         "fails": "has no memory left",
-        "nodes": f"CUDAExecutionProvider takes no node of {file}",
+        "nodes": f"CUDAExecutionProvider runs no operator of {file}",
     }[how]
     part = "decoder" if file == DECODER else "vision_encoder"
     other = "vision_encoder" if file == DECODER else "decoder"

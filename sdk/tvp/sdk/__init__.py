@@ -1,10 +1,10 @@
-"""TVP's client: loads a task bundle and answers questions about pictures, without PyTorch.
+"""TVP's client: it loads a task bundle and answers questions about pictures, without PyTorch.
 
     from tvp import sdk
     task = sdk.load("count")
     print(task.ask("shelf.jpg", "How many objects are there?"))
 
-The import itself loads nothing: numpy, pillow, tokenizers and onnxruntime come with the first use.
+The import itself loads no other package. numpy, pillow, tokenizers and onnxruntime are imported at the first use.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ def bench(
         A contrastive task has no tokens: its `first_token` is a whole ranking of labels.
     """
     if n_runs < 1:
-        raise RequestError(f"n_runs is {n_runs}; it must be at least 1.")
+        raise RequestError(f"n_runs is {n_runs}; it must be a whole number of at least 1.")
     began = time.perf_counter()
     with load(task, providers=providers) as loaded:
         seconds: dict[str, list[float]] = {name: [] for name in ("see", "first_token", "again", "token", "ask")}
@@ -57,7 +57,9 @@ def bench(
             seen = time.perf_counter()
             first_token, n_new = _answer(view, case, case.question, max_new_tokens)
             done = time.perf_counter()
-            again, _ = _answer(view, case, case.question + "?", 1)  # another question: none is read twice
+            again, _ = _answer(
+                view, case, case.question + "?", 1
+            )  # another question, so that none comes from the cache
             if run:
                 seconds["see"].append(seen - began)
                 seconds["first_token"].append(first_token)
@@ -79,8 +81,8 @@ def bench(
 
 
 def _answer(view: View, case: GoldenCase, question: str, max_new_tokens: int) -> tuple[float, int]:
-    """Answer a golden case with another question; returns the seconds to the first token, and the number of tokens."""
-    if isinstance(case, RankingCase):  # its task may have no labels of its own
+    """Ask a question about a golden case; returns the seconds to the first token, and the number of tokens."""
+    if isinstance(case, RankingCase):  # the case's labels, because its task may have none
         began = time.perf_counter()
         view.rank(question, labels=case.labels)
         return time.perf_counter() - began, 0

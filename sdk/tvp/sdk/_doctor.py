@@ -17,7 +17,7 @@ from ._store import home, tasks
 from .errors import ProviderError
 
 PROC, CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
-# An ONNX model that adds a number to itself (opset 18): enough to see whether a provider starts.
+# An ONNX model that adds a number to itself (opset 18). It shows whether a provider starts.
 MODEL = base64.b64decode("CAg6NQoOCgF4CgF4EgF5IgNBZGQSAWdaDwoBeBIKCggIARIECgIIAWIPCgF5EgoKCAgBEgQKAggBQgQKABAS")
 
 
@@ -28,10 +28,10 @@ def doctor() -> dict[str, str]:
         **{name: _version(name) for name in ("tvp-edge", "numpy", "pillow", "tokenizers")},
         "machine": f"{platform.system()} {platform.machine()}",
         "cores": f"{usable_cores()} usable of {os.cpu_count()}",
-        "memory": ", ".join(f"{n / 2**30:.1f} GiB {what}" for what, n in memory().items()) or "unknown",
+        "memory": ", ".join(f"{n / 2**30:.1f} GiB {name}" for name, n in memory().items()) or "unknown",
     }
     try:
-        ort = with_cuda()  # as a load would, so that the same providers are seen
+        ort = with_cuda()  # as `load` does, so that the same providers are found
         facts["onnxruntime"] = ort.__version__
         facts["providers"] = ", ".join(ort.get_available_providers())
         facts["devices"] = ", ".join(_devices(ort)) or "not reported"
@@ -49,7 +49,7 @@ def usable_cores() -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for folder in _cgroups("cpu"):
         quota, period = [*_read(folder / "cpu.max").split(), "", ""][:2]
-        if not quota:  # the older kind
+        if not quota:  # control groups of version 1
             quota, period = _read(folder / "cpu.cfs_quota_us").strip(), _read(folder / "cpu.cfs_period_us").strip()
         if quota.isdigit() and period.isdigit():
             cores = min(cores, max(1, math.ceil(int(quota) / int(period))))
@@ -79,7 +79,9 @@ def memory() -> dict[str, int]:
             limit, used = _read(folder / limit_file).strip(), _read(folder / used_file).strip()
             if limit.isdigit() and used.isdigit():
                 stat = dict(line.split() for line in _read(folder / "memory.stat").splitlines())
-                free = int(limit) - int(used) + int(stat.get(cached, 0))  # the cache of files is given up
+                free = (
+                    int(limit) - int(used) + int(stat.get(cached, 0))
+                )  # the system drops cached files when memory is needed
                 total, available = min(total, int(limit)), min(available, max(0, free))
     return {"total": total, "available": available}
 
@@ -101,18 +103,18 @@ def _auto() -> str:
                 except ProviderError as error:
                     reasons[name] = str(error)
             places.setdefault(CPU if reasons.get(name) else name, []).append(part)
-    says = [f"{', '.join(parts)} on {name}" for name, parts in places.items()]
-    return "; ".join(says + [reason for reason in reasons.values() if reason])
+    lines = [f"{', '.join(parts)} on {name}" for name, parts in places.items()]
+    return "; ".join(lines + [reason for reason in reasons.values() if reason])
 
 
 def _devices(ort: object) -> Iterator[str]:
-    """Devices as onnxruntime reports them, where it does."""
+    """Yield the devices that onnxruntime reports; none where it cannot report them."""
     try:
         found = ort.get_ep_devices()  # type: ignore[attr-defined]
-    except Exception:  # it is new, and what it raises is not said
+    except Exception:  # a new function, whose errors are not documented
         return
     for item in found:
-        yield f"{item.device.type.name} of {item.device.vendor or 'an unknown maker'} by {item.ep_name}"
+        yield f"{item.device.vendor or 'unknown'} {item.device.type.name} ({item.ep_name})"
 
 
 def _version(name: str) -> str:
@@ -123,7 +125,7 @@ def _version(name: str) -> str:
 
 
 def _cgroups(controller: str) -> Iterator[Path]:
-    """The folders that limit this process, its own first; of both kinds of control groups."""
+    """Yield the folders of the control groups that limit this process, its own first; of versions 1 and 2."""
     for line in _read(PROC / "self" / "cgroup").splitlines():
         _, names, path = [*line.split(":", 2), "", ""][:3]
         if names and controller not in names.split(","):
@@ -140,7 +142,7 @@ def _read(file: Path) -> str:
 
 
 def _size(folder: Path) -> int:
-    """Bytes of the files in a folder, one with several links once; what vanishes meanwhile does not count."""
+    """Return the bytes of the files in a folder. A file with several links counts once; a file that vanishes, not."""
     sizes: dict[tuple[int, int], int] = {}
     for place, _, names in os.walk(folder):
         for name in names:

@@ -19,7 +19,7 @@ from .errors import RequestError, near
 from .formats.tokenizer import decode
 
 BYTE = re.compile("<0x[0-9A-F]{2}>")
-UNFINISHED = "\ufffd"  # what tokenizers write for a character whose bytes have not all come
+UNFINISHED = "\ufffd"  # tokenizers write this for a character whose bytes are incomplete
 
 
 class Options(TypedDict, total=False):
@@ -74,16 +74,16 @@ class Generation:
         known = Options.__annotations__
         if unknown := [name for name in options if name not in known]:
             raise RequestError(
-                f"There is no option {unknown[0]!r}; there are {', '.join(known)}.{near(unknown[0], known)}"
+                f"There is no option {unknown[0]!r}; the options are {', '.join(known)}.{near(unknown[0], known)}"
             )
         given = {name: value for name, value in options.items() if value is not None}
         given.setdefault("max_new_tokens", max_new_tokens)
         stop = given.get("stop", ())
         given["stop"] = stop = (stop,) if isinstance(stop, str) else tuple(stop) if isinstance(stop, Sequence) else stop
-        for name, (kind, allowed, said) in CHECKS.items():
+        for name, (kind, is_allowed, requirement) in CHECKS.items():
             value = given.get(name)
-            if value is not None and not (_is(value, kind) and allowed(value)):
-                raise RequestError(f"{name} is {value!r}; it must be {said}.")
+            if value is not None and not (_is(value, kind) and is_allowed(value)):
+                raise RequestError(f"{name} is {value!r}; it must be {requirement}.")
             if value is not None and kind in (int, float):
                 given[name] = kind(value)
         return Generation(**given)
@@ -92,45 +92,42 @@ class Generation:
         """Return the next token of logits (n_vocab,)."""
         if self.temperature == 0:
             return int(logits.argmax())
-        with np.errstate(over="ignore"):  # a temperature of next to nothing leaves the largest only
+        with np.errstate(over="ignore"):  # a temperature close to 0 leaves only the likeliest token
             scaled = (logits.astype(np.float64) - float(logits.max())) / self.temperature
         order = np.argsort(-scaled, kind="stable")[: self.top_k or None]
         shares = np.exp(scaled[order] - scaled[order[0]])
         shares /= shares.sum()
-        if self.top_p < 1:  # the fewest that reach the share, at least one
+        if self.top_p < 1:  # the fewest tokens that reach the share, at least one
             n_kept = int(np.searchsorted(shares.cumsum(), self.top_p)) + 1
             order, shares = order[:n_kept], shares[:n_kept] / shares[:n_kept].sum()
         return int(order[min(int(np.searchsorted(shares.cumsum(), rng.random(), side="right")), len(order) - 1)])
 
 
 def _is(value: Any, kind: type) -> bool:
-    # numpy's numbers too, which are not Python's own.
+    # numpy's numbers count as well, though they are not Python's int and float.
     if kind is float:
         try:
             return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-        except OverflowError:  # a whole number that no float holds
+        except OverflowError:  # a whole number too large for a float
             return False
     return isinstance(value, Integral if kind is int else kind) and not isinstance(value, bool)
 
 
+# Option -> its type, whether a value of that type is allowed, and the requirement in words.
 CHECKS: dict[str, tuple[type, Any, str]] = {
     "max_new_tokens": (int, lambda v: v >= 1, "a whole number of at least 1"),
     "temperature": (float, lambda v: v >= 0, "a number of at least 0"),
     "top_k": (int, lambda v: v >= 0, "a whole number of at least 0"),
     "top_p": (float, lambda v: 0 < v <= 1, "a number above 0 and at most 1"),
     "seed": (int, lambda v: v >= 0, "a whole number of at least 0"),
-    "stop": (
-        tuple,
-        lambda v: all(isinstance(s, str) and s for s in v),
-        "a text or a list of texts, none empty",
-    ),
+    "stop": (tuple, lambda v: all(isinstance(s, str) and s for s in v), "a text or a list of texts, none empty"),
     "time_limit": (float, lambda v: v > 0, "a number of seconds above 0"),
     "cancel": (threading.Event, lambda v: True, "a threading.Event"),
 }
 
 
 class AnswerText:
-    """The text of an answer while its tokens come. Text that was given out is never taken back.
+    """The text of an answer while its tokens come. Text that was returned is never taken back.
 
     Args:
         tokenizer: the bundle's.
@@ -140,7 +137,7 @@ class AnswerText:
 
     def __init__(self, tokenizer: Tokenizer, end: Sequence[int], stop: tuple[str, ...]) -> None:
         self._tokenizer, self._end, self._stop = tokenizer, end, stop
-        self._given = ""
+        self._returned = ""
 
     def _is_byte(self, token: int) -> bool:
         return BYTE.fullmatch(self._tokenizer.id_to_token(token) or "") is not None
@@ -148,27 +145,32 @@ class AnswerText:
     def text(self, tokens: Sequence[int]) -> tuple[str, bool]:
         """Return the text of an answer's tokens, and whether a stop text ended it."""
         # An end token need not be a special one: BLIP-2 ends at a line break, VPGTrans at "##".
-        spoken = tokens[:-1] if tokens and tokens[-1] in self._end else tokens
-        text = decode(self._tokenizer, spoken).lstrip()
-        # Looked for before the end is stripped, since a stop text may be a line break.
+        kept = tokens[:-1] if tokens and tokens[-1] in self._end else tokens
+        text = decode(self._tokenizer, kept).lstrip()
+        # Stop texts are looked for before the end is stripped, because a stop text may be a line break.
         ends = [place for place in (text.find(stop) for stop in self._stop) if place >= 0]
         return text[: min(ends, default=None)].rstrip(), bool(ends)
 
     def more(self, tokens: Sequence[int], last: bool) -> str:
-        """Return the text that can be given out now and could not before; last: whether no token follows."""
+        """Return the text that has become final since the last call.
+
+        Args:
+            tokens: all tokens of the answer so far.
+            last: whether no token follows.
+        """
         if not last:
-            # SentencePiece writes rare characters as bytes, and a run of bytes is read as a whole when it is over.
+            # SentencePiece writes rare characters as bytes. A run of bytes is decoded as a whole, so it must be over.
             n = next((n for n in range(len(tokens), 0, -1) if not self._is_byte(tokens[n - 1])), 0)
             tokens = tokens[:n]
         text, stopped = self.text(tokens)
         if not last and not stopped:
             text = text.rstrip(UNFINISHED)
-            # Text that may turn out to begin a stop text waits.
+            # Text that may be the start of a stop text waits.
             starts = (n for s in self._stop for n in range(len(s) - 1, 0, -1) if text.endswith(s[:n]))
             text = text[: len(text) - max(starts, default=0)].rstrip()
-        if not text.startswith(self._given):
-            return ""  # the tokenizer changed earlier text; text that was given out stays
-        new, self._given = text[len(self._given) :], text
+        if not text.startswith(self._returned):
+            return ""  # the tokenizer changed text that was returned already
+        new, self._returned = text[len(self._returned) :], text
         return new
 
 

@@ -21,15 +21,15 @@ from .errors import ImageError
 
 ImageLike = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
 
-MAX_PIXELS = 100_000_000  # 10,000 x 10,000: more than any camera here, far less than a bomb
+MAX_PIXELS = 100_000_000  # 10,000 x 10,000: more than cameras make, far less than a decompression bomb
 MAX_BYTES = 256 * 2**20
-MAX_RATIO = 100  # of the sides: a strip would be enlarged to gigabytes before its middle is cut out
-MAX_SLOW = 4_000_000  # pixels of a file that Pillow reads in Python, some seconds for these
-STRIP = 2**21  # pixels that are converted at once
-# EXIF's orientation -> quarter turns to the left, then whether left and right change places.
-ORIENTATION = 0x0112
+MAX_RATIO = 100  # of the sides: a narrow strip would be enlarged to gigabytes before its middle is cut out
+MAX_SLOW = 4_000_000  # pixels of a file that Pillow decodes in Python, which takes some seconds
+STRIP = 2**21  # pixels converted at once
+ORIENTATION = 0x0112  # of EXIF
+# Orientation -> quarter turns to the left, then whether to swap left and right.
 UPRIGHT = {2: (0, True), 3: (2, False), 4: (2, True), 5: (3, True), 6: (3, False), 7: (1, True), 8: (1, False)}
-# What cameras and phones write. Pillow opens far more, some of it by starting other programs.
+# The formats of cameras and phones. Pillow opens many more, some of them by starting other programs.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 _opening = threading.Lock()
 
@@ -53,47 +53,49 @@ def read_image(source: ImageLike) -> NDArray[np.uint8]:
     if isinstance(source, Image.Image):
         return _decode(source, "the PIL image")
     if isinstance(source, bytes | bytearray | memoryview):
-        data, name = bytes(source), "the image bytes"
+        data, name = bytes(source), "the image data"
     elif isinstance(source, str | os.PathLike):
         path = Path(source)
         name = f"the image file {path}"
         try:
             status = path.stat()
             if stat.S_ISDIR(status.st_mode):
-                raise ImageError(f"{_start(name)} cannot be read: Is a directory.")
-            if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for, a device may never end
-                raise ImageError(f"{_start(name)} cannot be read: it is a pipe or a device. Give its bytes instead.")
+                raise ImageError(f"{_capital(name)} cannot be read: it is a folder. Give a file.")
+            if not stat.S_ISREG(status.st_mode):  # a pipe may never begin, and a device may never end
+                raise ImageError(f"{_capital(name)} cannot be read: it is a pipe or a device. Give its bytes instead.")
             with open(path, "rb") as stream:
                 data = stream.read(MAX_BYTES + 1)  # a file of /proc says that it has 0 bytes
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-            raise ImageError(f"{_start(name)} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+            raise ImageError(
+                f"{_capital(name)} cannot be read: {getattr(error, 'strerror', None) or error}."
+            ) from error
     else:
         raise ImageError(
-            f"A {type(source).__name__} is not a picture; give a path, bytes, a PIL image "
+            f"A {type(source).__name__} is not a picture; it must be a path, bytes, a PIL image "
             "or a uint8 array (height, width, 3)."
         )
     if len(data) > MAX_BYTES:
-        raise ImageError(f"{_start(name)} is larger than {MAX_BYTES >> 20} MiB. Give a smaller picture.")
+        raise ImageError(f"{_capital(name)} is larger than {MAX_BYTES >> 20} MiB. Give a smaller picture.")
     if not data:
-        raise ImageError(f"{_start(name)} is empty (0 bytes).")
+        raise ImageError(f"{_capital(name)} is empty (0 bytes). Give another picture.")
     try:
         with _open(data) as image:
             return _decode(image, name)
     except UnidentifiedImageError as error:
         raise ImageError(
-            f"{_start(name)} is not a picture in a format that is read here ({', '.join(FORMATS)})."
+            f"{_capital(name)} is not a picture in a known format; known are {', '.join(FORMATS)}."
         ) from error
     except Image.DecompressionBombError as error:
-        raise ImageError(f"{_start(name)} is too large: {error}") from error
+        raise ImageError(f"{_capital(name)} is too large: {error} Give a smaller picture.") from error
     except ImageError:
         raise
-    except Exception as error:  # Pillow's decoders raise a dozen kinds on damaged data
-        raise ImageError(f"{_start(name)} is damaged or cut off: {error}") from error
+    except Exception as error:  # Pillow's decoders raise many kinds of errors for damaged data
+        raise ImageError(f"{_capital(name)} is damaged or cut off: {error}.") from error
 
 
 def _open(data: bytes) -> Image.Image:
-    # Pillow warns at a limit of its own; ours is an error. What is caught, and put back, is the whole process's, so
-    # threads that did this at once could leave it changed; they take turns, while only the header is read.
+    # Pillow warns at a limit of its own; ours is an error. Warning filters belong to the whole process, and threads
+    # that change them at once could leave them changed. So threads take turns, and only the header is read here.
     with _opening, warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         return Image.open(io.BytesIO(data), formats=FORMATS)
@@ -102,7 +104,7 @@ def _open(data: bytes) -> Image.Image:
 def _from_array(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
         raise ImageError(
-            f"The array is {array.dtype} {array.shape}; a picture is uint8 (height, width, 3) and not empty."
+            f"The array is {array.dtype} {array.shape}; a picture must be uint8 (height, width, 3) and not empty."
         )
     _check_size(array.shape[1], array.shape[0], "the array")
     return np.ascontiguousarray(array)
@@ -112,8 +114,8 @@ def _decode(image: Image.Image, name: str) -> NDArray[np.uint8]:
     _check_size(*image.size, name)
     if image.format == "PPM" and image.width * image.height > MAX_SLOW and _is_slow(image):
         raise ImageError(
-            f"{_start(name)} is a PPM file of {image.width} x {image.height} pixels as text, or with another largest "
-            f"value than 255, which Pillow reads value by value; at most {MAX_SLOW:,} pixels are read. Save it as PNG."
+            f"{_capital(name)} is a PPM file of {image.width} x {image.height} pixels, as text or with a largest value "
+            f"other than 255. Pillow reads it value by value; at most {MAX_SLOW:,} pixels are allowed. Save it as PNG."
         )
     try:
         image.load()
@@ -122,9 +124,9 @@ def _decode(image: Image.Image, name: str) -> NDArray[np.uint8]:
         pixels = np.rot90(pixels, turned)
         return np.ascontiguousarray(pixels[:, ::-1] if mirrored else pixels)
     except MemoryError as error:
-        raise ImageError(f"{_start(name)} needs more memory than there is. Give a smaller picture.") from error
-    except Exception as error:  # as above
-        raise ImageError(f"{_start(name)} is damaged or cut off: {error}") from error
+        raise ImageError(f"{_capital(name)} needs more memory than there is. Give a smaller picture.") from error
+    except Exception as error:  # as in read_image
+        raise ImageError(f"{_capital(name)} is damaged or cut off: {error}.") from error
 
 
 def _is_slow(image: Image.Image) -> bool:
@@ -135,7 +137,7 @@ def _is_slow(image: Image.Image) -> bool:
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # metadata that cannot be read, of a picture that can
+    except Exception:  # a picture whose metadata is damaged can still be read
         return 1
 
 
@@ -145,12 +147,12 @@ def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
     A file of some KB may hold 100 megapixels, and each conversion of Pillow's copies up to 8 bytes a pixel.
     """
     width, height = image.size
-    # 16-bit greys keep their upper 8 bits, floats in [0, 1] are stretched; Pillow itself would clip both.
+    # 16-bit grey keeps its upper 8 bits, and floats in [0, 1] are scaled to 255. Pillow would clip both.
     scale = 1.0
     if image.mode == "F":
         scale = 255.0 if image.getextrema()[1] <= 1 else 1.0  # type: ignore[operator]
-    elif image.mode.startswith("I"):  # mode I holds 16-bit values too, in some formats
-        # Which those are, only the values tell; but Pillow stretches every PGM of more than 8 bits to 16.
+    elif image.mode.startswith("I"):  # in some formats, mode I has 16-bit values too
+        # Only the values show which; but Pillow scales every PGM of more than 8 bits to 16.
         deep = image.mode != "I" or image.format == "PPM" or image.getextrema()[1] > 255  # type: ignore[operator]
         scale = 1 / 257 if deep else 1.0
     pixels = np.empty((height, width, 3), np.uint8)
@@ -159,7 +161,7 @@ def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
         strip = image.crop((0, top, width, min(height, top + n_rows)))
         if strip.mode.startswith("I") or strip.mode == "F":
             values = np.nan_to_num(np.asarray(strip).astype(np.float64), posinf=2**16, neginf=0)
-            if isinstance(clear := strip.info.get("transparency"), int):  # the grey that is not there
+            if isinstance(clear := strip.info.get("transparency"), int):  # the grey that stands for transparent
                 values[values == clear] = 0
             values *= scale
             strip = Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
@@ -172,14 +174,17 @@ def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
 
 def _check_size(width: int, height: int, name: str) -> None:
     if not width or not height:
-        raise ImageError(f"{_start(name)} has no pixels ({width} x {height}).")
+        raise ImageError(f"{_capital(name)} has no pixels ({width} x {height}). Give another picture.")
     if width * height > MAX_PIXELS:
-        raise ImageError(f"{_start(name)} has {width} x {height} pixels; at most {MAX_PIXELS:,} are read.")
+        raise ImageError(
+            f"{_capital(name)} has {width} x {height} pixels; at most {MAX_PIXELS:,} are allowed. Shrink it."
+        )
     if max(width, height) > MAX_RATIO * min(width, height):
         raise ImageError(
-            f"{_start(name)} is {width} x {height} pixels; one side may be at most {MAX_RATIO} times the other."
+            f"{_capital(name)} has {width} x {height} pixels; one side may be at most {MAX_RATIO} times the other. "
+            "Crop it."
         )
 
 
-def _start(name: str) -> str:
+def _capital(name: str) -> str:
     return name[0].upper() + name[1:]

@@ -12,7 +12,7 @@ from .formats.manifest import TaskManifest
 
 
 class Requests:
-    """Parses what is asked of a task, with the task's own question, labels and limit where nothing is given.
+    """Checks and parses requests to a task. The task's own question, labels and limit stand in for missing ones.
 
     Every method raises RequestError for a question, a label or an option that cannot be used.
     """

@@ -1,4 +1,4 @@
-"""What a task gives back: `Answer` and `Ranked`."""
+"""The results of a task: `Answer` and `Ranked`."""
 
 from __future__ import annotations
 

@@ -166,7 +166,7 @@ class Task:
         return check(self.name, cases, lambda name: self.see(golden / name), exact, self.manifest.parity.max_loss)
 
     def pixel_values(self, image: ImageLike) -> NDArray[np.float32]:
-        """Return what the vision encoder is given: float32 (1, 3, size, size), with the prompt in it."""
+        """Return the vision encoder's input: float32 (1, 3, size, size), with the prompt in it."""
         session = self._preprocess  # `close` in another thread may take it
         if session is None:
             raise self._closed()

@@ -46,7 +46,7 @@ class View:
     def decode(self, question: str | None, limit: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Yield each token of a greedy answer with its logits.
 
-        The parity gate reads this; everybody else calls `ask`. It takes no turns with other threads.
+        The parity gate reads this; everybody else calls `ask`. It does not lock the view.
 
         Args:
             question: None for the task's own.

@@ -16,7 +16,7 @@ import click
 
 from .errors import TvpError
 
-# name -> (module, attribute, what the help says, the extra that it needs)
+# name -> (module, attribute, its line in `tvp --help`, the extra that it needs)
 COMMANDS: dict[str, tuple[str, str, str, str]] = {
     "train": ("tvp.trainer.cli", "train", "Learn a prompt on frozen models.", "train"),
     "eval": ("tvp.trainer.eval_cli", "evaluate", "Measure models with and without prompts.", "train"),
@@ -27,7 +27,7 @@ COMMANDS: dict[str, tuple[str, str, str, str]] = {
         "train",
     ),
     "export": ("tvp.export.cli", "export", "Turn a model and a prompt into a task bundle.", "export,cpu"),
-    "ask": ("tvp.sdk.cli", "ask", "Ask a task about a picture.", ""),
+    "ask": ("tvp.sdk.cli", "ask", "Ask a question about a picture.", ""),
     "check": ("tvp.sdk.cli", "check", "Replay a bundle's golden cases on this machine.", ""),
     "inspect": ("tvp.sdk.cli", "inspect", "Show a bundle's facts.", ""),
     "pack": ("tvp.sdk.cli", "pack", "Pack a bundle into one file.", ""),
@@ -38,7 +38,7 @@ COMMANDS: dict[str, tuple[str, str, str, str]] = {
 
 
 class LazyGroup(click.Group):
-    """A group that imports a sub-command when it is asked for, and not before."""
+    """A group that imports a subcommand only when it is called."""
 
     def list_commands(self, context: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -53,8 +53,8 @@ class LazyGroup(click.Group):
             if not extra:
                 raise
             raise click.ClickException(
-                f"`tvp {name}` needs more than is installed ({error.name or error} is missing). "
-                f"In a checkout of TVP: pip install '.[{extra}]'"
+                f"`tvp {name}` needs a package that is not installed: {error.name or error}. "
+                f"In a checkout of TVP, run: pip install '.[{extra}]'"
             ) from error
         return command
 
@@ -70,7 +70,7 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Entry point of `tvp`: 0 if all of it succeeded, 1 for a failure, 2 for wrong usage."""
+    """Entry point of `tvp`. It exits with 0 for success, 1 for a failure and 2 for wrong usage."""
     _run(cli, sys.argv[1:])
 
 
@@ -88,14 +88,14 @@ def _run(command: Callable[..., Any], arguments: list[str]) -> None:
     # Files are written whole or not at all. That holds where a service manager ends the program, too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # an answer may hold what a terminal cannot show
+        if isinstance(stream, io.TextIOWrapper):  # an answer may contain characters that a terminal cannot show
             stream.reconfigure(errors="backslashreplace")
     try:
         command(arguments, prog_name="tvp", standalone_mode=True)
     except TvpError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(1)
-    except OSError as error:  # a full disk, a folder that may not be written
+    except OSError as error:  # a full disk, or a folder that cannot be written
         click.echo(f"Error: {error}", err=True)
         sys.exit(1)
 
@@ -143,7 +143,7 @@ def ask(
     from ._load import load
 
     if stream and (as_json or rank or labels):
-        raise click.UsageError("--stream prints an answer's text as it comes; leave out --json, --rank and --label.")
+        raise click.UsageError("--stream prints text only. Leave it out, or leave out --json, --rank and --label.")
     with load(task, providers=providers) as loaded:
         if rank or labels:
             ranked = loaded.rank(image, question, labels=labels or None)
@@ -209,8 +209,8 @@ def inspect(task: str) -> None:
     megabytes = sum(e.size for files in (manifest.files, base.files) for e in files.values()) / 1e6
     rows = {
         "task": manifest.name,
-        "question": manifest.question or "(given with each picture)",
-        "labels": ", ".join(manifest.labels) or "(open)",
+        "question": manifest.question or "(none of its own)",
+        "labels": ", ".join(manifest.labels) or "(none of its own)",
         "model": manifest.provenance.model or "?",
         "family": base.family,
         "precision": base.precision,
@@ -262,7 +262,12 @@ def unpack(file: Path, folder: Path) -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, in seconds and MiB.")
 def bench(task: str, providers: str | dict[str, str], runs: int, max_new_tokens: int, as_json: bool) -> None:
-    """Time TASK (a folder, a name or a .tvp file) on this machine: load, picture, first token, further tokens."""
+    """Time a task on this machine: loading it, encoding a picture, the first token and each further token.
+
+    The task's first golden case is asked once to warm up and then --runs times.
+
+    TASK is a bundle: a folder, a name under $TVP_HOME/tasks or a .tvp file.
+    """
     from ._bench import bench as measure
 
     facts = measure(task, providers=providers, n_runs=runs, max_new_tokens=max_new_tokens)
@@ -270,7 +275,7 @@ def bench(task: str, providers: str | dict[str, str], runs: int, max_new_tokens:
         click.echo(json.dumps(facts))
         return
     for name, about in (
-        ("load", "load, with every digest checked"),
+        ("load", "load, every digest checked"),
         ("see", "picture to embeddings"),
         ("first_token", "first token of a first question"),
         ("again", "first token of a second question"),
@@ -294,7 +299,11 @@ def _by_provider(places: Mapping[str, str]) -> str:
 
 @click.command()
 def doctor() -> None:
-    """Show versions, providers, cores and tasks of this installation."""
+    """Show what this installation can run.
+
+    Prints versions, cores, memory, onnxruntime's providers and devices, the provider that `auto` would choose for each
+    part of a bundle, the cache and the known tasks.
+    """
     from ._doctor import doctor as diagnose
 
     for name, value in diagnose().items():

@@ -1,13 +1,13 @@
 """Every error that TVP raises on purpose.
 
     TvpError
-    ├── BundleError      not found, damaged (which file), from a newer format, base mismatch
+    ├── BundleError      not found, damaged (which file), of a newer format, another base
     ├── ImageError       unreadable, truncated, too large, empty
-    ├── RequestError     bad question, bad option, no labels to rank, too long for the context
-    ├── ProviderError    unknown, not available here, failed to start
+    ├── RequestError     a wrong question or option, no labels to rank, too long
+    ├── ProviderError    unknown, not available here, did not start
     ├── ModelError       unsupported architecture, checkpoint incomplete
-    ├── DataError        a row, with its file and line
-    └── CheckError       parity or self-check failed, with every difference listed
+    ├── DataError        an unusable row, with its file and line
+    └── CheckError       parity gate or golden cases failed, with every difference
 
 A message says what was asked, what was found, what is allowed and what to do next.
 """
@@ -31,7 +31,7 @@ __all__ = [
 
 
 class TvpError(Exception):
-    """The root: `except TvpError` catches everything that TVP raises on purpose."""
+    """The root of the tree: `except TvpError` catches every error that TVP raises on purpose."""
 
 
 class BundleError(TvpError):
@@ -43,26 +43,26 @@ class ImageError(TvpError):
 
 
 class RequestError(TvpError):
-    """A question or an option is not one that can be answered."""
+    """A question, a label or an option cannot be used."""
 
 
 class ProviderError(TvpError):
-    """An onnxruntime execution provider is unknown, absent or did not start."""
+    """An execution provider of onnxruntime is unknown, is not available or did not start."""
 
 
 class ModelError(TvpError):
-    """A checkpoint is of an architecture that is not supported, or is incomplete."""
+    """A checkpoint is incomplete, or its architecture is not supported."""
 
 
 class DataError(TvpError):
-    """A data set or one of its rows is unusable; the message names file and line."""
+    """A data set or one of its rows cannot be used. The message names file and line."""
 
 
 class CheckError(TvpError):
     """An exported bundle does not answer as the PyTorch model does.
 
     Attributes:
-        differences: one line for each difference found.
+        differences: one line for each difference.
     """
 
     def __init__(self, message: str, differences: Iterable[str] = ()) -> None:
@@ -71,7 +71,7 @@ class CheckError(TvpError):
 
 
 def near(name: str, known: Iterable[str]) -> str:
-    """Return ' Did you mean a or b?' for a misspelt name, or '' where nothing is close."""
+    """Return ' Did you mean a or b?' for a misspelt name, or '' if no known name is close."""
     known = list(known)
     matches = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
     matches = matches or [other for other in known if other and (other in name or name in other)][:2]

@@ -19,7 +19,7 @@ from .model import Reply, Request
 
 
 class CausalModel(GenerativeModel[CausalManifest, KeyValues]):
-    """See `Model`. The picture and what stands before it stay in a view's cache from one question to the next."""
+    """See `Model`. The picture and the text before it stay in a view's cache from one question to the next."""
 
     def __init__(self, folder: Path, manifest: CausalManifest, open_graphs: Callable[[], Parts]) -> None:
         super().__init__(folder, manifest, open_graphs)

@@ -23,7 +23,7 @@ from .graph_shapes import check_contrastive
 from .model import Reply, Request, check_text, encode_pictures
 
 N_TEXTS = 4096  # texts whose features a model remembers
-REFUSED = {"temperature": 0.0, "stop": ()}  # options that have no meaning here, and the value that leaves them out
+REFUSED = {"temperature": 0.0, "stop": ()}  # options that have no meaning here, and their values when they are left out
 
 
 @dataclass(frozen=True)
@@ -114,11 +114,11 @@ class ContrastiveModel:
         refuse_half_characters(kind, text)
         lowered = text.lower()
         if any(token in lowered for token in self._special):
-            raise RequestError(f"The {kind} holds a special token of the model: {text[:80]!r}. Leave it out.")
+            raise RequestError(f"The {kind} contains a special token of the model: {text[:80]!r}. Leave it out.")
 
     def _scores(self, features: NDArray[np.float32], texts: Sequence[str]) -> NDArray[np.float32]:
         """Return the log-probabilities (n_texts,) of texts for a picture's unit features (n_features,)."""
-        # Row by row and not as a product of matrices, whose bits depend on what else is in it.
+        # Row by row, because the bits of a product of matrices depend on its other rows.
         cosines = (np.stack([self._features_of(text) for text in texts]) * features).sum(-1)
         logits = self.manifest.scale * cosines + self.manifest.bias
         if self.manifest.scoring == "sigmoid":

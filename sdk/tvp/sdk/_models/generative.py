@@ -49,7 +49,7 @@ class Question:
     Attributes:
         text: the question.
         before, after: token ids before and behind the image embeddings.
-        connector_ids: what the connector reads of it; empty where the connector does not read the question.
+        connector_ids: token ids that the connector reads; empty where it does not read the question.
     """
 
     text: str
@@ -72,7 +72,7 @@ class Seen(Generic[CacheT]):
 
     Attributes:
         features: of the vision encoder, (1, …): image embeddings, unless a connector makes them with the question.
-        cache: keys and values of what was read about it.
+        cache: keys and values of the picture and of the text that was read with it.
         read: the question that is in the cache; '' for none.
     """
 
@@ -109,14 +109,14 @@ class GenerativeModel(Generic[ManifestT, CacheT]):
         self.vision_encoder = self.parts.sessions["vision_encoder"]
         self.connector = self.parts.sessions.get("connector")
 
-    # What a subclass gives.
+    # Parts of a subclass.
 
     def new_cache(self) -> CacheT:
         """Return an empty cache for one picture."""
         raise NotImplementedError
 
     def prefill(self, seen: Seen[CacheT], question: Question, tokens: Sequence[int] = ()) -> NDArray[np.float32]:
-        """Read what comes before the answer, and the answer's first tokens where they are given.
+        """Read everything before the answer, and the answer's first tokens where they are given.
 
         Returns:
             Logits of each of those tokens and of the next, (1, len(tokens) + 1, n_vocab).
@@ -181,7 +181,7 @@ class GenerativeModel(Generic[ManifestT, CacheT]):
         return (piece for piece in pieces if piece)
 
     def answer_many(self, seen: Sequence[Seen[CacheT]], requests: Sequence[Request], began: float) -> list[Reply]:
-        """One after the other, unless a subclass knows better."""
+        """Answer one request after the other; a subclass may answer them together."""
         replies = []
         for state, request in zip(seen, requests, strict=True):
             answering = self._begin(request.generation, began)
@@ -203,7 +203,7 @@ class GenerativeModel(Generic[ManifestT, CacheT]):
     def _steps(self, answering: Answering, cache: Cache, logits: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
         """Choose token after token and yield the logits (n_vocab,) of each.
 
-        logits: (1, 1, n_vocab), behind what the cache holds.
+        logits: (1, 1, n_vocab), of the token behind the cache.
         """
         while True:
             token = answering.take(logits[0, -1], cache.room())
@@ -235,7 +235,7 @@ class GenerativeModel(Generic[ManifestT, CacheT]):
         length = max(len(ids) for ids in candidates) - 1
         if not length:
             return totals
-        # onnxruntime continues several sequences by one token a run only. So: all labels, token by token.
+        # onnxruntime continues several sequences by only one token a run. So all labels go on token by token.
         branches = cache.copies(len(candidates), length)
         for step in range(length):
             fed = [ids[step] if step + 1 < len(ids) else ids[0] for ids in candidates]  # short ones are idle

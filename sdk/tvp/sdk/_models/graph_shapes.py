@@ -1,6 +1,6 @@
 """Does a manifest fit the graphs beside it? If not, that is a BundleError before the first question.
 
-A manifest's numbers decide how much memory an answer takes, so no number is believed that a graph contradicts.
+The numbers of a manifest decide how much memory an answer takes, so each is compared with the graphs first.
 """
 
 from __future__ import annotations

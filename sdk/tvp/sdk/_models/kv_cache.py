@@ -16,11 +16,11 @@ from ..formats.manifest import CausalManifest
 from .positions import positions_of
 
 BLOCK = 64  # positions by which a buffer grows
-KINDS = ("key", "value")  # of which each layer has one
+KINDS = ("key", "value")  # each layer has one of both
 
 
 class Decoder:
-    """The session of a decoder, and what its cache must know of it.
+    """The session of a decoder, and the facts that its cache needs.
 
     Args:
         session: onnxruntime's.
@@ -29,7 +29,7 @@ class Decoder:
         device_id: of the GPU that the session runs on.
 
     Attributes:
-        feeds_positions: whether the graph is told positions; some graphs count places by themselves.
+        feeds_positions: whether the graph takes positions as an input; some graphs count places by themselves.
         cache_type: dtype of keys and values.
         copies_inputs: whether onnxruntime copies inputs from the CPU to a device.
         cache_place: device and its number, where keys and values lie.
@@ -60,42 +60,43 @@ class Decoder:
 
 
 class KeyValues:
-    """Keys and values of `n_rows` sequences, of which each has a length of its own.
+    """Keys and values of `n_rows` sequences. Each row has a length of its own.
 
     Each tensor is bound as input and output of the decoder, which writes behind a row's length in place.
-    Going back to an earlier length costs nothing: what lies behind it is never read.
-    What a run reads on the CPU is bound once; elsewhere onnxruntime copies an input that lies on another device when it
-    is bound (`IOBinding::BindInput`), and not when it runs, so there it is bound again for each run.
+    Going back to an earlier length costs nothing: values behind the length are never read.
+    On the CPU, inputs are bound once. For a device, onnxruntime copies an input when it is bound
+    (`IOBinding::BindInput`) and not when it runs, so it is bound again for each run.
     """
 
     def __init__(self, decoder: Decoder, n_rows: int = 1) -> None:
         self._decoder = decoder
         self._tensors: list[Any] = []
         self._binding: Any = None  # the tensors, bound once for all runs until they grow
-        self._fed: dict[str, Any] = {}  # what a run takes and gives besides, bound for all runs of one shape
-        self._shape = (0, 0)  # which that is: new tokens, logits
+        self._fed: dict[str, Any] = {}  # other inputs, and the logits, bound for all runs of one shape
+        self._shape = (0, 0)  # that shape: number of new tokens, number of logits
         self._capacity = 0
         self.lengths = np.zeros(n_rows, np.int64)
-        self._firsts = np.ones(n_rows, np.int64)  # how many tokens each row began with, which may see each other
+        self._firsts = np.ones(n_rows, np.int64)  # number of tokens that each row began with; these may see each other
 
     @property
     def length(self) -> int:
-        """Of the longest row."""
+        """The length of the longest row."""
         return int(self.lengths.max())
 
     def room(self, row: int = 0) -> int:
-        """How many more tokens a row can take."""
+        """Return how many more tokens a row can take."""
         n_positions = self._decoder.manifest.n_positions
         return n_positions - int(self.lengths[row]) if n_positions else sys.maxsize
 
     def rewind(self, length: int = 0) -> None:
-        """Go back to a length, all rows."""
+        """Go back to a length in all rows."""
         self.lengths[:] = length
 
     def run(self, embeddings: NDArray[np.float32], n_logits: int) -> NDArray[np.float32]:
         """Append embeddings (n_rows, n_new, n_text); returns logits (n_rows, n_logits, n_vocab) of the last.
 
-        Where the base says so, all that a sequence begins with see each other; later tokens see what is before them.
+        If the manifest says so, the tokens that a sequence begins with see each other. Later tokens see those before
+        them.
         """
         n_new = embeddings.shape[1]
         self._firsts = np.where(self.lengths == 0, n_new, self._firsts)
@@ -124,7 +125,7 @@ class KeyValues:
         return logits
 
     def _bind(self, inputs: dict[str, Any], n_new: int, n_logits: int) -> None:
-        """Make what runs of this shape take and give; the next run of the same shape uses it again."""
+        """Make the inputs and the logits of runs of this shape; the next run of the same shape uses them again."""
         ort, manifest = onnxruntime(), self._decoder.manifest
         kinds = {"inputs_embeds": np.float32, "seqlens_k": np.int32, "total_sequence_length": np.int32}
         arrays = {name: np.zeros(np.shape(value), kinds.get(name, np.int64)) for name, value in inputs.items()}
@@ -146,22 +147,22 @@ class KeyValues:
                 self._binding.bind_ortvalue_input(name, value)
 
     def copies(self, n_rows: int, n_new: int) -> KeyValues:
-        """Copies of a single sequence, to be continued in different ways by n_new tokens in one batch."""
+        """Return copies of a single sequence, to be continued in different ways by n_new tokens in one batch."""
         return KeyValues.together([self] * n_rows, n_new)
 
     @staticmethod
     def together(rows: Sequence[KeyValues], n_new: int) -> KeyValues:
-        """Copies of single sequences as the rows of one batch, with room for the first of n_new tokens each.
+        """Return copies of single sequences as the rows of one batch, with room for the first of n_new tokens each.
 
-        onnxruntime continues several sequences by one token a run only.
+        onnxruntime continues several sequences by only one token a run.
         """
         both = KeyValues(rows[0]._decoder, len(rows))
         longest, n_positions = max(row.length for row in rows), rows[0]._decoder.manifest.n_positions
-        # A limit is not a length: what is asked for may be far more than what comes, or than there is memory for.
+        # n_new is a limit: far fewer tokens may come, and there may not be memory for all of it.
         most = longest + min(n_new, BLOCK)
 
         def fill(i: int, array: NDArray[Any]) -> None:
-            # Of a device's memory numpy() is a copy of the whole, so once for rows that are the same.
+            # numpy() copies the whole tensor from a device, so it is called once for equal rows.
             read = {key: row._tensors[i].numpy() for key, row in {id(row): row for row in rows}.items()}
             for place, row in enumerate(rows):
                 array[place, :, : row.length] = read[id(row)][0, :, : row.length]
@@ -172,7 +173,7 @@ class KeyValues:
         return both
 
     def _reserve(self, length: int, fill: Callable[[int, NDArray[Any]], None] | None = None) -> None:
-        """Make room for a length; fill: writes to the array of the i-th new tensor (default: what there was)."""
+        """Make room for a length; fill: writes to the array of the i-th new tensor (default: the old values)."""
         manifest = self._decoder.manifest
         self._decoder.refuse_length(length)
         if length <= self._capacity:
@@ -183,7 +184,7 @@ class KeyValues:
         capacity = min(manifest.n_positions or capacity, capacity)
         shape = (len(self.lengths), manifest.n_kv_heads, capacity, manifest.head_size)
         ort = onnxruntime()
-        # Taken over only when all is there: what fails on the way, a full device or Ctrl-C, leaves things as they were.
+        # Attributes change only when all tensors are there: a full device or Ctrl-C leaves them as they were.
         tensors: list[Any] = []
         binding = self._decoder.session.io_binding()
         with _provider_errors():
@@ -207,7 +208,7 @@ def cache_type_of(session: Any) -> type[np.floating[Any]]:
 
 @contextmanager
 def _provider_errors() -> Iterator[None]:
-    """Turn what onnxruntime raises while decoding, of a full device for instance, into a ProviderError."""
+    """Turn onnxruntime's errors while decoding, such as a full device, into a ProviderError."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

@@ -35,9 +35,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Reply:
-    """What a model answers; see `Answer`, which adds the time of the picture.
+    """A model's answer. `Answer` has the same fields, and the time of the picture.
 
-    first_token: seconds from the question to the first token.
+    Attributes:
+        text, tokens, log_probabilities, finish: as of `Answer`.
+        first_token: seconds from the question to the first token.
     """
 
     text: str
@@ -69,7 +71,7 @@ class Model(Protocol):
         """Return labels as answers to a parsed question; raises RequestError for one that cannot be scored."""
 
     def refuse_too_long(self, question: Any) -> None:
-        """Raise RequestError for a parsed question that does not fit into the context. Answering tells it too."""
+        """Raise RequestError for a parsed question that does not fit into the context. Answering raises it too."""
 
     def request(self, question: Any, generation: Generation, labels: tuple[str, ...]) -> Request:
         """Return what `answer` takes.
@@ -118,4 +120,4 @@ def encode_pictures(model: Model, pixels: NDArray[np.float32]) -> NDArray[np.flo
 def check_text(kind: str, text: str) -> None:
     """Raise RequestError for a text that is too long to be read; kind: how the message names it."""
     if len(text) > MAX_TEXT:
-        raise RequestError(f"The {kind} has {len(text):,} characters; at most {MAX_TEXT:,} are read.")
+        raise RequestError(f"The {kind} has {len(text):,} characters; at most {MAX_TEXT:,} are allowed. Shorten it.")

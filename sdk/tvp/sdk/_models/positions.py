@@ -1,4 +1,4 @@
-"""Positions of tokens, for decoders that are told them."""
+"""Positions of tokens, for decoders that take them as an input."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class GrowingKeyValues:
         return sys.maxsize
 
     def rewind(self) -> None:
-        """Forget the answer, and keep what the encoder read."""
+        """Forget the answer, and keep the encoder's keys and values."""
         empty = np.zeros((1, self._manifest.n_kv_heads, 0, self._manifest.head_size), self._type)
         self._past = {name.replace("cross", "past"): empty for name in self._cross}
 
@@ -63,7 +63,7 @@ class GrowingKeyValues:
 
 
 class Seq2SeqModel(GenerativeModel[Seq2SeqManifest, GrowingKeyValues]):
-    """See `Model`. What the encoder read stays in a view's cache until another question comes."""
+    """See `Model`. The encoder's keys and values stay in a view's cache until another question comes."""
 
     def __init__(self, folder: Path, manifest: Seq2SeqManifest, open_graphs: Callable[[], Parts]) -> None:
         if manifest.start_token >= manifest.n_vocab:

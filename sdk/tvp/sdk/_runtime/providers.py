@@ -16,24 +16,24 @@ from ..errors import ProviderError, near
 
 log = logging.getLogger("tvp.sdk")
 
-Choice = str | tuple[str, Mapping[str, Any]]  # a provider's name, or its name and options
-Providers = Choice | Sequence[Choice] | Mapping[str, Choice | Sequence[Choice]]  # the last: by part
-Chosen = list[tuple[str, dict[str, str]]]  # what onnxruntime gets
+Choice = str | tuple[str, Mapping[str, Any]]  # a provider's name, or (name, options)
+Providers = Choice | Sequence[Choice] | Mapping[str, Choice | Sequence[Choice]]  # a mapping gives them by part
+Chosen = list[tuple[str, dict[str, str]]]  # (name, options), as onnxruntime takes them
 
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 SHORT_NAMES = {"cpu": CPU, "cuda": CUDA, "tensorrt": TENSORRT}
 ON_CPU: Chosen = [(CPU, {})]
 PREPROCESS, VISION_ENCODER = "preprocess", "vision_encoder"
 PARTS = (PREPROCESS, VISION_ENCODER, "connector", "encoder", "decoder", "text_encoder")
-FILE_NAMES = {"encoder_model": "encoder", "decoder_model_merged": "decoder"}  # which are understood too
+FILE_NAMES = {"encoder_model": "encoder", "decoder_model_merged": "decoder"}  # names of files that stand for parts
 
 _preloading = threading.Lock()
 _preloaded: list[Any] = []
 
 CUDA_OPTIONS = {
-    "arena_extend_strategy": "kSameAsRequested",  # by default memory is taken in powers of two
-    "cudnn_conv_algo_search": "HEURISTIC",  # by default the first run of a shape times every algorithm
-    "use_tf32": "0",  # by default float32 is multiplied with 10 bits of mantissa, too few for parity
+    "arena_extend_strategy": "kSameAsRequested",  # by default memory grows by powers of two
+    "cudnn_conv_algo_search": "HEURISTIC",  # by default the first run of each shape times every algorithm
+    "use_tf32": "0",  # by default float32 products have 10 bits of mantissa, too few for parity
 }
 # An operator of these that stays on the CPU, although another provider was asked for, is worth a warning. Shapes and
 # the like belong on the CPU.
@@ -76,7 +76,7 @@ def onnxruntime() -> Any:
     except ImportError as error:
         raise ProviderError(
             "onnxruntime is not installed. On a CPU: pip install onnxruntime. With CUDA or TensorRT: "
-            "pip install onnxruntime-gpu. On a Jetson install NVIDIA's own onnxruntime-gpu wheel."
+            "pip install onnxruntime-gpu. On a Jetson, install NVIDIA's own onnxruntime-gpu wheel."
         ) from error
     return onnxruntime
 
@@ -144,7 +144,7 @@ def choose_providers(wanted: Providers, part: str, cache: Path, precision: str =
     Raises:
         ProviderError: the part or the provider is unknown, or the provider cannot run here or not this part.
     """
-    part = _known(part)
+    part = _part_name(part)
     choice = _by_part(wanted)[part]
     only_cpu = part == PREPROCESS or (isinstance(choice, str) and SHORT_NAMES.get(choice.lower(), choice) == CPU)
     available = (onnxruntime() if only_cpu else with_cuda()).get_available_providers()
@@ -154,7 +154,7 @@ def choose_providers(wanted: Providers, part: str, cache: Path, precision: str =
     else:
         pairs = _pairs(choice, available)
         if isinstance(wanted, Mapping):
-            _refuse(part, [name for name, _ in pairs])
+            _check_part(part, [name for name, _ in pairs])
     if part == PREPROCESS:
         return list(ON_CPU)
     if len(pairs) == 1 and pairs[0][0] == TENSORRT and CUDA in available:
@@ -162,9 +162,8 @@ def choose_providers(wanted: Providers, part: str, cache: Path, precision: str =
         pairs.append((CUDA, {"device_id": options["device_id"]} if "device_id" in options else {}))
     if part != VISION_ENCODER:
         pairs = [pair for pair in pairs if pair[0] != TENSORRT]
-    half = precision == "fp16" or (
-        precision != "fp32" and device in ("cuda", "tensorrt")
-    )  # what the vision encoder is in
+    # An int8 or int4 base for a GPU has its vision encoder in fp16.
+    half = precision == "fp16" or (precision != "fp32" and device in ("cuda", "tensorrt"))
     if all(name != CPU for name, _ in pairs):
         pairs.append((CPU, {}))
     return [
@@ -186,7 +185,7 @@ def runs_on(session: Any, what: str) -> str:
         ProviderError: the first provider takes no node at all.
     """
     first: str = session.get_providers()[0]
-    if first == CPU or not hasattr(session, "get_provider_graph_assignment_info"):  # an older one
+    if first == CPU or not hasattr(session, "get_provider_graph_assignment_info"):  # an older onnxruntime
         return first
     nodes: list[tuple[str, str]] = [
         (group.ep_name, node.op_type)
@@ -197,7 +196,7 @@ def runs_on(session: Any, what: str) -> str:
         return first
     counts = Counter(name for name, _ in nodes)
     if first not in counts:
-        raise ProviderError(f"{first} takes no node of {what}; all run on {', '.join(counts)}. Use that one instead.")
+        raise ProviderError(f"{first} runs no operator of {graph}; ask for {', '.join(counts)}, which runs them all.")
     left = Counter(operator for name, operator in nodes if name == CPU and operator in HEAVY)
     if left:
         log.warning(
@@ -212,10 +211,10 @@ def runs_on(session: Any, what: str) -> str:
 def _by_part(wanted: Providers) -> dict[str, Any]:
     if not isinstance(wanted, Mapping):
         return dict.fromkeys(PARTS, wanted)
-    return dict.fromkeys(PARTS, "auto") | {_known(part): choice for part, choice in wanted.items()}
+    return dict.fromkeys(PARTS, "auto") | {_part_name(part): choice for part, choice in wanted.items()}
 
 
-def _known(part: Any) -> str:
+def _part_name(part: Any) -> str:
     name: str = FILE_NAMES.get(part, part) if isinstance(part, str) else ""
     if name not in PARTS:
         raise ProviderError(
@@ -232,31 +231,37 @@ def _refuse(part: str, names: list[str]) -> None:
             "pictures in other ways. Leave it out."
         )
     if part != VISION_ENCODER and TENSORRT in names:
-        raise ProviderError(f"TensorRT runs the {VISION_ENCODER} only, not the {part}. Use 'cuda' or 'cpu' for it.")
+        raise ProviderError(
+            f"TensorRT runs only the {VISION_ENCODER}, not the {part}. Give the {part} 'cuda' or 'cpu'."
+        )
 
 
 def _pairs(choice: Any, available: list[str]) -> list[tuple[str, Mapping[str, Any]]]:
-    """Providers with their options, by onnxruntime's names."""
+    """Return the providers that the caller chose, by onnxruntime's names, with their options."""
     items = [choice] if isinstance(choice, str) or _is_pair(choice) else choice
     if not isinstance(items, Sequence) or isinstance(items, bytes):
-        raise ProviderError(f"providers is {choice!r}; give 'auto', a name, or a list of names and (name, options).")
+        raise ProviderError(
+            f"providers is {choice!r}; it must be 'auto', a name, or a list of names and (name, options)."
+        )
     pairs: list[tuple[str, Mapping[str, Any]]] = []
     for item in items:
         if not (isinstance(item, str) or _is_pair(item)):
-            raise ProviderError(f"{item!r} is not a provider; give a name or (name, options).")
+            raise ProviderError(f"{item!r} is not a provider; it must be a name or (name, options).")
         name, options = (item, {}) if isinstance(item, str) else item
         full = SHORT_NAMES.get(name.lower(), name)
         if full not in available:
             usable = [*(short for short, name_ in SHORT_NAMES.items() if name_ in available), *available]
             raise ProviderError(
-                f"The provider {name!r} is not available in this onnxruntime; available are "
-                f"{', '.join(available)}.{'' if name.lower() in SHORT_NAMES else near(name, usable)}"
+                f"The provider {name!r} is not available in this onnxruntime; available are {', '.join(available)}."
+                f"{' `tvp doctor` shows more.' if name.lower() in SHORT_NAMES else near(name, usable)}"
             )
         if any(full == other for other, _ in pairs):
-            raise ProviderError(f"The provider {name!r} is given twice.")
+            raise ProviderError(f"The provider {name!r} is given twice. Name it once.")
         pairs.append((full, options))
     if not pairs:
-        raise ProviderError("No provider was given; use 'auto', 'cpu', 'cuda' or 'tensorrt'.")
+        raise ProviderError(
+            "No provider was given; it must be 'auto', 'cpu', 'cuda', 'tensorrt' or onnxruntime's own name."
+        )
     return pairs
 
 
@@ -269,10 +274,10 @@ def _defaults(name: str, cache: Path, half: bool) -> dict[str, str]:
         return CUDA_OPTIONS
     if name != TENSORRT:
         return {}
-    # An engine is good for one onnxruntime (with its TensorRT) only; for which GPU, its own file name says.
+    # An engine fits one version of onnxruntime and its TensorRT. The engine's file name says which GPU it is for.
     folder = str(cache / f"onnxruntime-{onnxruntime().__version__}")
     return {
-        # True and False, and not 1 and 0, which onnxruntime's reader of TensorRT's options refuses.
+        # onnxruntime's parser of these options takes True and False, and refuses 1 and 0.
         "trt_engine_cache_enable": "True",
         "trt_engine_cache_path": folder,
         "trt_timing_cache_enable": "True",

@@ -35,29 +35,36 @@ FILES = {
 
 
 def open_session(file: Path, providers: Chosen, listed: Container[str] = ()) -> Any:
-    """Open a model on exactly these providers; one that does not start is an error, now or in a later run.
+    """Open a graph on exactly these providers. onnxruntime does not fall back to others, now or in a later run.
 
-    listed: names, beside it, of the files that it may read weights from.
+    Args:
+        file: of the graph.
+        providers: with their options, by priority.
+        listed: names of the files beside the graph that it may read weights from.
+
+    Raises:
+        BundleError: the graph is damaged, or reads weights from another file.
+        ProviderError: a provider does not start.
     """
     refuse_elsewhere(file, listed)
     ort = onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    # Threads that sleep between a token's few hundred operators cost a seventh of its time, so they spin; but only
-    # while something runs, or the pools of several sessions fight over the same cores.
+    # Threads spin between the few hundred operators of a token: sleeping costs a seventh of its time. They spin only
+    # during a run, or the thread pools of several sessions would fight over the same cores.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    # An arena of its own keeps, for as long as a session lives, the most that one picture ever took (12 megapixels:
-    # 37 MiB), and a plan of its memory for every size of picture; without, answers take the same time.
+    # With an arena, a session keeps the most memory that one picture ever took (12 megapixels: 37 MiB), and a memory
+    # plan for every size of picture. Without, answers take the same time.
     options.enable_cpu_mem_arena = options.enable_mem_pattern = False
     first, tensorrt = providers[0][0], dict(providers).get(TENSORRT)
     if first != CPU:
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     if tensorrt is not None:
         _make_folders(tensorrt)
-        if "trt_profile_min_shapes" not in tensorrt:  # one shape, and so one engine: a picture at a time
+        if "trt_profile_min_shapes" not in tensorrt:  # one picture at a time: one shape, and so one engine
             options.add_free_dimension_override_by_name("batch_size", 1)
     try:
-        # By default onnxruntime goes on with other providers when one fails, in a run too, and only prints it.
+        # By default onnxruntime only prints that a provider failed, in a run too, and goes on with another one.
         session = ort.InferenceSession(file, options, providers=providers, enable_fallback=False)
     except Exception as error:  # onnxruntime raises its own types, one for each status code
         if first == CPU:
@@ -92,7 +99,7 @@ def run(session: Any, output: str, inputs: dict[str, NDArray[Any]]) -> NDArray[n
 def run_all(
     session: Any, inputs: dict[str, NDArray[Any]], outputs: list[str] | None = None
 ) -> list[NDArray[np.float32]]:
-    """Run a session for these outputs (default: all)."""
+    """Run a session for these outputs (default: all); raises ProviderError as `run` does."""
     try:
         results: list[NDArray[np.float32]] = session.run(outputs, inputs)
     except Exception as error:  # onnxruntime raises its own types, one for each status code
@@ -118,9 +125,9 @@ class Parts:
     Attributes:
         sessions: onnxruntime's session of each part.
         providers: the provider that runs each part, by onnxruntime's name.
-        fallbacks: why a part runs on the CPU that was meant for another provider, by part.
+        fallbacks: why a part fell back to the CPU, for each part that did.
         device_id: of the GPU that the decoder runs on.
-        verified: the files that were found to be those of the manifest; see `integrity.verify`.
+        verified: the files that match the manifest; see `integrity.verify`.
         checked: whether the files were verified before they were opened.
     """
 
@@ -155,6 +162,6 @@ def open_parts(folder: Path, plan: Plan, listed: Container[str]) -> Parts:
             fallbacks[part] = str(error)
             session, places[part] = open_session(file, ON_CPU, listed), CPU
         sessions[part] = session
-        _trim(0)  # glibc keeps up to 0.4 of a graph's weights of the memory that reading it took
+        _trim(0)  # glibc keeps memory that reading a graph took, up to 0.4 of the size of its weights
     device_id = int(dict(plan.chosen.get("decoder", [])).get(CUDA, {}).get("device_id", 0))
     return Parts(sessions, places, fallbacks, device_id)

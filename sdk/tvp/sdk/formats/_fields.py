@@ -1,6 +1,6 @@
-"""What the fields of a manifest may hold.
+"""The values that a manifest's fields may have.
 
-A reader takes a JSON value and the place where it stands, for messages. It returns the value of a dataclass's field,
+A reader takes a JSON value and its place in the manifest, for messages. It returns the value of a dataclass's field,
 or raises BundleError. `whole`, `number`, `one_of` and `optional` make readers.
 """
 
@@ -87,7 +87,7 @@ def read_layout(value: Any, where: str) -> PromptLayout:
     if not end or not all(type(token) is int and 0 <= token < 2**31 for token in end):
         raise BundleError(f"{where}.end must list at least one token id.")
     prompt = read_text(content.get("prompt"), f"{where}.prompt")
-    # What stands before the question is kept from one question to the next, so no question may stand in it.
+    # The text before the question stays in a cache from one question to the next, so no question may stand in it.
     before, _, after = prompt.partition("{question}")
     if not 1 <= prompt.count("{question}") <= MAX_PLACES or before.count("{image}") > 1 or "{image}" in after:
         raise BundleError(f"{where}.prompt must hold {{question}} and at most one {{image}}, before it.")

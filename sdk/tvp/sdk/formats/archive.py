@@ -30,17 +30,11 @@ from .manifest import (
 MANIFESTS = ("manifest.json", "base/manifest.json")
 MAX_FILES = 1024  # a real bundle has some twenty
 BLOCK = 2**20  # bytes read at a time
-MAX_READ = 2 * MAX_MANIFEST  # bytes; a manifest and the table are read at once
-# What zipfile raises for archives that are damaged, of a kind that it does not know, or encrypted.
-NOT_INTACT = (
-    zipfile.BadZipFile,
-    EOFError,
-    NotImplementedError,
-    RuntimeError,
-    ValueError,
-    struct.error,
-)
-EPOCH = (1980, 1, 1, 0, 0, 0)  # the zip format's first moment: the same bundle is the same bytes
+MAX_READ = 2 * MAX_MANIFEST  # bytes; the largest single reads are of a manifest and of the zip's table of files
+# zipfile raises these for archives that are damaged, encrypted or of an unknown kind.
+NOT_INTACT = (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError, struct.error)
+AGAIN = "Get the file again, or make it with `tvp pack`."
+EPOCH = (1980, 1, 1, 0, 0, 0)  # the zip format's earliest time; with a fixed time, equal bundles are equal bytes
 
 
 def pack(folder: Path, file: Path) -> None:
@@ -54,14 +48,14 @@ def pack(folder: Path, file: Path) -> None:
         BundleError: the bundle is damaged, or `file` exists already.
     """
     task, base = _manifests(folder)
-    if len(task.files) + len(base.files) + len(MANIFESTS) > MAX_FILES:
-        raise BundleError(f"{folder} has more than {MAX_FILES:,} files, which no .tvp file may have.")
+    if (n_files := len(task.files) + len(base.files) + len(MANIFESTS)) > MAX_FILES:
+        raise BundleError(f"{folder} has {n_files:,} files; a .tvp file holds at most {MAX_FILES:,}.")
     verify(folder, task.files)
     verify(folder / "base", base.files)
     if file.exists():
         raise BundleError(f"{file} exists already. Choose another name.")
     file.parent.mkdir(parents=True, exist_ok=True)
-    # A name of its own: two that make the same file must not write into each other's.
+    # A unique name: two processes that write the same file must not write into each other's.
     handle, temporary = tempfile.mkstemp(prefix=f".{file.name}.", suffix=".partial", dir=file.parent)
     os.close(handle)
     try:
@@ -72,7 +66,7 @@ def pack(folder: Path, file: Path) -> None:
                     open(folder / name, "rb") as f,
                 ):
                     shutil.copyfileobj(f, to, BLOCK)
-        os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner reads
+        os.chmod(temporary, 0o644)  # mkstemp makes a file that only its owner can read
         os.replace(temporary, file)
     finally:
         Path(temporary).unlink(missing_ok=True)
@@ -100,8 +94,8 @@ def unpack(file: Path, folder: Path, expected: str = "") -> None:
         work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
     except OSError as error:
         raise BundleError(
-            f"{file} cannot be unpacked to {folder.parent}: {error.strerror or error}. Where that is a folder of "
-            "TVP's own, set TVP_HOME to one that can be written."
+            f"{file} cannot be unpacked to {folder.parent}: {error.strerror or error}. Choose another folder, or, "
+            "if this one is TVP's cache, set TVP_HOME to a folder that can be written."
         ) from error
     try:
         with _Reader(io.FileIO(file)) as stream, zipfile.ZipFile(stream) as archive:
@@ -119,12 +113,12 @@ def unpack(file: Path, folder: Path, expected: str = "") -> None:
             for name, entry in listed.items():
                 if not (twin and name.startswith("base/") and _linked(twin, name, entry, work)):
                     _extract(archive, name, entry, work / name, file)
-        os.chmod(work, 0o755)  # mkdtemp makes folders that only their owner reads
+        os.chmod(work, 0o755)  # mkdtemp makes a folder that only its owner can read
         os.rename(work, folder)
     except NOT_INTACT as error:
-        raise BundleError(f"{file} is not an intact .tvp file: {error}") from error
+        raise BundleError(f"{file} is not an intact .tvp file: {error}. {AGAIN}") from error
     except OSError as error:
-        raise BundleError(f"{file} cannot be unpacked to {folder}: {error.strerror or error}") from error
+        raise BundleError(f"{file} cannot be unpacked to {folder}: {error.strerror or error}.") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -136,26 +130,31 @@ def digest(file: Path) -> str:
             _refuse_unusual(archive, file)
             return hashlib.sha256(archive.read("manifest.json")).hexdigest()
     except NOT_INTACT as error:
-        raise BundleError(f"{file} is not an intact .tvp file: {error}") from error
+        raise BundleError(f"{file} is not an intact .tvp file: {error}. {AGAIN}") from error
     except OSError as error:
-        raise BundleError(f"{file} cannot be read: {error.strerror or error}") from error
+        raise BundleError(f"{file} cannot be read: {error.strerror or error}.") from error
 
 
 def _manifests(folder: Path) -> tuple[TaskManifest, BaseManifest]:
     task = read_task_manifest(folder / "manifest.json")
     base = read_base_manifest(folder / "base" / "manifest.json")
     if base.digest != task.base:
-        raise BundleError(f"The task in {folder} was exported with another base than the one beside it.")
+        raise BundleError(
+            f"The task in {folder} was exported with the base {task.base[:16]}…, and its folder 'base' holds "
+            f"{base.digest[:16]}…. Put the right base there or export again."
+        )
     return task, base
 
 
 def _linked(twin: Path, name: str, entry: FileEntry, work: Path) -> bool:
-    """Link an intact file of one bundle into another; False where it is not intact, where others may write to it, or
-    the disk has no links."""
+    """Link a file of one bundle into another, and return whether that was possible.
+
+    It is not if the file is damaged, if other users may write to it, or if the disk has no links.
+    """
     try:
         if hasattr(os, "getuid"):
             status = (twin / name).stat()
-            others = 0o002 if status.st_gid == os.getgid() else 0o022  # who may write to it
+            others = 0o002 if status.st_gid == os.getgid() else 0o022  # the bits that let others write
             if status.st_mode & others or (os.getuid() and status.st_uid not in (0, os.getuid())):
                 return False
         verify(twin, {name: entry})
@@ -171,31 +170,36 @@ def _listed(task: TaskManifest, base: BaseManifest) -> dict[str, FileEntry]:
 
 
 class _Reader(io.BufferedReader):
-    """A file that gives no more than MAX_READ bytes at once: zipfile makes an object of some hundred bytes for each
-    entry of the table at an archive's end, before any are counted, and the table may be the whole file."""
+    """A file that refuses to read more than MAX_READ bytes at once.
+
+    zipfile reads the table of files at an archive's end at once and makes an object of some hundred bytes for each
+    entry before anybody can count them. A hostile table may be as long as the file.
+    """
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is not None and size > MAX_READ:
-            raise zipfile.BadZipFile(f"its table has {size:,} bytes, more than any bundle's")
+            raise zipfile.BadZipFile(f"its table of files has {size:,} bytes, more than any bundle's")
         return super().read(size)
 
 
 def _refuse_unusual(archive: zipfile.ZipFile, file: Path) -> None:
-    """What no packed bundle has, whatever its manifests say."""
+    """Raise BundleError for an archive that `pack` cannot have written, whatever its manifests say."""
     entries, n_bytes = archive.infolist(), file.stat().st_size
     names = [entry.filename for entry in entries]
     if len(entries) > MAX_FILES:
-        raise BundleError(f"{file} holds {len(entries):,} files; a bundle has at most {MAX_FILES:,}.")
+        raise BundleError(f"{file} holds {len(entries):,} files; a bundle has at most {MAX_FILES:,}. {AGAIN}")
     if len(set(names)) < len(names):
-        raise BundleError(f"{file} holds a file twice: {next(n for n in names if names.count(n) > 1)!r}.")
+        raise BundleError(f"{file} holds a file twice: {next(n for n in names if names.count(n) > 1)!r}. {AGAIN}")
     for entry in entries:
         if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 or entry.file_size != entry.compress_size:
-            raise BundleError(f"{file}: {entry.filename!r} is compressed or encrypted; a bundle's files are neither.")
+            raise BundleError(f"{file}: {entry.filename!r} is compressed or encrypted; it must be neither. {AGAIN}")
         kind = stat.S_IFMT(entry.external_attr >> 16)
         if kind not in (0, stat.S_IFREG):
-            raise BundleError(f"{file}: {entry.filename!r} is a link or a device, not a file.")
+            raise BundleError(f"{file}: {entry.filename!r} is a link or a device, not a file. {AGAIN}")
     if (total := sum(entry.file_size for entry in entries)) > n_bytes:
-        raise BundleError(f"{file} is not an intact .tvp file: it has {n_bytes:,} bytes, and its files {total:,}.")
+        raise BundleError(
+            f"{file} is not an intact .tvp file: it has {n_bytes:,} bytes, and its files {total:,}. {AGAIN}"
+        )
     for name in MANIFESTS:
         if name not in names:
             raise BundleError(f"{file} has no {name}; it is not a packed bundle. `tvp pack` makes one.")
@@ -210,12 +214,12 @@ def _refuse_unlisted(archive: zipfile.ZipFile, listed: Mapping[str, FileEntry], 
     """
     found = {entry.filename: entry.file_size for entry in archive.infolist() if entry.filename not in MANIFESTS}
     if unknown := sorted(found.keys() - listed.keys()):
-        raise BundleError(f"{file} holds {unknown[0]!r}, which its manifests do not list.")
+        raise BundleError(f"{file} holds {unknown[0]!r}, which its manifests do not list. {AGAIN}")
     if missing := sorted(listed.keys() - found.keys()):
-        raise BundleError(f"{file} lacks {missing[0]!r}, which its manifests list.")
+        raise BundleError(f"{file} lacks {missing[0]!r}, which its manifests list. {AGAIN}")
     for name, entry in listed.items():
         if found[name] != entry.size:
-            raise BundleError(f"{file}: {name!r} has {found[name]} bytes, and its manifest says {entry.size}.")
+            raise BundleError(f"{file}: {name!r} has {found[name]} bytes, and its manifest says {entry.size}. {AGAIN}")
 
 
 def _refuse_graphs(stream: BinaryIO, archive: zipfile.ZipFile, listed: Mapping[str, FileEntry], file: Path) -> None:
@@ -230,7 +234,8 @@ def _refuse_graphs(stream: BinaryIO, archive: zipfile.ZipFile, listed: Mapping[s
                 for location in locations(graph, f"{file}: {name}"):
                     if not is_plain(location) or str(PurePosixPath(name).parent / location) not in listed:
                         raise BundleError(
-                            f"{file}: {name!r} reads its weights from {location!r}, which is not a file of the bundle."
+                            f"{file}: {name!r} reads its weights from {location!r}, which is not a file of the bundle. "
+                            f"{AGAIN}"
                         )
 
 
@@ -243,4 +248,4 @@ def _extract(archive: zipfile.ZipFile, name: str, entry: FileEntry, to: Path, fi
             target.write(block)
             left -= len(block)
     if left or total.hexdigest() != entry.sha256:
-        raise BundleError(f"{file}: {name!r} is damaged: its sha256 is not the one that its manifest says.")
+        raise BundleError(f"{file}: {name!r} is damaged: its sha256 is not the one in its manifest. {AGAIN}")

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from ..errors import BundleError
 
-# The messages of onnx.proto that lead to weights, and the numbers of their fields that do.
-LEADS = {
+# The messages of onnx.proto that may contain weights: number and message of each field that leads to them.
+WEIGHT_FIELDS = {
     "model": {7: "graph", 20: "training", 25: "function"},
     "training": {1: "graph", 2: "graph"},
     "graph": {1: "node", 5: "tensor", 15: "sparse"},
@@ -25,23 +25,31 @@ LEADS = {
     "tensor": {13: "entry"},
 }
 KEY, VALUE = 1, 2  # fields of an entry of a tensor's external data
-FIXED = {1: 8, 5: 4}  # bytes of the wire types that have a fixed size
-MAX_DEPTH = 100  # of messages in messages, which is protobuf's own bound
-MAX_ENTRY = 4096  # bytes; what an entry holds is a name or a number
-MAX_FIELDS = 10_000_000  # some seconds' work; the graph of a large model has some ten thousand
+FIXED = {1: 8, 5: 4}  # bytes of a value, for the wire types of a fixed size
+MAX_DEPTH = 100  # of messages in messages: protobuf's own bound
+MAX_ENTRY = 4096  # bytes; an entry is a name or a number
+MAX_FIELDS = 10_000_000  # takes some seconds; the graph of a large model has some ten thousand
 Buffer = memoryview | mmap.mmap
 
 
 def refuse_elsewhere(graph: Path, listed: Container[str]) -> None:
-    """Raise BundleError for a graph that reads a file which is not listed, or is a link."""
+    """Raise BundleError for a graph that reads weights from an unlisted file or a link.
+
+    Args:
+        graph: the file of the graph.
+        listed: names of the files beside it that it may read.
+    """
     try:
         with open(graph, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
             names = locations(data, str(graph))
     except (OSError, ValueError) as error:  # ValueError: an empty file
-        raise BundleError(f"{graph} cannot be read: {error}") from error
+        raise BundleError(f"{graph} cannot be read: {error}.") from error
     for name in names:
         if not is_plain(name) or name not in listed or (graph.parent / name).is_symlink():
-            raise BundleError(f"{graph} reads its weights from {name!r}, which is no file that its manifest lists.")
+            raise BundleError(
+                f"{graph} reads its weights from {name!r}, which is not a file that its manifest lists. "
+                "Export or copy the bundle again."
+            )
 
 
 def is_plain(name: str) -> bool:
@@ -70,22 +78,22 @@ def locations(data: Buffer, said: str) -> set[str]:
                 stack.pop()
                 continue
             number, begin, end = field
-            deeper = LEADS[kind].get(number)
+            deeper = WEIGHT_FIELDS[kind].get(number)
             if deeper == "entry":
                 found.update(_location(data, begin, end))
             elif deeper:
                 stack.append((deeper, _fields(data, begin, end, left)))
             if len(stack) > MAX_DEPTH:
-                raise ValueError("too many messages in messages")
+                raise ValueError("messages are nested too deeply")
     except (ValueError, IndexError) as error:
-        raise BundleError(f"{said} is damaged: it is not an onnx model.") from error
+        raise BundleError(f"{name} is damaged: it is not an onnx model. Export or copy the bundle again.") from error
     return found
 
 
 def _location(data: Buffer, start: int, end: int) -> Iterator[str]:
     """Yield the location in an entry of a tensor's external data, if this entry holds it."""
     if end - start > MAX_ENTRY:
-        raise ValueError("an entry that is no name")
+        raise ValueError("an entry is too long for a name")
     entry = {number: bytes(data[begin:stop]) for number, begin, stop in _fields(data, start, end, [MAX_ENTRY])}
     if entry.get(KEY) == b"location":
         yield entry.get(VALUE, b"").decode()
@@ -99,10 +107,10 @@ def _fields(data: Buffer, start: int, end: int, left: list[int]) -> Iterator[tup
     while start < end:
         left[0] -= 1
         if left[0] < 0:
-            raise ValueError("more fields than any graph has")
+            raise ValueError("there are more fields than in any graph")
         tag, start = _varint(data, start)
-        if tag >> 32:  # protobuf's own parser would cut it off
-            raise ValueError("a field's number of more than 32 bits")
+        if tag >> 32:  # protobuf's own parser would drop the upper bits
+            raise ValueError("a field's number has more than 32 bits")
         number, wire = tag >> 3, tag & 7
         if wire == 0:
             _, start = _varint(data, start)
@@ -115,7 +123,7 @@ def _fields(data: Buffer, start: int, end: int, left: list[int]) -> Iterator[tup
             yield number, start, start + size
             start += size
         else:
-            raise ValueError(f"wire type {wire}")
+            raise ValueError(f"the wire type {wire} is unknown")
     if start != end:
         raise ValueError("a field is longer than its message")
 
@@ -130,4 +138,4 @@ def _varint(data: Buffer, start: int) -> tuple[int, int]:
             return value, start
         shift += 7
         if shift > 63:
-            raise ValueError("a number of more than 64 bits")
+            raise ValueError("a number has more than 64 bits")

@@ -140,16 +140,18 @@ def read_cases(folder: Path) -> list[GoldenCase]:
     file = folder / FILE
     try:
         if not file.is_file() or file.stat().st_size > MAX_BYTES:
-            raise BundleError(f"The golden cases {file} are no file of up to {MAX_BYTES >> 20} MiB.")
+            raise BundleError(
+                f"The golden cases {file} are missing or larger than {MAX_BYTES >> 20} MiB. Export the bundle again."
+            )
         content = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise BundleError(f"The golden cases {file} cannot be read: {error}") from error
+        raise BundleError(f"The golden cases {file} cannot be read: {error}.") from error
     if isinstance(content, dict):
         version, content = content.get("format"), content.get("cases")
         if type(version) is not int or version > FORMAT:
             raise BundleError(f"{file} is of format {version!r}, and this TVP reads up to {FORMAT}. Update TVP.")
     if not isinstance(content, list) or not content:
-        raise BundleError(f"The golden cases {file} are no list of at least one case. Export the bundle again.")
+        raise BundleError(f"The golden cases {file} are not a list of at least one case. Export the bundle again.")
     return [_case(value, f"{file}: case {number}") for number, value in enumerate(content)]
 
 
@@ -189,5 +191,5 @@ def _wrong(case: dict[str, Any], kind: str) -> str:
         if not isinstance(scores, list) or len(scores) != len(tokens):
             return "has no list 'log_probabilities' of one number a token"
     if not all(type(score) in (int, float) and abs(score) < 1e6 for score in scores):
-        return "has a log-probability that is no number, or none that can be"
+        return "has a log-probability that is not a number, or is out of range"
     return ""

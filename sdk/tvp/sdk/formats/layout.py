@@ -68,30 +68,32 @@ class PromptTokenizer:
         self._refuse_special("answer", answer)
         if self.layout.apart:
             return [*self.encode(self.layout.answer.replace("{answer}", answer), False), self.layout.end[0]]
-        # Behind some word, because SentencePiece gives a text's first space a token of its own; and without
+        # Tokenised behind a prompt, because SentencePiece gives a text's first space a token of its own; and without
         # begin and end tokens, because ChatGLM's come last.
-        asked = self.layout.prompt.replace("{image}", "").replace("{question}", "a")
-        answered = asked + self.layout.answer.replace("{answer}", answer)
-        n_asked = len(self.encode(asked, False))
-        return [*self.encode(answered, False)[n_asked:], self.layout.end[0]]
+        prompt = self.layout.prompt.replace("{image}", "").replace("{question}", "a")
+        n_prompt = len(self.encode(prompt, False))
+        text = prompt + self.layout.answer.replace("{answer}", answer)
+        return [*self.encode(text, False)[n_prompt:], self.layout.end[0]]
 
     def _refuse_special(self, kind: str, text: str) -> None:
         refuse_half_characters(kind, text)
         if self.special_ids.intersection(self.encode(text, False)):
-            raise RequestError(f"The {kind} holds a special token of the model: {text[:80]!r}. Leave it out.")
+            raise RequestError(f"The {kind} contains a special token of the model: {text[:80]!r}. Leave it out.")
 
 
 def refuse_half_characters(kind: str, text: str) -> None:
-    """Raise RequestError for a text that no tokenizer reads."""
+    """Raise RequestError for a text that no tokenizer can read; kind: how the message names the text."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise RequestError(f"The {kind} holds half a character (a lone surrogate): {text[:80]!r}.") from error
+        raise RequestError(
+            f"The {kind} contains half a character (a lone surrogate): {text[:80]!r}. Remove it."
+        ) from error
 
 
 @dataclass(frozen=True)
 class CaptionTemplates:
-    """How a question and an answer become the text that a picture is compared with (CLIP, SigLIP).
+    """Templates of the text that a picture is compared with, one text for each answer (CLIP, SigLIP).
 
     Attributes:
         begun: for a question that starts a sentence ("This is a photo of a"), with the places `{question}` and
@@ -107,7 +109,7 @@ class CaptionTemplates:
         question = question.strip()
         template = self.asked if question.endswith("?") or not question else self.begun
 
-        def text(answer: str) -> str:  # at once, since a question may hold "{answer}"
+        def text(answer: str) -> str:  # both at once, since a question may contain "{answer}"
             return re.sub(r"\{(question|answer)\}", lambda m: question if m[1] == "question" else answer, template)
 
         return [text(answer) for answer in answers]

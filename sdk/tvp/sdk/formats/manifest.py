@@ -1,11 +1,11 @@
-"""The two manifests: what a task and its base say about themselves.
+"""The two manifests: the facts about a task and about its base.
 
 A manifest is a JSON object, read strictly into a dataclass and written from one. Its `sha256` is the digest of the
 file's own bytes, with the 64 digits of the digest itself replaced by zeros: one changed byte is noticed, and a client
 in any language can compute it. A base's digest stands in the manifest of every task that was exported with it.
 
-Format 2 is what is written. A later version may add fields, which this one ignores; what a reader must know to answer
-rightly is listed under `requires`. Format 1 is read too: see `_from_format_1`.
+TVP writes format 2. A later version may add fields, which this one ignores; it lists features that a reader must know
+under `requires`. Format 1 is read too: see `_from_format_1`.
 """
 
 # ruff: noqa: RUF009 (`_as` makes a field; it holds no state)
@@ -236,7 +236,7 @@ class TaskManifest:
 
     Attributes:
         name: of the task.
-        question: what is asked where the caller gives no question; '' for none.
+        question: asked where the caller gives none; '' for none.
         labels: the answers that are ranked where the caller gives none; empty for none.
         max_new_tokens: longest answer, in tokens, where the caller gives no limit.
         base: digest of the base's manifest.
@@ -267,7 +267,7 @@ def read_task_manifest(file: Path) -> TaskManifest:
     """Read a task's manifest.json; raises BundleError for one that is damaged, edited or of a newer format."""
     content = _read(file)
     if content.get("kind") != TaskManifest.kind:
-        raise BundleError(f"{file} is no task's manifest: its kind is {content.get('kind')!r}.")
+        raise BundleError(f"{file} is not the manifest of a task: its kind is {content.get('kind')!r}.")
     return _parse(TaskManifest, content, str(file))
 
 
@@ -279,7 +279,7 @@ def read_base_manifest(file: Path) -> BaseManifest:
 
 
 def write_manifest(manifest: TaskManifest | BaseManifest, file: Path) -> str:
-    """Write a manifest, whatever its `digest` says, and return the digest of what was written."""
+    """Write a manifest, ignore its `digest`, and return the digest of the written file."""
     content = asdict(manifest) | {"kind": manifest.kind}
     del content["digest"]
     data = _sealed(content)
@@ -328,10 +328,10 @@ def _parse(cls: type[T], content: Any, where: str) -> T:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """The content of an intact manifest, as format 2 has it."""
+    """Return the content of an intact manifest, as format 2 has it."""
     try:
         status = file.stat()
-        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+        if not stat.S_ISREG(status.st_mode):  # a pipe may never begin
             raise BundleError(f"{file} is not a file; it is not a manifest.")
         if status.st_size > MAX_MANIFEST:
             raise BundleError(f"{file} is larger than {MAX_MANIFEST >> 20} MiB; it is not a manifest.")
@@ -372,7 +372,7 @@ def _digest_2(content: Mapping[str, Any], data: bytes) -> str:
 
 
 def _digest_1(content: Mapping[str, Any], data: bytes) -> str:
-    """Its digest was over canonical JSON without the digest, and the file had to be canonical too."""
+    """Return the digest of format 1: over canonical JSON without the digest. The file must be canonical too."""
 
     def canonical(value: Mapping[str, Any]) -> bytes:
         return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
@@ -386,7 +386,7 @@ def _digest_1(content: Mapping[str, Any], data: bytes) -> str:
 
 
 def _from_format_1(content: dict[str, Any]) -> dict[str, Any]:
-    """Turn what format 1 said into what format 2 says; what is missing or wrong is found when it is read."""
+    """Return the content of format 1 as format 2 has it. Missing or wrong values are found when fields are read."""
     if isinstance(task := content.get("task"), dict):
         base = content.get("base")
         return content | task | {"kind": "task", "base": base.get("digest") if isinstance(base, dict) else base}
