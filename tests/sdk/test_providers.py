@@ -219,7 +219,7 @@ def test_operators_that_are_left_on_the_cpu_are_named(gpu, one_bundle, caplog):
     with sdk.load(one_bundle, providers="cuda") as task:
         assert task.providers["decoder"] == CUDA
     assert [record.getMessage() for record in caplog.records] == [
-        f"{DECODER} is on {CUDA}, which has no kernel for some of its nodes. The CPU runs these: 2 GroupQueryAttention."
+        f"{DECODER} runs on {CUDA}, but the CPU runs these operators, which that provider lacks: 2 GroupQueryAttention."
     ]
 
 

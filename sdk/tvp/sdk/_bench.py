@@ -1,4 +1,4 @@
-"""The speed of a task on this machine: `tvp bench`."""
+"""How fast a task is on this machine: `bench`."""
 
 from __future__ import annotations
 
@@ -26,19 +26,23 @@ def bench(
     n_runs: int = N_RUNS,
     max_new_tokens: int = N_NEW_TOKENS,
 ) -> dict[str, Any]:
-    """Load a task, ask its first golden case, and time the parts.
+    """Load a task, ask its first golden case several times, and time each step.
 
     Args:
-        task, providers: see `sdk.load`.
-        n_runs: number of runs, at least 1. Default 5. One more run comes first, to warm up.
-        max_new_tokens: longest answer, in tokens. Default 16.
+        task, providers: as of `load`.
+        n_runs: number of timed runs, at least 1, behind one run that warms up.
+        max_new_tokens: longest answer, in tokens.
 
     Returns:
-        Medians in seconds: `load`; `see`, picture to embeddings; `first_token` of a first question; `again`, that of a
-        second question about the same picture; `token`, each further one; `ask`, picture to the last of
-        `n_new_tokens` tokens. Also `tokens_per_second`; `peak_mib`, the most memory that this process has had (None
-        where the system does not say it); `providers`, by part.
-        A contrastive task has no tokens: its `first_token` is a whole ranking of labels.
+        Medians in seconds, None where nothing was timed. `load`: loading; `see`: picture to embeddings;
+        `first_token`: first token of a first question; `again`: first token of a second question about the same
+        picture; `token`: each further token; `ask`: picture to `n_new_tokens` tokens.
+        Besides, `tokens_per_second`, `n_new_tokens` and `n_runs`; `peak_mib`: the most memory that this process has
+        used, None where the system does not report it; `providers`: the provider of each part.
+        A contrastive task has no tokens: its `first_token` is a whole answer, with every label's text encoded.
+
+    Raises:
+        RequestError: `n_runs` or `max_new_tokens` is below 1.
     """
     if n_runs < 1:
         raise RequestError(f"n_runs is {n_runs}; it must be a whole number of at least 1.")

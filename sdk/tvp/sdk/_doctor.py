@@ -1,4 +1,4 @@
-"""A report of this installation: versions, providers, memory, tasks."""
+"""What this installation can run: `doctor`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,12 @@ MODEL = base64.b64decode("CAg6NQoOCgF4CgF4EgF5IgNBZGQSAWdaDwoBeBIKCggIARIECgIIAW
 
 
 def doctor() -> dict[str, str]:
-    """Return versions, providers, the provider of each part of a bundle, cores, memory, cache and known tasks."""
+    """Describe this installation and machine, as `tvp doctor` does.
+
+    Returns:
+        Texts by name: versions, cores and memory that this process may use, onnxruntime's providers and devices, where
+        `auto` would run each part of a bundle, $TVP_HOME, its cache and its tasks.
+    """
     facts = {
         "python": platform.python_version(),
         **{name: _version(name) for name in ("tvp-edge", "numpy", "pillow", "tokenizers")},
@@ -45,7 +50,7 @@ def doctor() -> dict[str, str]:
 
 
 def usable_cores() -> int:
-    """Return the number of cores that this process may use, by its affinity and its container's limit, rounded up."""
+    """Return the number of cores that this process may use: by its affinity and its container's limit, rounded up."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for folder in _cgroups("cpu"):
         quota, period = [*_read(folder / "cpu.max").split(), "", ""][:2]
@@ -57,9 +62,9 @@ def usable_cores() -> int:
 
 
 def memory() -> dict[str, int]:
-    """Return the bytes of memory, `total` and `available` to this process, with its container's limit.
+    """Return the bytes of memory that are `total` and `available` for this process, within its container's limit.
 
-    Empty where the system does not say it.
+    Empty where the system does not report them.
     """
     lines = [line.split() for line in _read(PROC / "meminfo").splitlines()]
     kib = {line[0]: int(line[1]) for line in lines if len(line) > 1 and line[1].isdigit()}
@@ -87,7 +92,7 @@ def memory() -> dict[str, int]:
 
 
 def _auto() -> str:
-    """Say which provider runs which part with providers='auto', and why others do not."""
+    """Return where `auto` would run each part, and the error of each provider that does not start."""
     places: dict[str, list[str]] = {}
     reasons: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:

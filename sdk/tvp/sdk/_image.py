@@ -35,18 +35,20 @@ _opening = threading.Lock()
 
 
 def read_image(source: ImageLike) -> NDArray[np.uint8]:
-    """Read a picture.
+    """Read a picture as upright RGB pixels.
+
+    EXIF orientation is applied, and alpha is laid on black. Palette, grey, CMYK and 16-bit pictures are converted. Of
+    an animation, the first frame is read.
 
     Args:
-        source: a path, the bytes of a file, a PIL image, or a uint8 array (height, width, 3). EXIF orientation is
-            applied, and transparency is laid on black. Palette, grey, CMYK and 16-bit pictures are converted. An
-            animation gives its first frame.
+        source: a path, the bytes of a file, a PIL image, or a uint8 array (height, width, 3) of values from 0 to 255.
 
     Returns:
-        uint8 (height, width, 3), RGB, upright.
+        uint8 (height, width, 3).
 
     Raises:
-        ImageError: the picture is unreadable, cut off or empty, or has more than 100 megapixels.
+        ImageError: the picture is unreadable, cut off or empty, has more than 100 megapixels or 256 MiB, or one side
+            is more than 100 times the other.
     """
     if isinstance(source, np.ndarray):
         return _from_array(source)
@@ -64,7 +66,7 @@ def read_image(source: ImageLike) -> NDArray[np.uint8]:
             if not stat.S_ISREG(status.st_mode):  # a pipe may never begin, and a device may never end
                 raise ImageError(f"{_capital(name)} cannot be read: it is a pipe or a device. Give its bytes instead.")
             with open(path, "rb") as stream:
-                data = stream.read(MAX_BYTES + 1)  # a file of /proc says that it has 0 bytes
+                data = stream.read(MAX_BYTES + 1)  # a file in /proc has no size to check
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             raise ImageError(
                 f"{_capital(name)} cannot be read: {getattr(error, 'strerror', None) or error}."
@@ -130,7 +132,7 @@ def _decode(image: Image.Image, name: str) -> NDArray[np.uint8]:
 
 
 def _is_slow(image: Image.Image) -> bool:
-    """Return whether Pillow decodes this PPM file in Python."""
+    """Return whether Pillow decodes a PPM file in Python."""
     return any(tile[0] != "raw" for tile in getattr(image, "tile", ()))
 
 
@@ -142,9 +144,10 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
-    """Convert a loaded image to uint8 (height, width, 3), strip by strip.
+    """Return a loaded image as uint8 (height, width, 3).
 
-    A file of some KB may hold 100 megapixels, and each conversion of Pillow's copies up to 8 bytes a pixel.
+    It is converted strip by strip: a file of some KB may hold 100 megapixels, and each of Pillow's conversions makes a
+    copy of up to 8 bytes a pixel.
     """
     width, height = image.size
     # 16-bit grey keeps its upper 8 bits, and floats in [0, 1] are scaled to 255. Pillow would clip both.

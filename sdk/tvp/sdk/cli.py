@@ -1,4 +1,4 @@
-"""The command `tvp`. Sub-commands live in their packages, and are imported only when they are called."""
+"""The `tvp` command. Each subcommand lives in its package and is imported only when it is called."""
 
 from __future__ import annotations
 
@@ -20,20 +20,15 @@ from .errors import TvpError
 COMMANDS: dict[str, tuple[str, str, str, str]] = {
     "train": ("tvp.trainer.cli", "train", "Learn a prompt on frozen models.", "train"),
     "eval": ("tvp.trainer.eval_cli", "evaluate", "Measure models with and without prompts.", "train"),
-    "convert": (
-        "tvp.trainer.convert_cli",
-        "convert",
-        "Turn a model's published files into a folder that loads.",
-        "train",
-    ),
+    "convert": ("tvp.trainer.convert_cli", "convert", "Turn a model's published files into a folder.", "train"),
     "export": ("tvp.export.cli", "export", "Turn a model and a prompt into a task bundle.", "export,cpu"),
     "ask": ("tvp.sdk.cli", "ask", "Ask a question about a picture.", ""),
     "check": ("tvp.sdk.cli", "check", "Replay a bundle's golden cases on this machine.", ""),
-    "inspect": ("tvp.sdk.cli", "inspect", "Show a bundle's facts.", ""),
-    "pack": ("tvp.sdk.cli", "pack", "Pack a bundle into one file.", ""),
-    "unpack": ("tvp.sdk.cli", "unpack", "Unpack a bundle's file to a folder.", ""),
+    "inspect": ("tvp.sdk.cli", "inspect", "Describe a bundle without loading it.", ""),
+    "pack": ("tvp.sdk.cli", "pack", "Pack a bundle into one .tvp file.", ""),
+    "unpack": ("tvp.sdk.cli", "unpack", "Unpack a .tvp file into a folder.", ""),
     "bench": ("tvp.sdk.cli", "bench", "Time a task on this machine.", ""),
-    "doctor": ("tvp.sdk.cli", "doctor", "Show versions, providers and tasks of this installation.", ""),
+    "doctor": ("tvp.sdk.cli", "doctor", "Show what this installation can run.", ""),
 }
 
 
@@ -66,7 +61,10 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="tvp-edge")
 def cli() -> None:
-    """Teach a frozen vision-language model a task through the picture alone, and run it on the edge."""
+    """Teach a frozen vision-language model a task with a visual prompt, and run it on the edge.
+
+    `tvp COMMAND --help` explains a command. Tasks and caches are in $TVP_HOME, by default ~/.tvp.
+    """
 
 
 def main() -> None:
@@ -85,7 +83,7 @@ def export_main() -> None:
 
 
 def _run(command: Callable[..., Any], arguments: list[str]) -> None:
-    # Files are written whole or not at all. That holds where a service manager ends the program, too.
+    # A service manager ends a program by SIGTERM. As SystemExit, it lets half-written files be cleaned up.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # an answer may contain characters that a terminal cannot show
@@ -101,7 +99,7 @@ def _run(command: Callable[..., Any], arguments: list[str]) -> None:
 
 
 def _parts(context: click.Context, parameter: click.Parameter, value: str) -> str | dict[str, str]:
-    """Turn `vision_encoder=tensorrt,decoder=cuda` into a mapping; a name stays a name. `sdk.load` checks the names."""
+    """Return a name as it is, and `vision_encoder=tensorrt,decoder=cuda` as a mapping. `sdk.load` checks the names."""
     if "=" not in value:
         return value
     return {part.strip(): name.strip() for part, _, name in (item.partition("=") for item in value.split(","))}
@@ -112,7 +110,7 @@ PROVIDERS = click.option(
     default="auto",
     show_default=True,
     callback=_parts,
-    help="auto, cpu, cuda or tensorrt. For each part: vision_encoder=tensorrt,decoder=cuda.",
+    help="Where to run: auto, cpu, cuda or tensorrt; or by part: vision_encoder=tensorrt,decoder=cuda.",
 )
 
 
@@ -120,14 +118,14 @@ PROVIDERS = click.option(
 @click.argument("task")
 @click.argument("image")
 @click.argument("question", required=False)
-@click.option("--rank", is_flag=True, help="Score the labels instead of answering freely.")
+@click.option("--rank", is_flag=True, help="Score the task's labels instead of writing an answer.")
 @click.option(
-    "--label", "labels", multiple=True, help="A label to score. Repeat it for each label; default: the task's own."
+    "--label", "labels", multiple=True, help="Score this label instead of the task's own. Repeat it for several."
 )
 @PROVIDERS
-@click.option("--max-new-tokens", type=int, default=None, help="Longest answer, in tokens. Default: the bundle's.")
-@click.option("--stream", is_flag=True, help="Print the answer in pieces as they come.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON with tokens, scores and timing.")
+@click.option("--max-new-tokens", type=int, default=None, help="Longest answer, in tokens. Default: the task's.")
+@click.option("--stream", is_flag=True, help="Print the answer piece by piece while it is written.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON with tokens, scores and times in seconds.")
 def ask(
     task: str,
     image: str,
@@ -139,7 +137,13 @@ def ask(
     stream: bool,
     as_json: bool,
 ) -> None:
-    """Ask TASK (a folder, a name or a .tvp file) a QUESTION about IMAGE. Default: the task's own question."""
+    """Ask a question about a picture and print the answer.
+
+    TASK is a bundle: a folder, a name under $TVP_HOME/tasks or a .tvp file. IMAGE is a picture file. Leave QUESTION
+    out to ask the task's own question.
+
+    Example: tvp ask runs/camera scene.png "How many objects are there?"
+    """
     from ._load import load
 
     if stream and (as_json or rank or labels):
@@ -178,9 +182,12 @@ def ask(
 @click.argument("task")
 @PROVIDERS
 def check(task: str, providers: str | dict[str, str]) -> None:
-    """Replay the golden cases of TASK on this machine: does it answer as PyTorch did?
+    """Replay a bundle's golden cases on this machine.
 
-    TASK is a folder, a name or a .tvp file.
+    A golden case is a question with the answer that PyTorch gave at the export. If answers differ here, the command
+    lists the differences and fails. Below fp32, the share that the export allowed may differ.
+
+    TASK is a bundle: a folder, a name under $TVP_HOME/tasks or a .tvp file.
     """
     from ._load import load
 
@@ -197,9 +204,9 @@ def check(task: str, providers: str | dict[str, str]) -> None:
 @click.command()
 @click.argument("task")
 def inspect(task: str) -> None:
-    """Show name, model, labels, size and parity of the bundle TASK, without loading it.
+    """Describe a bundle without loading it: its task, its model, its size and its parity with PyTorch.
 
-    TASK is a folder, a name or a .tvp file.
+    TASK is a bundle: a folder, a name under $TVP_HOME/tasks or a .tvp file.
     """
     from ._store import find
     from .formats.manifest import ContrastiveManifest, GenerativeManifest, read_base_manifest, read_task_manifest
@@ -224,7 +231,7 @@ def inspect(task: str) -> None:
         context = f"{base.n_positions} tokens" if base.n_positions else "(no bound)"
         rows |= {"image tokens": str(base.n_image_tokens), "context": context}
     for name, value in rows.items():
-        # The bundle may be a stranger's: its texts add no line, and nothing that steers the terminal.
+        # The bundle may be a stranger's, so no value may begin a line or control the terminal.
         click.echo(f"{name:<13} {''.join(c if c.isprintable() else repr(c)[1:-1] for c in str(value))}")
 
 
@@ -232,7 +239,10 @@ def inspect(task: str) -> None:
 @click.argument("task")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 def pack(task: str, file: Path) -> None:
-    """Pack the bundle TASK (a folder or a name) into FILE, usually NAME.tvp. `tvp ask` and sdk.load take it, too."""
+    """Pack a bundle into one file, which every command and sdk.load take in place of the folder.
+
+    TASK is a bundle: a folder or a name under $TVP_HOME/tasks. FILE, usually NAME.tvp, must not exist.
+    """
     from ._store import find
     from .formats.archive import pack as write
 
@@ -244,7 +254,10 @@ def pack(task: str, file: Path) -> None:
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.argument("folder", type=click.Path(path_type=Path))
 def unpack(file: Path, folder: Path) -> None:
-    """Unpack the bundle in FILE to FOLDER, which must not exist."""
+    """Unpack a .tvp file into a folder.
+
+    FILE is a .tvp file that `tvp pack` made. FOLDER must not exist.
+    """
     from .formats.archive import unpack as write
 
     write(file, folder)
@@ -255,12 +268,12 @@ def unpack(file: Path, folder: Path) -> None:
 @click.argument("task")
 @PROVIDERS
 @click.option(
-    "--runs", type=click.IntRange(1), default=5, show_default=True, help="Number of runs; their medians are printed."
+    "--runs", type=click.IntRange(1), default=5, show_default=True, help="Number of timed runs; medians are printed."
 )
 @click.option(
     "--max-new-tokens", type=click.IntRange(1), default=16, show_default=True, help="Longest answer, in tokens."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, in seconds and MiB.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; times in seconds, memory in MiB.")
 def bench(task: str, providers: str | dict[str, str], runs: int, max_new_tokens: int, as_json: bool) -> None:
     """Time a task on this machine: loading it, encoding a picture, the first token and each further token.
 
@@ -292,7 +305,7 @@ def bench(task: str, providers: str | dict[str, str], runs: int, max_new_tokens:
 
 
 def _by_provider(places: Mapping[str, str]) -> str:
-    """Say in one line which provider ran which parts."""
+    """Return one line that lists the parts that each provider runs."""
     names = dict.fromkeys(places.values())
     return "; ".join(f"{', '.join(part for part in places if places[part] == name)} on {name}" for name in names)
 

@@ -1,4 +1,4 @@
-"""The execution providers that each part of a bundle runs on, and their options."""
+"""Execution providers: which ones run each part of a bundle, and with which options."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ CUDA_OPTIONS = {
     "cudnn_conv_algo_search": "HEURISTIC",  # by default the first run of each shape times every algorithm
     "use_tf32": "0",  # by default float32 products have 10 bits of mantissa, too few for parity
 }
-# An operator of these that stays on the CPU, although another provider was asked for, is worth a warning. Shapes and
-# the like belong on the CPU.
+# Operators that take most of the time. If another provider was chosen and the CPU runs one of these, a warning says so.
+# Arithmetic of shapes belongs on the CPU.
 HEAVY = {
     "Attention",
     "Conv",
@@ -58,11 +58,11 @@ HEAVY = {
 
 @dataclass(frozen=True)
 class Plan:
-    """The providers for the parts of a base.
+    """The providers of the parts of a base.
 
     Attributes:
-        chosen: what onnxruntime gets, by part.
-        automatic: the parts that nobody named a provider for. They alone fall back to the CPU if theirs does not start.
+        chosen: the providers of each part.
+        automatic: the parts whose provider `auto` chose. Only these fall back to the CPU if it does not start.
     """
 
     chosen: Mapping[str, Chosen]
@@ -70,7 +70,7 @@ class Plan:
 
 
 def onnxruntime() -> Any:
-    """Import onnxruntime; raises ProviderError, with the line that installs it."""
+    """Import onnxruntime; raises ProviderError, with the commands that install it, if it is missing."""
     try:
         import onnxruntime
     except ImportError as error:
@@ -82,10 +82,9 @@ def onnxruntime() -> Any:
 
 
 def with_cuda() -> Any:
-    """Import onnxruntime, and load CUDA's libraries once, where they come from pip wheels.
+    """Import onnxruntime and load CUDA's libraries from their pip wheels, once.
 
-    This comes before anything asks for the list of providers: a CUDA that is a plug-in registers itself when its
-    libraries are loaded.
+    Call this before you read the list of providers: loading also registers CUDA where it is a plug-in.
     """
     ort = onnxruntime()
     with _preloading:
@@ -93,29 +92,30 @@ def with_cuda() -> Any:
             return ort
         _preloaded.append(ort)
         if {CUDA, TENSORRT} & {*ort.get_available_providers()} or ", cuda-plugin-ep=" in ort.get_build_info():
-            with redirect_stdout(sys.stderr):  # it prints missing libraries, and answers are read from stdout
+            with redirect_stdout(sys.stderr):  # it prints the libraries that it lacks, and stdout is for answers
                 ort.preload_dlls()
     return ort
 
 
 def make_plan(wanted: Providers, parts: Iterable[str], cache: Path, precision: str, device: str = "") -> Plan:
-    """Choose providers for the parts of a base; see `choose_providers`.
+    """Choose the providers of the parts of a base; see `choose_providers`.
 
-    A wrong choice for any other part is an error as well. A vision encoder that was not exported for TensorRT and shall
-    run there gets a warning.
+    Logs a warning if TensorRT is to run a vision encoder that was not exported for it.
 
     Args:
-        wanted: the caller's choice.
-        parts: names of the base's parts.
-        cache: folder for TensorRT's engines of this base.
-        precision, device: of the base's manifest.
+        wanted: what the caller asked for. All of it is checked, also for parts that the base does not have.
+        parts: the parts of the base.
+        cache, precision, device: as of `choose_providers`.
+
+    Raises:
+        ProviderError: as of `choose_providers`.
     """
     choices = _by_part(wanted)
     chosen = {part: choose_providers(wanted, part, cache, precision, device) for part in PARTS}
     if chosen[VISION_ENCODER][0][0] == TENSORRT and device in ("cpu", "cuda"):
         log.warning(
-            "The %s was not exported for TensorRT, and has operators that TensorRT lacks. TensorRT builds an engine "
-            "for each piece between them; that takes long and runs slowly. Export it with --device tensorrt.",
+            "The %s was not exported for TensorRT, and TensorRT lacks some of its operators. It builds an engine for "
+            "each piece between them: that takes long, and the pieces run slowly. Export with --device tensorrt.",
             VISION_ENCODER,
         )
     return Plan(
@@ -125,24 +125,30 @@ def make_plan(wanted: Providers, parts: Iterable[str], cache: Path, precision: s
 
 
 def choose_providers(wanted: Providers, part: str, cache: Path, precision: str = "fp32", device: str = "") -> Chosen:
-    """Turn a caller's choice into the list that onnxruntime gets for one part.
+    """Choose the providers of one part.
 
     Args:
-        wanted: `auto`, a provider, several of them by priority, or a mapping of parts to these.
-            `auto` takes CUDA where onnxruntime reports it, and the CPU. It takes the CPU alone for int8 and int4 that
-            were made for a CPU, since CUDA would leave most of them to the CPU. It never takes TensorRT, which builds
-            its engine for minutes.
-            A provider is a name (`cpu`, `cuda`, `tensorrt`, or onnxruntime's own) or (name, options). The options
-            override those set here. One provider alone gets the usual ones behind it, for the nodes that it does not
-            take (TensorRT: CUDA, CPU). Several are taken as given, with the CPU last.
-        part: one of PARTS, or its file's name. The preprocessing always runs on the CPU, since other providers resize
-            in other ways. TensorRT runs the vision encoder only: it lacks the decoder's operators, and would build the
-            other engines anew for each length of a question.
-        cache: folder for TensorRT's engines of this base.
-        precision, device: of the base's manifest.
+        wanted: what the caller asked for.
+            `auto` takes CUDA where onnxruntime has it, else the CPU. An int8 or int4 base that was exported for the
+            CPU stays there: CUDA lacks most of its operators. `auto` never takes TensorRT, which needs minutes to
+            build an engine.
+            A provider is a name (`cpu`, `cuda`, `tensorrt`, or onnxruntime's own) or (name, options). These options
+            override the defaults of this module. Operators that the provider lacks go to CUDA (behind TensorRT) and
+            then to the CPU.
+            A list names providers by priority; only the CPU is added behind it.
+            A mapping gives any of these to a part; a part that it does not name is on `auto`.
+        part: one of PARTS, or the name of its file without the suffix. The preprocessing always runs on the CPU,
+            because other providers resize differently. TensorRT runs only the vision encoder: it lacks operators of
+            the decoder, and it would build an engine of the other parts for each length of a question.
+        cache: the folder for the TensorRT engines of this base.
+        precision: of the base, from its manifest.
+        device: that the base was exported for, from its manifest; '' (default) where it does not say.
+
+    Returns:
+        Providers with their options, by priority.
 
     Raises:
-        ProviderError: the part or the provider is unknown, or the provider cannot run here or not this part.
+        ProviderError: a part or a provider is unknown, or a provider is not available or cannot run this part.
     """
     part = _part_name(part)
     choice = _by_part(wanted)[part]
@@ -172,17 +178,17 @@ def choose_providers(wanted: Providers, part: str, cache: Path, precision: str =
     ]
 
 
-def runs_on(session: Any, what: str) -> str:
-    """Return the provider that runs most nodes of a session, or the first one where onnxruntime does not tell.
+def runs_on(session: Any, graph: str) -> str:
+    """Return the provider that runs most operators of a session, or the first one where onnxruntime does not report it.
 
-    Heavy operators that stay on the CPU, although another provider is there, get a warning.
+    Logs a warning if the CPU runs operators that take time although another provider was chosen.
 
     Args:
         session: onnxruntime's.
-        what: names the graph in messages.
+        graph: name of the graph, for messages.
 
     Raises:
-        ProviderError: the first provider takes no node at all.
+        ProviderError: the first provider runs no operator.
     """
     first: str = session.get_providers()[0]
     if first == CPU or not hasattr(session, "get_provider_graph_assignment_info"):  # an older onnxruntime
@@ -200,8 +206,8 @@ def runs_on(session: Any, what: str) -> str:
     left = Counter(operator for name, operator in nodes if name == CPU and operator in HEAVY)
     if left:
         log.warning(
-            "%s is on %s, which has no kernel for some of its nodes. The CPU runs these: %s.",
-            what,
+            "%s runs on %s, but the CPU runs these operators, which that provider lacks: %s.",
+            graph,
             first,
             ", ".join(f"{n} {operator}" for operator, n in left.most_common()),
         )
@@ -223,12 +229,12 @@ def _part_name(part: Any) -> str:
     return name
 
 
-def _refuse(part: str, names: list[str]) -> None:
-    """Raise ProviderError for a provider that was named for a part and cannot run it."""
+def _check_part(part: str, names: list[str]) -> None:
+    """Raise ProviderError if the caller named a provider for a part that it cannot run."""
     if part == PREPROCESS and names != [CPU]:
         raise ProviderError(
-            f"{', '.join(names)} was asked for the {PREPROCESS}, which always runs on the CPU: other providers resize "
-            "pictures in other ways. Leave it out."
+            f"The {PREPROCESS} was to run on {', '.join(names)}; it always runs on the CPU, because other providers "
+            f"resize pictures differently. Leave {PREPROCESS} out of the providers."
         )
     if part != VISION_ENCODER and TENSORRT in names:
         raise ProviderError(

@@ -1,4 +1,4 @@
-"""A bundle as one file, `name.tvp`: an uncompressed zip of exactly the files that its manifests list."""
+"""A bundle as one file: `name.tvp`, an uncompressed zip of exactly the files that its manifests list."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ EPOCH = (1980, 1, 1, 0, 0, 0)  # the zip format's earliest time; with a fixed ti
 
 
 def pack(folder: Path, file: Path) -> None:
-    """Write a bundle to one file, whole or not at all. Every digest is checked first.
+    """Write a bundle to one file. The file appears whole or not at all.
 
     Args:
-        folder: of the bundle.
-        file: to write; it must not exist.
+        folder: of the bundle. Every digest in it is checked first.
+        file: to write, usually NAME.tvp. It must not exist.
 
     Raises:
-        BundleError: the bundle is damaged, or `file` exists already.
+        BundleError: the bundle is damaged or has too many files, or `file` exists.
     """
     task, base = _manifests(folder)
     if (n_files := len(task.files) + len(base.files) + len(MANIFESTS)) > MAX_FILES:
@@ -73,19 +73,19 @@ def pack(folder: Path, file: Path) -> None:
 
 
 def unpack(file: Path, folder: Path, expected: str = "") -> None:
-    """Write the bundle in a `.tvp` file to a folder, whole or not at all.
+    """Write the bundle in a `.tvp` file to a folder. The folder appears whole or not at all.
 
     The archive must hold exactly the files that its manifests list, with their sizes, uncompressed. This is checked
-    before anything is written: a file outside of the folder, a link, or a file that grows is refused. Files of a base
-    that an intact bundle beside `folder` has already are linked.
+    before anything is written, so a file that would lie outside of the folder, be a link or grow is refused.
+    If an intact bundle beside `folder` has the same base, its files are linked and not written again.
 
     Args:
-        file: the archive.
-        folder: to write; it must not exist.
-        expected: the file's `digest`, where it was read before; '' for any.
+        file: the `.tvp` file.
+        folder: to write. It must not exist.
+        expected: the `digest` that the file must have; '' (default) for any.
 
     Raises:
-        BundleError: the file is no such archive or is damaged, or `folder` exists already.
+        BundleError: the file is damaged or not such an archive, or `folder` exists.
     """
     if folder.exists():
         raise BundleError(f"{folder} exists already. Choose another folder.")
@@ -124,7 +124,7 @@ def unpack(file: Path, folder: Path, expected: str = "") -> None:
 
 
 def digest(file: Path) -> str:
-    """Return the sha256 of the manifest in a `.tvp` file, which names the file's folder in a cache."""
+    """Return the sha256 of the manifest in a `.tvp` file; it names the unpacked bundle in the cache."""
     try:
         with _Reader(io.FileIO(file)) as stream, zipfile.ZipFile(stream) as archive:
             _refuse_unusual(archive, file)
@@ -208,10 +208,7 @@ def _refuse_unusual(archive: zipfile.ZipFile, file: Path) -> None:
 
 
 def _refuse_unlisted(archive: zipfile.ZipFile, listed: Mapping[str, FileEntry], file: Path) -> None:
-    """Raise BundleError for files that the manifests do not list, or list with another size.
-
-    Reading the manifests refused names outside of the bundle before.
-    """
+    """Raise BundleError unless the archive holds exactly the listed files. Listed names lie inside of the bundle."""
     found = {entry.filename: entry.file_size for entry in archive.infolist() if entry.filename not in MANIFESTS}
     if unknown := sorted(found.keys() - listed.keys()):
         raise BundleError(f"{file} holds {unknown[0]!r}, which its manifests do not list. {AGAIN}")
@@ -223,7 +220,7 @@ def _refuse_unlisted(archive: zipfile.ZipFile, listed: Mapping[str, FileEntry], 
 
 
 def _refuse_graphs(stream: BinaryIO, archive: zipfile.ZipFile, listed: Mapping[str, FileEntry], file: Path) -> None:
-    """Raise BundleError for a graph that reads its weights from a file that is not the bundle's."""
+    """Raise BundleError for a graph that reads weights from a file outside of the bundle."""
     with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as whole, memoryview(whole) as view:
         for name in (name for name in listed if name.endswith(".onnx")):
             with archive.open(name):  # zipfile compares the entry's own header with the table at the end

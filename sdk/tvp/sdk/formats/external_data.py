@@ -1,8 +1,8 @@
-"""The files that a graph reads its weights from, found without onnx.
+"""The other files that a graph reads its weights from, found without onnx.
 
-A bundle comes from anywhere, and onnxruntime reads the files that a graph names: before version 1.24 any file of the
-machine, today any file beside the graph, whether its digest was checked or not. So no graph is opened that names a file
-which its manifest does not list.
+A bundle may come from a stranger, and onnxruntime reads every file that a graph names: before version 1.24 any file of
+the machine, and today any file beside the graph, whether its digest was checked or not. So a graph is opened only if
+its manifest lists every file that it names.
 """
 
 from __future__ import annotations
@@ -53,19 +53,19 @@ def refuse_elsewhere(graph: Path, listed: Container[str]) -> None:
 
 
 def is_plain(name: str) -> bool:
-    """Return whether a name can be a file beside a graph; onnxruntime marks addresses in memory by special names."""
+    """Return whether a name can be that of a file beside a graph; onnxruntime marks an address in memory by a `*`."""
     return not set(name) & set("/*")
 
 
-def locations(data: Buffer, said: str) -> set[str]:
+def locations(data: Buffer, name: str) -> set[str]:
     """Return the `location` of every tensor that lies in another file.
 
     Args:
         data: a serialised onnx model.
-        said: names the model in messages.
+        name: of the model, for messages.
 
     Raises:
-        BundleError: these bytes are no onnx model.
+        BundleError: the bytes are not an onnx model.
     """
     found: set[str] = set()
     left = [MAX_FIELDS]
@@ -91,7 +91,7 @@ def locations(data: Buffer, said: str) -> set[str]:
 
 
 def _location(data: Buffer, start: int, end: int) -> Iterator[str]:
-    """Yield the location in an entry of a tensor's external data, if this entry holds it."""
+    """Yield the location that an entry of a tensor's external data holds; nothing for other entries."""
     if end - start > MAX_ENTRY:
         raise ValueError("an entry is too long for a name")
     entry = {number: bytes(data[begin:stop]) for number, begin, stop in _fields(data, start, end, [MAX_ENTRY])}
@@ -100,9 +100,12 @@ def _location(data: Buffer, start: int, end: int) -> Iterator[str]:
 
 
 def _fields(data: Buffer, start: int, end: int, left: list[int]) -> Iterator[tuple[int, int, int]]:
-    """Yield number, start and end of each field of a message that has a length; other fields are passed over.
+    """Yield number, start and end of each field that has a length; other fields are skipped.
 
-    left: number of fields that may still be read, by all calls that share it.
+    Args:
+        data: the model.
+        start, end: where the message lies in it.
+        left: one number: how many more fields may be read. Every message that is given the same list counts it down.
     """
     while start < end:
         left[0] -= 1

@@ -1,7 +1,7 @@
-"""The order in which a language model reads a prompt.
+"""The text that a language model reads, and its order.
 
-Trainer, exporter and sdk all tokenise through this file, so a prompt is the same tokens in training, in scoring, in
-PyTorch and on the edge.
+Trainer, exporter and sdk all tokenise through this module, so a question becomes the same tokens in training, in
+scoring, in PyTorch and on the edge.
 """
 
 from __future__ import annotations
@@ -12,22 +12,23 @@ from dataclasses import dataclass
 
 from ..errors import RequestError
 
-UNKNOWN = "<unk>"  # stands for a character that SentencePiece does not know, and which a question may hold
+UNKNOWN = "<unk>"  # SentencePiece's token for an unknown character; a question may contain one
 
 
 @dataclass(frozen=True)
 class PromptLayout:
-    """A prompt as one text, which is tokenised as a whole and then split at the image token.
+    """The order of a picture, a question and an answer in the text that a language model reads.
 
-    Its parts alone would be other tokens: some tokenizers, like SentencePiece's, treat the start of a text differently.
+    The text is tokenised as a whole and then split at the image token. Its parts alone would give other tokens:
+    SentencePiece treats the start of a text differently.
 
     Attributes:
-        prompt: the text before the answer, with the places `{question}` and `{image}`. Without `{image}` the image
-            embeddings come before everything, the begin token included.
-        answer: the text of an answer, with the place `{answer}`, usually after a space.
-        image_token: the special token that stands for the image while the text is tokenised.
-        end: ids of the tokens that end an answer; training teaches the first one.
-        apart: whether an answer is a text of its own, as for an encoder-decoder. Otherwise it continues the prompt.
+        prompt: the text before the answer, with `{question}` and `{image}` in their places. Without `{image}` the
+            image embeddings come before everything, also before the begin token.
+        answer: the text of an answer, with `{answer}` in its place, usually behind a space.
+        image_token: the special token that stands for the picture while the text is tokenised.
+        end: ids of the tokens that end an answer. Training teaches the first one.
+        apart: whether the answer is a text of its own, as for an encoder-decoder; otherwise it continues the prompt.
     """
 
     prompt: str
@@ -42,9 +43,9 @@ class PromptTokenizer:
     """A layout with the tokenizer that reads it.
 
     Attributes:
-        layout: the layout.
-        encode: takes a text, and whether to add begin and end tokens; returns ids.
-        special_ids: ids that a question or an answer must not contain.
+        layout: of the model.
+        encode: takes a text, and whether to add begin and end tokens; returns token ids.
+        special_ids: token ids that a question or an answer may not contain.
     """
 
     layout: PromptLayout
@@ -52,7 +53,11 @@ class PromptTokenizer:
     special_ids: frozenset[int]
 
     def prompt_ids(self, question: str) -> tuple[list[int], list[int]]:
-        """Return the token ids before and behind the image embeddings, up to the start of the answer."""
+        """Return the token ids before and behind the image embeddings, up to the answer.
+
+        Raises:
+            RequestError: the question contains a special token or half a character.
+        """
         self._refuse_special("question", question)
         layout = self.layout
         text = layout.prompt.replace("{image}", layout.image_token).replace("{question}", question)
@@ -64,7 +69,11 @@ class PromptTokenizer:
         return ids[:place], ids[place + 1 :]
 
     def answer_ids(self, answer: str) -> list[int]:
-        """Return the token ids of an answer with its separator and its end token: the same in loss and scores."""
+        """Return the token ids of an answer, its separator and its end token included: the same for loss and scores.
+
+        Raises:
+            RequestError: the answer contains a special token or half a character.
+        """
         self._refuse_special("answer", answer)
         if self.layout.apart:
             return [*self.encode(self.layout.answer.replace("{answer}", answer), False), self.layout.end[0]]
@@ -96,9 +105,9 @@ class CaptionTemplates:
     """Templates of the text that a picture is compared with, one text for each answer (CLIP, SigLIP).
 
     Attributes:
-        begun: for a question that starts a sentence ("This is a photo of a"), with the places `{question}` and
-            `{answer}`.
-        asked: for a question that ends in a question mark, and for an empty one, with the same places.
+        begun: for a question that begins a sentence ("This is a photo of a"), with `{question}` and `{answer}` in
+            their places.
+        asked: for a question that ends in a question mark, and for an empty one.
     """
 
     begun: str = "{question} {answer}"
