@@ -119,9 +119,7 @@ PROVIDERS = click.option(
 @click.argument("image")
 @click.argument("question", required=False)
 @click.option("--rank", is_flag=True, help="Score the task's labels instead of writing an answer.")
-@click.option(
-    "--label", "labels", multiple=True, help="Score this label instead of the task's own. Repeat it for several."
-)
+@click.option("--label", "labels", multiple=True, help="Score this label, not the task's own. Repeat it for several.")
 @PROVIDERS
 @click.option("--max-new-tokens", type=int, default=None, help="Longest answer, in tokens. Default: the task's.")
 @click.option("--stream", is_flag=True, help="Print the answer piece by piece while it is written.")
