@@ -3,7 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check docs docs-serve wheels notebooks clean
+.PHONY: install demo test check docs docs-serve wheels notebooks clean
+
+install: $(VENV)/installed
 
 demo: $(VENV)/installed
 	$(BIN)/python -m samples.quickstart

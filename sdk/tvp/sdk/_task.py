@@ -92,12 +92,12 @@ class Task:
             ImageError: the picture cannot be read.
             RequestError: the question cannot be asked, or an option is wrong.
         """
-        request = self._parser().ask(question, options)  # a bad request fails before the picture is encoded
+        request = self._open_requests().ask(question, options)  # a bad request fails before the picture is encoded
         return self.see(image).answer(request)
 
     def stream(self, image: ImageLike, question: str | None = None, **options: Unpack[Options]) -> Iterator[str]:
         """Answer as `ask` does, in pieces of text as they come. Together they are the answer's text."""
-        request = self._parser().ask(question, options)
+        request = self._open_requests().ask(question, options)
         return self.see(image).pieces(request)
 
     def rank(
@@ -113,7 +113,7 @@ class Task:
         Returns:
             Every label with its score; best first.
         """
-        question, labels = self._parser().rank(question, labels)
+        question, labels = self._open_requests().rank(question, labels)
         return self.see(image).ranking(question, labels)
 
     def ask_many(
@@ -140,7 +140,7 @@ class Task:
         if not isinstance(batch, Integral) or isinstance(batch, bool) or batch < 1:
             raise RequestError(f"batch is {batch!r}; it must be a whole number of at least 1.")
         batch = int(batch)  # numpy's would overflow
-        model, parser = self.model, self._parser()
+        model, parser = self.model, self._open_requests()
         cancel = parser.generation(options).cancel
         parsed = [parser.ask(question, options) for _, question in rows]
         for request in parsed:
@@ -193,7 +193,7 @@ class Task:
     def __repr__(self) -> str:
         return f"<Task {self.name!r}, {self.manifest.base[:12]}>"
 
-    def _parser(self) -> Requests:
+    def _open_requests(self) -> Requests:
         requests = self._requests
         if requests is None:
             raise self._closed()
@@ -205,7 +205,7 @@ class Task:
     def _see(self, images: Sequence[ImageLike]) -> list[View]:
         """Return a view for each picture; the same one where a picture comes several times in a row."""
         began = time.perf_counter()
-        model, requests = self.model, self._parser()
+        model, requests = self.model, self._open_requests()
         places: list[int] = []
         different: list[ImageLike] = []
         for image in images:

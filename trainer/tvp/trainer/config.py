@@ -14,11 +14,11 @@ from tvp.sdk.errors import DataError, RequestError, near
 from . import tasks
 from .augment import AUGMENTATIONS
 from .precision import Precision
-from .prompt import Geometry, PixelRange, Placement
+from .prompt import Fit, Geometry, PixelRange, Placement
 from .update import UpdateRule
 
 Method = Literal["vp", "evp", "tvp"]
-FitOrTask = Literal["task", "crop", "pad"]
+FitOrTask = Literal["task", Fit]
 SHIPPED = files(__package__) / "configs"
 RENAMED = {"layout": "placement"}  # fields as earlier versions wrote them -> their names today
 

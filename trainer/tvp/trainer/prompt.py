@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -58,7 +58,7 @@ class Geometry:
                 f"A picture of {self.inner} px cannot lie in the middle of a canvas of {self.canvas} px. "
                 "The inner size must be at most the canvas, and differ from it by an even number."
             )
-        if self.fit not in ("crop", "pad"):
+        if self.fit not in get_args(Fit):
             raise RequestError(f"The fit {self.fit!r} is unknown; it is 'crop' or 'pad'.")
         if self.placement not in ("around", "over"):
             raise RequestError(f"The placement {self.placement!r} is unknown; it is 'around' or 'over'.")

@@ -109,10 +109,11 @@ class Model(Protocol):
 
 def encode_pictures(model: Model, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
     """Run a model's vision encoder over pixel values (n, 3, size, size), all at once where that changes no answer."""
-    manifest, vision_encoder = model.manifest, model.parts.sessions["vision_encoder"]
+    if len(pixels) == 1:
+        return model.encode(pixels)
+    takes_many = isinstance(model.parts.sessions["vision_encoder"].get_inputs()[0].shape[0], str)
     # Below fp16 all pictures of one run share a scale: a picture's neighbours would change its answer.
-    together = isinstance(vision_encoder.get_inputs()[0].shape[0], str) and manifest.precision in ("fp32", "fp16")
-    if together or len(pixels) == 1:
+    if takes_many and model.manifest.precision in ("fp32", "fp16"):
         return model.encode(pixels)
     return np.concatenate([model.encode(row[None]) for row in pixels])
 
