@@ -25,7 +25,7 @@ UNFINISHED = "\ufffd"  # tokenizers write this for a character whose bytes are i
 class Options(TypedDict, total=False):
     """The options of `ask`, `ask_many` and `stream`. Each may be left out.
 
-    Args:
+    Attributes:
         max_new_tokens: longest answer, in tokens, at least 1. Default: the bundle's.
         temperature: 0 (default) takes the likeliest token. Otherwise logits are divided by it and a token is drawn.
         top_k: draws among the k likeliest tokens. Default 0: among all.
