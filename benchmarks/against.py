@@ -1,4 +1,4 @@
-"""This checkout's sdk beside another checkout's, for `--against` of speed.py, memory.py and sdk_import.py.
+"""This checkout's sdk beside another checkout's, for `--against` of speed.py.
 
 Each side reads bundles of its own exporter, made of the same weights, unless bundles are given. paired.py says how
 the two are measured in turns.
@@ -13,7 +13,7 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from benchmarks.machine import load_average, machine
 from benchmarks.paired import ENOUGH, FEWEST, ROOT, Checkout, Measured, Process, in_turns, summary
 from benchmarks.side import N_NEW
 
-SHORTEST = 0.1  # seconds of a measurement; a shorter request is repeated in it, and the median counts
+SHORTEST = 0.3  # seconds of a measurement; a shorter request is repeated in it, and the median counts
 # Each checkout writes a prompt of its own format.
 PROMPT = (
     "from tvp.trainer.prompt import Geometry, Prompt; canvas, inner, file = sys.argv[1:]; "
@@ -32,15 +32,14 @@ CPU = "CPU"  # the processor time of all threads, to which waiting for other wor
 ASK = f"ask, {N_NEW} tokens"  # fewer where the answer ends before
 
 
-def add_options(parser: argparse.ArgumentParser, bundles: bool = True) -> None:
-    """The options that the scripts share."""
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of a comparison."""
     parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="measure another checkout's sdk beside this")
     parser.add_argument("--pairs", type=int, default=ENOUGH, help=f"blocks of turns (default {ENOUGH})")
-    if bundles:
-        parser.add_argument(
-            "--against-bundle", type=Path, action="append", default=[], metavar="BUNDLE",
-            help="the other checkout's bundle, one for each of this checkout's; default: the same",
-        )  # fmt: skip
+    parser.add_argument(
+        "--against-bundle", type=Path, action="append", default=[], metavar="BUNDLE",
+        help="the other checkout's bundle, one for each of this checkout's; default: the same",
+    )  # fmt: skip
 
 
 def check_options(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
@@ -94,29 +93,28 @@ class Comparison:
             bundles.append(bundle)
         return bundles[0], bundles[1]
 
-    def start(self, bundles: tuple[Path, Path] | None = None) -> dict[str, dict[str, float]]:
-        """Imports and, of bundles, loading, a first question and memory: in a new process each time."""
-        of_this, of_other = bundles or (None, None)
-        return summary(in_turns(partial(first, self.this, of_this), partial(first, self.other, of_other), self.n))
+    def measured(self, bundles: tuple[Path, Path]) -> dict[str, dict[str, float]]:
+        """Imports, loading, memory, asking, seeing and a token: in a new process each time.
 
-    def steady(self, bundles: tuple[Path, Path]) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
-        """Asking, seeing and a token in processes that go on; and facts about the answers."""
-        with Process(self.this) as this, Process(self.other) as other:
-            answers = []
-            for side, bundle in zip((this, other), bundles, strict=True):
-                side("load", bundle=str(bundle))
-                side("see")
-                answers.append(side("ask")["tokens"])
-            rows: dict[str, dict[str, float]] = {}
-            for name, request in ((ASK, "ask"), ("see", "see"), ("a token", "token")):
-                n = repeats(this, request)
-                rows |= summary(in_turns(turn(this, name, request, n), turn(other, name, request, n), self.n))
-        return rows, {"tokens": len(answers[0]), "same answer": answers[0] == answers[1]}
+        A process keeps its luck with memory for life: the same `see` differed by 7 % between two processes of one
+        checkout. So no process is measured in two turns.
+        """
+        this, other = bundles
+        return summary(in_turns(partial(turn, self.this, this), partial(turn, self.other, other), self.n))
 
-    def report(self, module: str, cases: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    def same_answer(self, bundles: tuple[Path, Path]) -> dict[str, Any]:
+        """The number of tokens that this checkout answers, and whether the other answers the same."""
+        answers = []
+        for checkout, bundle in zip((self.this, self.other), bundles, strict=True):
+            with Process(checkout) as process:
+                process("load", bundle=str(bundle))
+                answers.append(process("ask")["tokens"])
+        return {"tokens": len(answers[0]), "same answer": answers[0] == answers[1]}
+
+    def report(self, cases: dict[str, dict[str, Any]]) -> dict[str, Any]:
         """What is written: machine, both checkouts by commit and code, and the figures."""
         return {
-            "command": shlex.join(["python", "-m", f"benchmarks.{module}", *_without_folders(sys.argv[1:])]),
+            "command": shlex.join(["python", "-m", "benchmarks.speed", *_without_folders(sys.argv[1:])]),
             "machine": self._machine | {"load_average_after": load_average()},
             "this": {"commit": self.this.commit(), "code": self.this.code()},
             "other": {"commit": self.other.commit(), "code": self.other.code()},
@@ -139,38 +137,27 @@ def given(this: Sequence[Path], other: Sequence[Path]) -> Iterator[tuple[str, tu
         yield "/".join(bundle.resolve().parts[-2:]), (bundle.resolve(), theirs.resolve())
 
 
-def first(checkout: Checkout, bundle: Path | None) -> Measured:
-    """A new process: imports, loading, a question of two tokens."""
+def turn(checkout: Checkout, bundle: Path) -> Measured:
+    """A new process: imports, loading, a question of two tokens, memory; then each request once it is warm."""
     with Process(checkout) as process:
         found: Measured = {name: process.imported[name] for name in ("import", "import for a load")}
-        if bundle is not None:
-            loaded = process("load", bundle=str(bundle))
-            asked = process("ask", n_new=2)
-            found |= {"load": loaded["seconds"], f"load, {CPU}": loaded["processor"]}
-            found["first question, 2 tokens"] = asked["seconds"]
-            found |= {"memory, loaded": loaded["memory"], "memory, after a question": asked["memory"]}
-            found["memory, at most"] = asked["peak"]
+        loaded = process("load", bundle=str(bundle))
+        asked = process("ask", n_new=2)
+        found |= {"load": loaded["seconds"], f"load, {CPU}": loaded["processor"]}
+        found["first question, 2 tokens"] = asked["seconds"]
+        found |= {"memory, loaded": loaded["memory"], "memory, after a question": asked["memory"]}
+        found["memory, at most"] = asked["peak"]
+        for name, request in ((ASK, "ask"), ("see", "see"), ("a token", "token")):
+            times = process(request, repeats=repeats(process, request))
+            found |= {name: times["seconds"], f"{name}, {CPU}": times.get("processor")}
     return found
 
 
 def repeats(process: Process, request: str) -> int:
-    """How often a request is done in one measurement, which then takes SHORTEST or longer."""
-    spent = []
-    for _ in range(3):
-        began = time.perf_counter()
-        process(request)
-        spent.append(time.perf_counter() - began)
-    return max(1, math.ceil(SHORTEST / min(spent)))
-
-
-def turn(process: Process, name: str, request: str, n: int) -> Callable[[], Measured]:
-    """A measurement of a request that is repeated n times."""
-
-    def measure() -> Measured:
-        times = process(request, repeats=n)
-        return {name: times["seconds"], f"{name}, {CPU}": times.get("processor")}
-
-    return measure
+    """How often a request is done in one measurement, which then takes SHORTEST or longer; it is warm afterwards."""
+    began = time.perf_counter()
+    process(request)
+    return max(2, math.ceil(SHORTEST / (time.perf_counter() - began)))
 
 
 def show(title: str, rows: dict[str, dict[str, float]]) -> None:

@@ -1,14 +1,12 @@
 """Memory of loaded tasks.
 
     python -m benchmarks.memory BUNDLE …
-    python -m benchmarks.memory BUNDLE … --against CHECKOUT [--against-bundle BUNDLE …]
 
 Each bundle is measured in processes of its own: the resident memory that loading and one question add, beside the size
 of its base's files; then the same with ten tasks on its base. Figures are medians of five processes. Prints a table and
 writes memory.json beside this file.
 
-`--against` measures this checkout's sdk beside another checkout's instead, in turns (benchmarks/paired.py), and writes
-memory_against.json. There the memory that the imports take is counted too.
+`python -m benchmarks.speed --against CHECKOUT` measures memory beside another checkout's.
 """
 
 from __future__ import annotations
@@ -24,7 +22,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import against
 from benchmarks.machine import machine
 
 N_RUNS = 5
@@ -54,29 +51,10 @@ def probe(*folders: Path) -> list[float]:
     return [statistics.median(map(int, values)) / 1024 for values in zip(*runs, strict=True)]
 
 
-def measure_against(arguments: argparse.Namespace) -> None:
-    """The memory that this checkout's sdk takes beside another's."""
-    with against.Comparison(arguments.against, arguments.pairs) as comparison:
-        cases = {}
-        for name, bundles in against.given(arguments.bundles, arguments.against_bundle):
-            measures = comparison.start(bundles).items()
-            rows = {measure: row for measure, row in measures if measure.startswith("memory")}
-            against.show(name, rows)
-            cases[name] = {"measures": rows}
-        output = arguments.output or Path(__file__).with_name("memory_against.json")
-        against.write(output, comparison.report("memory", cases))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundles", type=Path, nargs="+")
-    against.add_options(parser)
-    parser.add_argument("-o", "--output", type=Path, help="with --against: the JSON file to write")
     arguments = parser.parse_args()
-    against.check_options(parser, arguments)
-    if arguments.against:
-        measure_against(arguments)
-        return
     rows = {}
     for bundle in arguments.bundles:
         weights = sum(file.stat().st_size for file in (bundle / "base").iterdir()) / 2**20

@@ -1,11 +1,9 @@
 """How long `from tvp import sdk` takes in new processes.
 
     python -m benchmarks.sdk_import
-    python -m benchmarks.sdk_import --against CHECKOUT
 
 Prints the median and spread, and those of an empty interpreter, whose start-up the import's own time leaves out. Writes
-JSON where --output says. `--against` measures this checkout's sdk beside another checkout's instead, in turns
-(benchmarks/paired.py): the import, and the import with all modules that a first load needs.
+JSON where --output says. `python -m benchmarks.speed --against CHECKOUT` measures imports beside another checkout's.
 """
 
 from __future__ import annotations
@@ -19,8 +17,6 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks import against
-
 
 def seconds(code: str) -> float:
     began = time.perf_counter()
@@ -28,27 +24,11 @@ def seconds(code: str) -> float:
     return time.perf_counter() - began
 
 
-def measure_against(arguments: argparse.Namespace) -> None:
-    """The import of this checkout's sdk beside another's."""
-    with against.Comparison(arguments.against, arguments.pairs) as comparison:
-        rows = comparison.start()
-        against.show("from tvp import sdk", rows)
-        if arguments.output:
-            against.write(
-                arguments.output, comparison.report("sdk_import", {"from tvp import sdk": {"measures": rows}})
-            )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-n", type=int, default=11)
     parser.add_argument("-o", "--output", type=Path)
-    against.add_options(parser, bundles=False)
     arguments = parser.parse_args()
-    against.check_options(parser, arguments)
-    if arguments.against:
-        measure_against(arguments)
-        return
     codes = {"python": "pass", "numpy": "import numpy", "from tvp import sdk": "from tvp import sdk"}
     times: dict[str, list[float]] = {name: [] for name in codes}
     for _ in range(arguments.n + 1):

@@ -274,13 +274,11 @@ def measure_against(arguments: argparse.Namespace) -> None:
     with against.Comparison(arguments.against, arguments.pairs) as comparison:
         cases = {}
         for name, bundles in bundles_of_both(comparison, arguments):
-            steady, facts = comparison.steady(bundles)
-            against.show(name, steady)
+            rows, facts = comparison.measured(bundles), comparison.same_answer(bundles)
+            against.show(name, rows)
             print(f"  answers of {facts['tokens']} tokens, {'equal' if facts['same answer'] else 'DIFFERENT'}")
-            start = comparison.start(bundles)
-            against.show(f"{name}, new process", start)
-            cases[name] = facts | {"measures": steady | start}
-        against.write(output, comparison.report("speed", cases))
+            cases[name] = facts | {"measures": rows}
+        against.write(output, comparison.report(cases))
 
 
 def bundles_of_both(
