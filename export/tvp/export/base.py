@@ -12,7 +12,6 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-import onnxruntime
 import torch
 
 from tvp.sdk.errors import BundleError
@@ -105,6 +104,8 @@ def _write(family: Family, key: str, folder: Path, precision: str, device: str) 
 
 def versions() -> dict[str, str]:
     """Return the versions of the packages that make a bundle."""
+    import onnxruntime  # behind tvp.sdk, which turns its telemetry off
+
     found = {name: _version(name) for name in ("tvp-edge", "torch", "transformers", "optimum-onnx", "onnx")}
     return found | {"onnxruntime": onnxruntime.__version__}  # its package may be onnxruntime-gpu, for instance
 

@@ -10,6 +10,7 @@ The import itself loads no other package. numpy, pillow, tokenizers and onnxrunt
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from . import errors
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from ._store import home, tasks
     from ._task import Task
     from ._view import View
+
+# onnxruntime reads this when it is imported. Without it, recent wheels write a device id under the user's cache folder
+# and report to their maker. Who wants that sets ORT_DISABLE_TELEMETRY=0.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = [
     "Answer",
