@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -26,6 +28,8 @@ from tvp.export.bundle import export
 from tvp.export.kinds import causal
 from tvp.export.plan import plan
 from tvp.sdk.errors import BundleError, CheckError, ModelError, RequestError
+from tvp.sdk.formats.integrity import list_files
+from tvp.sdk.formats.manifest import read_base_manifest, read_task_manifest, write_manifest
 from tvp.trainer import families, tasks
 from tvp.trainer.families.llava import Llava
 
@@ -313,3 +317,45 @@ def test_a_replacement_that_is_cut_off_leaves_the_old_bundle(tmp_path, monkeypat
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "out"]
     with sdk.load(tmp_path / "out") as task:
         assert task.name == "count"
+
+
+def test_a_bundle_that_was_left_aside_is_put_back(tmp_path, caplog):
+    """An export that was killed between its two renames."""
+    model = save_tiny("llava", tmp_path / "model")
+    export(model, tasks.get("count"), tmp_path / "out", n_cases=1)
+    os.rename(tmp_path / "out", tmp_path / ".out.replaced")
+    with pytest.raises(BundleError, match="exists already"):
+        export(model, tasks.get("scenes"), tmp_path / "out", n_cases=1)
+    assert "is put back" in caplog.text
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "out"]
+
+
+def test_a_base_that_this_user_did_not_make_is_not_shared(tmp_path, monkeypatch):
+    """A stranger's bundle names my model and holds other weights; its manifests are whole."""
+    monkeypatch.setenv("TVP_HOME", str(tmp_path / "home"))
+    model = save_tiny("llava", tmp_path / "model")
+    places = tmp_path / "bundles"
+    export(model, tasks.get("count"), places / "mine", n_cases=1)
+    stranger = places / "before"  # by name the first that is looked at
+    shutil.copytree(places / "mine", stranger)
+    embeddings = np.load(stranger / "base" / "embed_tokens.npy")
+    np.save(stranger / "base" / "embed_tokens.npy", embeddings * -1)
+    manifest = read_base_manifest(stranger / "base" / "manifest.json")
+    files = list_files(stranger / "base")
+    digest = write_manifest(replace(manifest, files=files), stranger / "base" / "manifest.json")
+    task = read_task_manifest(stranger / "manifest.json")
+    write_manifest(replace(task, base=digest), stranger / "manifest.json")
+    sdk.load(stranger).close()  # nothing in it is damaged
+
+    export(model, tasks.get("count"), places / "next", n_cases=1)
+    bases = [(places / name / "base" / "embed_tokens.npy") for name in ("mine", "next", "before")]
+    assert bases[0].samefile(bases[1])
+    assert not bases[1].samefile(bases[2])
+    shutil.rmtree(places / "mine")
+    shutil.rmtree(places / "next")
+    export(model, tasks.get("count"), places / "alone", n_cases=1)
+    assert np.array_equal(np.load(places / "alone" / "base" / "embed_tokens.npy"), embeddings)
+
+    (tmp_path / "home" / "exports").chmod(0o777)  # then anybody could have written the record
+    export(model, tasks.get("count"), places / "again", n_cases=1)
+    assert not (places / "again/base/tokenizer.json").samefile(places / "alone/base/tokenizer.json")

@@ -56,7 +56,7 @@ def test_a_file_is_loaded_and_unpacked_once(one_bundle, packed, tmp_path, monkey
         assert b.ask(PICTURE, "What?").tokens == a.ask(PICTURE, "What?").tokens
         assert a.model is b.model
     (folder,) = (tmp_path / "cache").iterdir()
-    monkeypatch.setattr("tvp.sdk._store.unpack", pytest.fail)
+    monkeypatch.setattr("tvp.sdk._store.archive.unpack", pytest.fail)
     with sdk.load(packed) as b:
         assert b.folder == folder
 
@@ -256,7 +256,7 @@ def test_the_commands(one_bundle, tmp_path):
 def test_a_cache_that_cannot_be_made_is_a_bundle_error(packed, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("TVP_HOME", str(tmp_path / "file"))
-    with pytest.raises(BundleError, match="set TVP_HOME"):
+    with pytest.raises(BundleError, match="set TVP_HOME to a folder that can be written"):
         sdk.load(packed)
 
 

@@ -14,9 +14,11 @@ from pathlib import Path
 
 import torch
 
+from tvp import sdk
 from tvp.sdk.errors import BundleError
-from tvp.sdk.formats.integrity import list_files, verify
+from tvp.sdk.formats.integrity import is_private, linked, list_files, private_folder, verify
 from tvp.sdk.formats.manifest import bases_in, read_base_manifest, write_manifest
+from tvp.sdk.formats.temporary import temporary_file
 from tvp.trainer.families import Family
 
 from .fuse import make_readable
@@ -46,9 +48,15 @@ def put_base(family: Family, folder: Path, places: Sequence[Path], precision: st
     if found is None:
         return _write(family, key, folder, precision, device)
     log.info("the model was exported before: sharing %s", found)
-    for name in ("manifest.json", *read_base_manifest(found / "manifest.json").files):
-        _link(found / name, folder / name)
-    return read_base_manifest(folder / "manifest.json").digest
+    manifest = read_base_manifest(found / "manifest.json")
+    folder.mkdir()
+    shutil.copyfile(found / "manifest.json", folder / "manifest.json")
+    for name, entry in manifest.files.items():
+        if not linked(found / name, entry, folder / name):
+            shutil.copyfile(found / name, folder / name)  # the export verifies it when it loads the bundle
+    if read_base_manifest(folder / "manifest.json").digest != _recorded(key):
+        raise BundleError(f"The bundle in {found} was changed while it was read. Export again.")
+    return manifest.digest
 
 
 def made_from(family: Family, precision: str, device: str) -> str:
@@ -71,10 +79,15 @@ def made_from(family: Family, precision: str, device: str) -> str:
 
 
 def find_base(key: str, places: Sequence[Path]) -> Path | None:
-    """Return the first intact base with this `made_from` in the bundles under `places`, or None."""
-    for place in places:
+    """Return an intact base with this `made_from` in the bundles under `places`, or None.
+
+    Anybody can write a bundle that names this key and holds other weights. So only a base that this user's own exports
+    recorded is taken.
+    """
+    recorded = _recorded(key)
+    for place in places if recorded else ():
         for folder, manifest in bases_in(place):
-            if manifest.made_from != key:
+            if manifest.digest != recorded:
                 continue
             try:
                 verify(folder / "base", manifest.files)
@@ -84,12 +97,24 @@ def find_base(key: str, places: Sequence[Path]) -> Path | None:
     return None
 
 
-def _link(file: Path, to: Path) -> None:
-    to.parent.mkdir(parents=True, exist_ok=True)
+def _record(key: str, digest: str) -> None:
+    """Note that this user made the base of this digest, in a file of its own, which others cannot write."""
     try:
-        os.link(file, to)
-    except OSError:  # another disk, or a disk without hard links
-        shutil.copyfile(file, to)
+        file = private_folder(sdk.home() / "exports") / key
+        with temporary_file(file) as temporary:
+            temporary.write_text(digest)
+            os.replace(temporary, file)
+    except (OSError, BundleError) as error:
+        log.warning("The base is not recorded, so later exports of this model will not share it: %s", error)
+
+
+def _recorded(key: str) -> str:
+    """Return the digest of the base that was recorded for a `made_from`; '' for none."""
+    file = sdk.home() / "exports" / key
+    try:
+        return file.read_text() if is_private(file.stat()) and is_private(file.parent.stat()) else ""
+    except OSError:
+        return ""
 
 
 def _write(family: Family, key: str, folder: Path, precision: str, device: str) -> str:
@@ -99,7 +124,9 @@ def _write(family: Family, key: str, folder: Path, precision: str, device: str) 
     for file in folder.glob("*.onnx"):
         make_readable(file)
     manifest = replace(manifest, precision=precision, device=device, made_from=key, files=list_files(folder))
-    return write_manifest(manifest, folder / "manifest.json")
+    digest = write_manifest(manifest, folder / "manifest.json")
+    _record(key, digest)
+    return digest
 
 
 def versions() -> dict[str, str]:

@@ -24,7 +24,7 @@ from tvp.trainer.task_definition import TaskDefinition
 from .base import put_base, versions
 from .fuse import merge
 from .kinds import kind_of
-from .output import refuse_to_overwrite, written_whole
+from .output import refuse_to_overwrite, restore, written_whole
 from .parity import Parity
 from .precision import DEVICES, MAX_LOSS, PRECISIONS, made_for
 from .preprocess import preprocess_graph
@@ -84,6 +84,7 @@ def export(
     """
     output = Path(output)
     _check_arguments(n_cases, precision, device, max_loss)
+    restore(output)
     refuse_to_overwrite(output, force)
     if prompt is not None and not isinstance(prompt, Prompt):
         prompt = Prompt.load(prompt)

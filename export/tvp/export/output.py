@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from tvp.sdk.errors import BundleError
+from tvp.sdk.formats.temporary import readable, temporary_folder
+
+log = logging.getLogger("tvp.export")
 
 
 def refuse_to_overwrite(output: Path, force: bool) -> None:
@@ -32,26 +35,34 @@ def written_whole(output: Path, force: bool) -> Iterator[Path]:
     """Give a temporary folder to write in. At the end it becomes `output`; after an error it is removed."""
     output.parent.mkdir(parents=True, exist_ok=True)
     # It is beside `output`, so that the last step is one rename on the same disk.
-    work = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
-    try:
+    with temporary_folder(output) as work:
         yield work
         refuse_to_overwrite(output, force)
-        os.chmod(work, 0o755)  # mkdtemp makes folders that only their owner can read
+        readable(work)
         _put(work, output)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+
+
+def restore(output: Path) -> None:
+    """Put back a bundle that an interrupted export had moved aside and not replaced."""
+    old = _aside(output)
+    if (old / "manifest.json").is_file() and not output.exists():
+        log.warning("An export that was to replace %s was interrupted. The bundle before it is put back.", output)
+        os.rename(old, output)
 
 
 def _put(work: Path, output: Path) -> None:
     """Move a finished bundle to `output`. A bundle that is there is removed only when the new one is in place."""
-    old = output.with_name(f".{output.name}.replaced")
+    old = _aside(output)
     if output.exists():
         shutil.rmtree(old, ignore_errors=True)
         os.rename(output, old)
     try:
         os.rename(work, output)
     except BaseException:
-        if old.exists() and not output.exists():
-            os.rename(old, output)
+        restore(output)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _aside(output: Path) -> Path:
+    return output.with_name(f".{output.name}.replaced")

@@ -14,7 +14,7 @@ from ._store import find, home
 from ._task import Task
 from .errors import BundleError
 from .formats.golden import FILE as GOLDEN
-from .formats.integrity import verify
+from .formats.integrity import refuse_links, verify
 from .formats.manifest import read_base_manifest, read_task_manifest
 
 log = logging.getLogger("tvp.sdk")
@@ -36,7 +36,7 @@ def load(task: str | os.PathLike[str], *, providers: Providers = "auto", verify_
             A provider that `auto` chose and that does not start is replaced by the CPU, with a warning.
             `Task.providers` says what runs where.
         verify_files: check the sha256 of every file first. Leave it on unless you trust the storage. A file of a
-            loaded base is not read again while its inode, size and times stay the same.
+            loaded base is not read again while its inode, size and times stay the same. Without it, links are refused.
 
     Raises:
         BundleError: the bundle is missing, damaged, of a newer format, or without its base.
@@ -78,6 +78,8 @@ def _open(folder: Path, providers: Providers, verify_files: bool) -> Task:
             raise BundleError(f"The manifest in {place} does not list {missing[0]}. Export the bundle again.")
     if verify_files:
         verify(folder, manifest.files)
+    else:
+        refuse_links(folder, manifest.files)
     model = open_model(folder / "base", base, plan, verify_files=verify_files)
     for part, reason in model.parts.fallbacks.items():
         log.warning("%s Running the %s on the CPU instead.", reason, part)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import shutil
 from pathlib import Path
 
 from .errors import BundleError, near
-from .formats.archive import digest, unpack
+from .formats import archive
+from .formats.integrity import private_folder, sha256_of
+from .formats.manifest import BaseManifest, TaskManifest, read_base_manifest, read_task_manifest
+
+log = logging.getLogger("tvp.sdk")
 
 
 def home() -> Path:
@@ -37,6 +43,14 @@ def find(task: str | os.PathLike[str]) -> Path:
         raise BundleError(f"The bundle {os.fspath(task)!r} cannot be read: {error.strerror or error}.") from error
 
 
+def read_manifests(task: str | os.PathLike[str]) -> tuple[TaskManifest, BaseManifest]:
+    """Read the manifests of a bundle, as `find` finds it. A `.tvp` file is not unpacked for it."""
+    if Path(task).suffix == ".tvp" and Path(task).is_file():
+        return archive.read_manifests(Path(task))
+    folder = find(task)
+    return read_task_manifest(folder / "manifest.json"), read_base_manifest(folder / "base" / "manifest.json")
+
+
 def _find(path: Path, name: str) -> Path:
     if (path / "manifest.json").is_file():
         return path
@@ -49,6 +63,12 @@ def _find(path: Path, name: str) -> Path:
         if path.suffix != ".tvp":
             raise BundleError(f"{path} is a file; a bundle is a folder with a manifest.json, or a .tvp file.")
         return _unpacked(path)
+    old = path.with_name(f".{path.name}.replaced") if path.name not in ("", "..") else path
+    if (old / "manifest.json").is_file():
+        raise BundleError(
+            f"There is no bundle {name!r}: an export that was to replace it was interrupted. The bundle before it is "
+            f"{old}; rename it, or export again."
+        )
     known = tasks()
     raise BundleError(
         f"There is no bundle {name!r}: no folder of that path, and {home() / 'tasks'} has "
@@ -57,12 +77,29 @@ def _find(path: Path, name: str) -> Path:
 
 
 def _unpacked(file: Path) -> Path:
-    expected = digest(file)
-    folder = home() / "cache" / expected
-    if not folder.exists():
-        try:
-            unpack(file, folder, expected)
-        except BundleError:
-            if not folder.exists():  # another process may have been faster
-                raise
+    """Return the folder in the cache that holds a `.tvp` file's bundle; it is unpacked where it is not there yet."""
+    expected = archive.digest(file)
+    try:
+        folder = private_folder(home() / "cache") / expected
+    except OSError as error:
+        raise BundleError(
+            f"{file} cannot be unpacked to {home() / 'cache'}: {error.strerror or error}. Please set TVP_HOME to a "
+            "folder that can be written."
+        ) from error
+    if _is_copy(folder, expected):
+        return folder
+    if folder.is_symlink() or folder.exists():
+        log.warning("%s is not what it is named after; it is unpacked again.", folder)
+        folder.unlink() if folder.is_symlink() else shutil.rmtree(folder)
+    try:
+        archive.unpack(file, folder, expected)
+    except BundleError:
+        if not _is_copy(folder, expected):  # another process may have been faster
+            raise
     return folder
+
+
+def _is_copy(folder: Path, expected: str) -> bool:
+    """Return whether a folder holds the manifest of this sha256. `load` verifies the files that the manifest lists."""
+    file = folder / "manifest.json"
+    return not folder.is_symlink() and file.is_file() and sha256_of(file) == expected

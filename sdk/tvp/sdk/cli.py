@@ -206,11 +206,10 @@ def inspect(task: str) -> None:
 
     TASK is a bundle: a folder, a name under $TVP_HOME/tasks or a .tvp file.
     """
-    from ._store import find
-    from .formats.manifest import ContrastiveManifest, GenerativeManifest, read_base_manifest, read_task_manifest
+    from ._store import read_manifests
+    from .formats.manifest import ContrastiveManifest, GenerativeManifest
 
-    folder = find(task)
-    manifest, base = read_task_manifest(folder / "manifest.json"), read_base_manifest(folder / "base" / "manifest.json")
+    manifest, base = read_manifests(task)
     megabytes = sum(e.size for files in (manifest.files, base.files) for e in files.values()) / 1e6
     rows = {
         "task": manifest.name,

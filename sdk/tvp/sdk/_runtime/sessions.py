@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..errors import BundleError, ProviderError
 from ..formats.external_data import refuse_elsewhere
-from ..formats.integrity import Identity
+from ..formats.integrity import Identity, private_folder
 from .providers import CPU, CUDA, ON_CPU, TENSORRT, Chosen, Plan, onnxruntime, runs_on
 
 try:
@@ -83,7 +83,9 @@ def open_session(file: Path, providers: Chosen, listed: Container[str] = ()) -> 
 def _make_folders(settings: Mapping[str, str]) -> None:
     for key in ("trt_engine_cache_path", "trt_timing_cache_path"):
         try:
-            Path(settings[key]).mkdir(parents=True, exist_ok=True)
+            private_folder(Path(settings[key]))  # an engine is code
+        except BundleError as error:
+            raise ProviderError(str(error)) from error
         except OSError as error:
             raise ProviderError(
                 f"TensorRT's cache {settings[key]} cannot be made: {error.strerror or error}. "

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from ..formats.integrity import verify
+from ..formats.integrity import refuse_links, verify
 from ..formats.manifest import BaseManifest
 from .providers import Plan
 from .sessions import Parts, TrimmedMemory, open_parts
@@ -65,6 +65,8 @@ def share(
         verified = set() if model is None else model.parts.verified
         if verify_files:
             verify(folder, manifest.files, verified)
+        else:
+            refuse_links(folder, manifest.files)
         # A model that was opened without verification is not the one whose files were verified now.
         unseen = model is not None and verify_files and not model.parts.checked
         if model is None or unseen or not model.parts.fallbacks.keys() <= plan.automatic:

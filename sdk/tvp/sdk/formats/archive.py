@@ -11,13 +11,14 @@ import stat
 import struct
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from ..errors import BundleError
 from .external_data import is_plain, locations
-from .integrity import FileEntry, verify
+from .integrity import FileEntry, linked, verify
 from .manifest import (
     MAX_MANIFEST,
     BaseManifest,
@@ -26,6 +27,7 @@ from .manifest import (
     read_base_manifest,
     read_task_manifest,
 )
+from .temporary import readable, temporary_file, temporary_folder
 
 MANIFESTS = ("manifest.json", "base/manifest.json")
 MAX_FILES = 1024  # a real bundle has some twenty
@@ -55,10 +57,7 @@ def pack(folder: Path, file: Path) -> None:
     if file.exists():
         raise BundleError(f"{file} exists already. Choose another name.")
     file.parent.mkdir(parents=True, exist_ok=True)
-    # A unique name: two processes that write the same file must not write into each other's.
-    handle, temporary = tempfile.mkstemp(prefix=f".{file.name}.", suffix=".partial", dir=file.parent)
-    os.close(handle)
-    try:
+    with temporary_file(file) as temporary:
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
             for name in sorted([*MANIFESTS, *_listed(task, base)]):
                 with (
@@ -66,10 +65,8 @@ def pack(folder: Path, file: Path) -> None:
                     open(folder / name, "rb") as f,
                 ):
                     shutil.copyfileobj(f, to, BLOCK)
-        os.chmod(temporary, 0o644)  # mkstemp makes a file that only its owner can read
+        temporary.chmod(0o644)
         os.replace(temporary, file)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
 
 
 def unpack(file: Path, folder: Path, expected: str = "") -> None:
@@ -91,48 +88,63 @@ def unpack(file: Path, folder: Path, expected: str = "") -> None:
         raise BundleError(f"{folder} exists already. Choose another folder.")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
-    except OSError as error:
-        raise BundleError(
-            f"{file} cannot be unpacked to {folder.parent}: {error.strerror or error}. Choose another folder, or, "
-            "if this one is TVP's cache, set TVP_HOME to a folder that can be written."
-        ) from error
-    try:
-        with _Reader(io.FileIO(file)) as stream, zipfile.ZipFile(stream) as archive:
-            _refuse_unusual(archive, file)
-            (work / "base").mkdir()
-            for name in MANIFESTS:
-                (work / name).write_bytes(archive.read(name))
-            if expected and hashlib.sha256((work / MANIFESTS[0]).read_bytes()).hexdigest() != expected:
-                raise BundleError(f"{file} was replaced while it was read. Load it again.")
-            task, base = _manifests(work)
+        with temporary_folder(folder) as work, _opened(file) as (stream, archive):
+            task, base = _read_manifests(archive, work, file, expected)
             listed = _listed(task, base)
             _refuse_unlisted(archive, listed, file)
             _refuse_graphs(stream, archive, listed, file)
             twin = next((f for f, other in bases_in(folder.parent) if other.digest == base.digest), None)
             for name, entry in listed.items():
-                if not (twin and name.startswith("base/") and _linked(twin, name, entry, work)):
+                if not (twin and name.startswith("base/") and linked(twin / name, entry, work / name)):
                     _extract(archive, name, entry, work / name, file)
-        os.chmod(work, 0o755)  # mkdtemp makes a folder that only its owner can read
-        os.rename(work, folder)
-    except NOT_INTACT as error:
-        raise BundleError(f"{file} is not an intact .tvp file: {error}. {AGAIN}") from error
+            readable(work)
+            os.rename(work, folder)
     except OSError as error:
-        raise BundleError(f"{file} cannot be unpacked to {folder}: {error.strerror or error}.") from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        raise BundleError(
+            f"{file} cannot be unpacked to {folder}: {error.strerror or error}. Choose another folder, or, if this one "
+            "is in TVP's cache, set TVP_HOME to a folder that can be written."
+        ) from error
+
+
+def read_manifests(file: Path) -> tuple[TaskManifest, BaseManifest]:
+    """Read the two manifests in a `.tvp` file; raises BundleError as `unpack` does. Nothing else is read."""
+    try:
+        with tempfile.TemporaryDirectory() as work, _opened(file) as (_, archive):
+            return _read_manifests(archive, Path(work), file)
+    except OSError as error:
+        raise BundleError(f"{file} cannot be read: {error.strerror or error}.") from error
 
 
 def digest(file: Path) -> str:
     """Return the sha256 of the manifest in a `.tvp` file; it names the unpacked bundle in the cache."""
     try:
-        with _Reader(io.FileIO(file)) as stream, zipfile.ZipFile(stream) as archive:
-            _refuse_unusual(archive, file)
-            return hashlib.sha256(archive.read("manifest.json")).hexdigest()
-    except NOT_INTACT as error:
-        raise BundleError(f"{file} is not an intact .tvp file: {error}. {AGAIN}") from error
+        with _opened(file) as (_, archive):
+            return hashlib.sha256(archive.read(MANIFESTS[0])).hexdigest()
     except OSError as error:
         raise BundleError(f"{file} cannot be read: {error.strerror or error}.") from error
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[tuple[BinaryIO, zipfile.ZipFile]]:
+    """Open an archive that `pack` may have written; zipfile's errors become BundleErrors."""
+    try:
+        with _Reader(io.FileIO(file)) as stream, zipfile.ZipFile(stream) as archive:
+            _refuse_unusual(archive, file)
+            yield stream, archive
+    except NOT_INTACT as error:
+        raise BundleError(f"{file} is not an intact .tvp file: {error}. {AGAIN}") from error
+
+
+def _read_manifests(
+    archive: zipfile.ZipFile, work: Path, file: Path, expected: str = ""
+) -> tuple[TaskManifest, BaseManifest]:
+    """Write an archive's manifests to a folder and read them; see `unpack`."""
+    (work / "base").mkdir()
+    for name in MANIFESTS:
+        (work / name).write_bytes(archive.read(name))
+    if expected and hashlib.sha256((work / MANIFESTS[0]).read_bytes()).hexdigest() != expected:
+        raise BundleError(f"{file} was replaced while it was read. Load it again.")
+    return _manifests(work)
 
 
 def _manifests(folder: Path) -> tuple[TaskManifest, BaseManifest]:
@@ -144,25 +156,6 @@ def _manifests(folder: Path) -> tuple[TaskManifest, BaseManifest]:
             f"{base.digest[:16]}…. Put the right base there or export again."
         )
     return task, base
-
-
-def _linked(twin: Path, name: str, entry: FileEntry, work: Path) -> bool:
-    """Link a file of one bundle into another, and return whether that was possible.
-
-    It is not if the file is damaged, if other users may write to it, or if the disk has no links.
-    """
-    try:
-        if hasattr(os, "getuid"):
-            status = (twin / name).stat()
-            others = 0o002 if status.st_gid == os.getgid() else 0o022  # the bits that let others write
-            if status.st_mode & others or (os.getuid() and status.st_uid not in (0, os.getuid())):
-                return False
-        verify(twin, {name: entry})
-        (work / name).parent.mkdir(parents=True, exist_ok=True)
-        os.link(twin / name, work / name)
-    except (BundleError, OSError):
-        return False
-    return True
 
 
 def _listed(task: TaskManifest, base: BaseManifest) -> dict[str, FileEntry]:

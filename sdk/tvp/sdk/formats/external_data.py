@@ -33,7 +33,7 @@ Buffer = memoryview | mmap.mmap
 
 
 def refuse_elsewhere(graph: Path, listed: Container[str]) -> None:
-    """Raise BundleError for a graph that reads weights from an unlisted file or a link.
+    """Raise BundleError for a graph that reads weights from an unlisted file.
 
     Args:
         graph: the file of the graph.
@@ -45,7 +45,7 @@ def refuse_elsewhere(graph: Path, listed: Container[str]) -> None:
     except (OSError, ValueError) as error:  # ValueError: an empty file
         raise BundleError(f"{graph} cannot be read: {error}.") from error
     for name in names:
-        if not is_plain(name) or name not in listed or (graph.parent / name).is_symlink():
+        if not is_plain(name) or name not in listed:
             raise BundleError(
                 f"{graph} reads its weights from {name!r}, which is not a file that its manifest lists. "
                 "Export or copy the bundle again."

@@ -1,8 +1,10 @@
-"""Are a bundle's files those that its manifest lists? Sizes and sha256 digests, written and verified."""
+"""Are a bundle's files those that its manifest lists, and who else may write them? Sizes, sha256 digests, owners."""
 
 from __future__ import annotations
 
 import hashlib
+import os
+import stat
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -46,6 +48,8 @@ def sha256_of(file: Path) -> str:
 def verify(folder: Path, files: Mapping[str, FileEntry], known: set[Identity] | None = None) -> None:
     """Check size and sha256 of every file.
 
+    A link is followed: hub clients keep the files of a bundle elsewhere, and the digest says what they must hold.
+
     Args:
         folder: where the files are.
         files: the entry of each file, by its name below the folder.
@@ -58,7 +62,7 @@ def verify(folder: Path, files: Mapping[str, FileEntry], known: set[Identity] | 
     for name, entry in files.items():
         path = folder / name
         try:
-            if path.is_symlink() or not path.is_file():
+            if not path.is_file():
                 raise BundleError(f"The bundle's file {path} is missing. Export or copy the bundle again.")
             now, status = time.time_ns(), path.stat()
             size = status.st_size
@@ -81,3 +85,64 @@ def verify(folder: Path, files: Mapping[str, FileEntry], known: set[Identity] | 
         # A file that is written again within one tick of the clock keeps its times. So a new file is not trusted yet.
         if now - max(status.st_mtime_ns, status.st_ctime_ns) > SETTLED:
             known.add(identity)
+
+
+def refuse_links(folder: Path, files: Mapping[str, FileEntry]) -> None:
+    """Raise BundleError for a file that is a link. Where no digest is checked, a link could lead to any file."""
+    for name in files:
+        if (folder / name).is_symlink():
+            raise BundleError(f"The bundle's file {folder / name} is a link. Load the bundle with verify_files=True.")
+
+
+def linked(file: Path, entry: FileEntry, to: Path) -> bool:
+    """Share a file of another bundle by a hard link; returns whether that was possible.
+
+    It is not if the file is not intact, if it does not belong to this user, if others may write to it, or if the disk
+    has no links. Then nothing is at `to`.
+
+    Args:
+        file: to share.
+        entry: that it must have.
+        to: the new link.
+    """
+    try:
+        to.parent.mkdir(parents=True, exist_ok=True)
+        os.link(file.resolve(), to)
+    except OSError:
+        return False
+    try:
+        if is_private(to.lstat()):  # of the link: `file` may be another one by now
+            verify(to.parent, {to.name: entry})
+            return True
+    except (BundleError, OSError):
+        pass
+    to.unlink(missing_ok=True)
+    return False
+
+
+def is_private(status: os.stat_result) -> bool:
+    """Return whether a file or a folder belongs to this user, and nobody else may write to it."""
+    return not hasattr(os, "getuid") or (status.st_uid == os.getuid() and not status.st_mode & 0o022)
+
+
+def private_folder(folder: Path) -> Path:
+    """Make a folder that only this user may read and write, and return it. What is loaded from it later is trusted.
+
+    One that belongs to root and that others cannot write to will do too: a machine may be set up so.
+
+    Raises:
+        BundleError: somebody else may write to it.
+        OSError: it cannot be made.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = folder.stat()
+    if not hasattr(os, "getuid") or (status.st_uid == 0 and not status.st_mode & 0o022):
+        return folder
+    if status.st_uid != os.getuid():
+        raise BundleError(
+            f"The folder {folder} belongs to another user, who could change what is loaded from it. Remove it, or set "
+            "TVP_HOME to a folder of your own."
+        )
+    if stat.S_IMODE(status.st_mode) & 0o022:
+        folder.chmod(0o700)
+    return folder
