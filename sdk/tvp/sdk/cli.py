@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import io
-import json
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -14,7 +12,9 @@ from typing import Any
 
 import click
 
+from ._terminal import escape_streams, escaped
 from .errors import TvpError
+from .formats import strict_json
 
 # name -> (module, attribute, its line in `tvp --help`, the extra that it needs)
 COMMANDS: dict[str, tuple[str, str, str, str]] = {
@@ -85,9 +85,7 @@ def export_main() -> None:
 def _run(command: Callable[..., Any], arguments: list[str]) -> None:
     # A service manager ends a program by SIGTERM. As SystemExit, it lets half-written files be cleaned up.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # an answer may contain characters that a terminal cannot show
-            stream.reconfigure(errors="backslashreplace")
+    escape_streams()
     try:
         command(arguments, prog_name="tvp", standalone_mode=True)
     except TvpError as error:
@@ -150,7 +148,7 @@ def ask(
         if rank or labels:
             ranked = loaded.rank(image, question, labels=labels or None)
             if as_json:
-                click.echo(json.dumps([{"label": r.label, "score": r.score} for r in ranked]))
+                click.echo(strict_json.dumps([{"label": r.label, "score": r.score} for r in ranked]))
             else:
                 for row in ranked:
                     click.echo(f"{row.score:9.4f}  {row.label}")
@@ -162,7 +160,7 @@ def ask(
             return
         answer = loaded.ask(image, question, max_new_tokens=max_new_tokens)
         click.echo(
-            json.dumps(
+            strict_json.dumps(
                 {
                     "text": answer.text,
                     "tokens": answer.tokens,
@@ -220,7 +218,7 @@ def inspect(task: str) -> None:
         "precision": base.precision,
         "base": manifest.base,
         "size": f"{megabytes:.1f} MB",
-        "parity": json.dumps(asdict(manifest.parity)),
+        "parity": strict_json.dumps(asdict(manifest.parity)),
     }
     if isinstance(base, ContrastiveManifest):
         rows |= {"answers": f"labels only, by {base.scoring}", "texts": f"{base.n_positions} tokens at most"}
@@ -228,8 +226,8 @@ def inspect(task: str) -> None:
         context = f"{base.n_positions} tokens" if base.n_positions else "(no bound)"
         rows |= {"image tokens": str(base.n_image_tokens), "context": context}
     for name, value in rows.items():
-        # The bundle may be a stranger's, so no value may begin a line or control the terminal.
-        click.echo(f"{name:<13} {''.join(c if c.isprintable() else repr(c)[1:-1] for c in str(value))}")
+        value = escaped(str(value)).replace("\n", "\\n")  # the bundle may be a stranger's: no value begins a line
+        click.echo(f"{name:<13} {value}")
 
 
 @click.command()
@@ -282,7 +280,7 @@ def bench(task: str, providers: str | dict[str, str], runs: int, max_new_tokens:
 
     facts = measure(task, providers=providers, n_runs=runs, max_new_tokens=max_new_tokens)
     if as_json:
-        click.echo(json.dumps(facts))
+        click.echo(strict_json.dumps(facts))
         return
     for name, about in (
         ("load", "load, every digest checked"),

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tvp.sdk.errors import RequestError
+from tvp.sdk.formats import strict_json
 
 from .files import write_whole
 from .prompt import Prompt
@@ -37,12 +37,12 @@ class Logs:
     def __init__(self, folder: Path, lines: Sequence[Line], step: int, tensorboard: bool) -> None:
         self._path = folder / LOG
         ordered = sorted(lines, key=lambda line: line["step"])
-        write_whole(self._path, "".join(json.dumps(line) + "\n" for line in ordered).encode())
+        write_whole(self._path, "".join(strict_json.dumps(line) + "\n" for line in ordered).encode())
         self._board = _board(folder / TENSORBOARD, step) if tensorboard else None
 
     def add(self, line: Line) -> None:
         with open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(strict_json.dumps(line) + "\n")
         if self._board is not None:
             kind = "validation" if "accuracy" in line else "train"
             for name, value in line.items():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +16,7 @@ import torch
 from PIL import Image
 
 from tvp.sdk.errors import CheckError, ModelError
+from tvp.sdk.formats import strict_json
 
 from . import metrics
 from .corruptions import Corrupted
@@ -238,7 +238,7 @@ def to_json(rows: Sequence[Row]) -> str:
     found = [asdict(row) for row in rows]
     for row in found:  # JSON has no NaN; an undefined figure is null
         row["metrics"] = {name: None if math.isnan(value) else value for name, value in row["metrics"].items()}
-    return json.dumps(found, indent=2) + "\n"
+    return strict_json.dumps(found, indent=2) + "\n"
 
 
 def to_markdown(rows: Sequence[Row], title: str) -> str:
