@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BundleError, ProviderError
-from ..formats.external_data import refuse_elsewhere
+from ..formats.graph import check_graph
 from ..formats.integrity import Identity, private_folder
 from .providers import CPU, CUDA, ON_CPU, TENSORRT, Chosen, Plan, onnxruntime, runs_on
 
@@ -43,10 +43,10 @@ def open_session(file: Path, providers: Chosen, listed: Container[str] = ()) -> 
         listed: names of the files beside the graph that it may read weights from.
 
     Raises:
-        BundleError: the graph is damaged, or reads weights from another file.
+        BundleError: the graph is damaged, reads weights from another file, or has an operator that no bundle has.
         ProviderError: a provider does not start.
     """
-    refuse_elsewhere(file, listed)
+    check_graph(file, listed)
     ort = onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 3

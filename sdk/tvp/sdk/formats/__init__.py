@@ -2,7 +2,7 @@
 
 manifest: the facts about a task and its base. layout: the order of the text that a model reads.
 golden: PyTorch's answers that travel with a bundle. archive: a bundle as one `.tvp` file.
-integrity: sizes and digests of files. external_data: the files that a graph reads its weights from.
+integrity: sizes and digests of files. graph: what a graph reads and runs.
 tokenizer: the tokenizers of a base. temporary: files that are there whole or not at all. strict_json: JSON that every
 reader takes.
 """

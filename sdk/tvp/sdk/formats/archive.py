@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from ..errors import BundleError
-from .external_data import is_plain, locations
+from .graph import read_graph
 from .integrity import FileEntry, linked, verify
 from .manifest import (
     MAX_MANIFEST,
@@ -213,20 +213,20 @@ def _refuse_unlisted(archive: zipfile.ZipFile, listed: Mapping[str, FileEntry], 
 
 
 def _refuse_graphs(stream: BinaryIO, archive: zipfile.ZipFile, listed: Mapping[str, FileEntry], file: Path) -> None:
-    """Raise BundleError for a graph that reads weights from a file outside of the bundle."""
+    """Raise BundleError for a graph that reads other files, or runs other operators, than a bundle's graphs do."""
     with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as whole, memoryview(whole) as view:
         for name in (name for name in listed if name.endswith(".onnx")):
             with archive.open(name):  # zipfile compares the entry's own header with the table at the end
                 begin = archive.getinfo(name).header_offset
             n_name, n_extra = struct.unpack_from("<HH", view, begin + 26)
             begin += 30 + n_name + n_extra
+            beside = {PurePosixPath(other).name for other in listed if _folder(other) == _folder(name)}
             with view[begin : begin + listed[name].size] as graph:
-                for location in locations(graph, f"{file}: {name}"):
-                    if not is_plain(location) or str(PurePosixPath(name).parent / location) not in listed:
-                        raise BundleError(
-                            f"{file}: {name!r} reads its weights from {location!r}, which is not a file of the bundle. "
-                            f"{AGAIN}"
-                        )
+                read_graph(graph, f"{file}: {name}").refuse_unusual(f"{file}: {name}", beside)
+
+
+def _folder(name: str) -> PurePosixPath:
+    return PurePosixPath(name).parent
 
 
 def _extract(archive: zipfile.ZipFile, name: str, entry: FileEntry, to: Path, file: Path) -> None:

@@ -103,14 +103,14 @@ class GenerativeManifest(BaseManifest):
     """
 
     layout: PromptLayout = _as(read_layout)
-    n_image_tokens: int = _as(whole(1))
-    n_text: int = _as(whole(1))
-    n_layers: int = _as(whole(1))
-    n_kv_heads: int = _as(whole(1))
-    head_size: int = _as(whole(1))
-    n_vocab: int = _as(whole(1))
-    n_positions: int = _as(whole(0))
-    n_connector_positions: int = _as(whole(0), 0)
+    n_image_tokens: int = _as(whole(1, 2**20))
+    n_text: int = _as(whole(1, 2**20))
+    n_layers: int = _as(whole(1, 2**12))
+    n_kv_heads: int = _as(whole(1, 2**12))
+    head_size: int = _as(whole(1, 2**16))
+    n_vocab: int = _as(whole(1, 2**24))
+    n_positions: int = _as(whole(0, 2**24))
+    n_connector_positions: int = _as(whole(0, 2**16), 0)
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -169,11 +169,11 @@ class ContrastiveManifest(BaseManifest):
     kind: ClassVar[str] = "contrastive"
 
     captions: CaptionTemplates = _as(read_captions)
-    n_features: int = _as(whole(1))
+    n_features: int = _as(whole(1, 2**20))
     scale: float = _as(number())
     bias: float = _as(number())
     scoring: str = _as(one_of("softmax", "sigmoid"))
-    n_positions: int = _as(whole(1))
+    n_positions: int = _as(whole(1, 2**16))
     pad_token: int = _as(whole(-1))
 
     @property
@@ -251,7 +251,7 @@ class TaskManifest:
     name: str = _as(read_text)
     question: str = _as(read_text)
     labels: tuple[str, ...] = _as(read_texts)
-    max_new_tokens: int = _as(whole(1))
+    max_new_tokens: int = _as(whole(1, 2**16))
     base: str = _as(read_text)
     files: Mapping[str, FileEntry] = _as(read_files)
     parity: ParityFacts = _as(lambda value, where: _parse(ParityFacts, value, where))

@@ -10,10 +10,12 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from ..errors import BundleError
+from .tokenizer_parts import refuse_unusual
 
 
 def read_tokenizer(file: Path) -> Tokenizer:
-    """Read a tokenizer.json, without truncation and padding."""
+    """Read a tokenizer.json, without truncation and padding; raises BundleError as `refuse_unusual` does."""
+    refuse_unusual(file)
     with _bundle_errors(f"The tokenizer {file} is damaged"):
         tokenizer = Tokenizer.from_file(os.fspath(file))
     tokenizer.no_truncation()

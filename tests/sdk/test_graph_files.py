@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import tracemalloc
 
 import numpy as np
@@ -11,9 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.bundles import reads_weights_from
+from tests.bundles import listed_anew, reads_weights_from
+from tvp import sdk
 from tvp.sdk.errors import BundleError
-from tvp.sdk.formats.external_data import locations
+from tvp.sdk.formats import archive
+from tvp.sdk.formats.graph import FUNCTION, OPERATORS, read_graph
 
 
 def elsewhere(place):
@@ -57,16 +60,16 @@ def every_place():
 
 def test_every_place_is_found():
     data = every_place().SerializeToString()
-    found = locations(memoryview(data), "model.onnx")
+    found = read_graph(memoryview(data), "model.onnx").locations
     assert found == PLACES
     # A parser merges a graph that comes in two pieces.
     twice = onnx.ModelProto(graph=onnx.GraphProto(initializer=[elsewhere("second")])).SerializeToString()
-    assert locations(memoryview(data + twice), "model.onnx") == found | {"second"}
+    assert read_graph(memoryview(data + twice), "model.onnx").locations == found | {"second"}
 
 
 def test_a_model_without_other_files():
     model = onnx.ModelProto(ir_version=10, producer_name="location")
-    assert locations(memoryview(model.SerializeToString()), "model.onnx") == set()
+    assert read_graph(memoryview(model.SerializeToString()), "model.onnx").locations == set()
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
@@ -82,7 +85,7 @@ def test_what_onnx_can_read_is_read_alike(data):
         model = onnx.ModelProto()
     seen = {e.value for t in model.graph.initializer for e in t.external_data if e.key == "location"}
     with contextlib.suppress(BundleError):
-        assert seen <= locations(memoryview(whole), "model.onnx")
+        assert seen <= read_graph(memoryview(whole), "model.onnx").locations
 
 
 def test_what_is_deep_or_long_takes_no_memory():
@@ -95,10 +98,62 @@ def test_what_is_deep_or_long_takes_no_memory():
     long = onnx.ModelProto(graph=onnx.GraphProto(initializer=[elsewhere("x" * 10_000)])).SerializeToString()
     for data in (b"\x3a" + bytes([len(deep) & 0x7F | 0x80, len(deep) >> 7]) + deep, long):
         with pytest.raises(BundleError, match="not an onnx model"):
-            locations(memoryview(data), "model.onnx")
+            read_graph(memoryview(data), "model.onnx")
     many = b"\x3a\x00" * 1_000_000  # a million graphs, of which each is empty
     tracemalloc.start()
-    assert locations(memoryview(many), "model.onnx") == set()
+    assert read_graph(memoryview(many), "model.onnx").locations == set()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 100_000
+
+
+def made_of(*nodes, functions=()):
+    graph = onnx.GraphProto(name="g", node=list(nodes))
+    return onnx.ModelProto(ir_version=10, graph=graph, functions=list(functions)).SerializeToString()
+
+
+def test_every_operator_is_found_at_any_depth():
+    inner = onnx.GraphProto(node=[onnx.NodeProto(op_type="Loop"), onnx.NodeProto(op_type="Run", domain="custom")])
+    branch = onnx.NodeProto(op_type="If", attribute=[onnx.AttributeProto(name="then_branch", g=inner)])
+    function = onnx.FunctionProto(name="f", domain="d", node=[onnx.NodeProto(op_type="Scan")])
+    data = made_of(onnx.NodeProto(op_type="Add", domain="ai.onnx"), branch, functions=[function])
+    found = read_graph(memoryview(data), "model.onnx").operators
+    assert found == {("ai.onnx", "Add"), ("", "If"), ("", "Loop"), ("custom", "Run"), (FUNCTION, "call"), ("", "Scan")}
+
+
+@pytest.mark.parametrize(
+    ("domain", "operator"),
+    [("", "Loop"), ("", "If"), ("", "Scan"), ("", "SequenceMap"), ("", "ImageDecoder"), ("", "StringNormalizer"),
+     ("ai.onnx.ml", "TreeEnsemble"), ("com.microsoft", "BeamSearch"), ("com.microsoft", "Loop"), ("mine", "Add"),
+     ("com.microsoft", "EPContext"), ("", ""), ("", "RandomNormal")],
+)  # fmt: skip
+def test_other_operators_are_refused(domain, operator):
+    data = made_of(onnx.NodeProto(op_type=operator, domain=domain))
+    with pytest.raises(BundleError, match="which no bundle of TVP has"):
+        read_graph(memoryview(data), "model.onnx").refuse_unusual("model.onnx", ())
+
+
+def test_a_loop_that_never_ends_is_refused_before_it_runs(one_bundle, tmp_path):
+    """onnxruntime would run it for ever: no time limit, no signal and no other thread could stop it."""
+    body = onnx.parser.parse_graph("body (int64 i, bool c) => (bool d) { d = Identity(c) }")
+    loop = onnx.helper.make_node("Loop", ["", "go"], [], body=body)
+    go = onnx.helper.make_tensor("go", onnx.TensorProto.BOOL, [], [True])
+    copy = tmp_path / "bundle"
+    shutil.copytree(one_bundle, copy)
+    model = onnx.load(copy / "preprocess.onnx")
+    model.graph.node.append(loop)
+    model.graph.initializer.append(go)
+    content = model.SerializeToString()
+    (copy / "preprocess.onnx").write_bytes(content)
+    manifest = copy / "manifest.json"
+    manifest.write_bytes(listed_anew(manifest.read_bytes(), "preprocess.onnx", content))
+    with pytest.raises(BundleError, match="the operator 'Loop'"):
+        sdk.load(copy)
+    archive.pack(copy, tmp_path / "count.tvp")
+    with pytest.raises(BundleError, match="the operator 'Loop'"):
+        archive.unpack(tmp_path / "count.tvp", tmp_path / "out")
+
+
+def test_the_operators_are_onnxs():
+    known = {schema.name for schema in onnx.defs.get_all_schemas_with_history() if schema.domain == ""}
+    assert OPERATORS[""] - known <= {"SimplifiedLayerNormalization"}  # onnxruntime's, in onnx's domain
