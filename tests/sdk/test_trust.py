@@ -209,3 +209,45 @@ def test_an_interrupted_replacement_is_named(one_bundle, tmp_path):
     shutil.copytree(one_bundle, tmp_path / ".count.replaced")
     with pytest.raises(BundleError, match=r"was interrupted.*\.count\.replaced"):
         sdk.load(tmp_path / "count")
+
+
+# Files that change under a loaded task.
+
+
+@pytest.mark.parametrize("how", ["shortened", "overwritten", "emptied"])
+def test_embeddings_that_change_under_a_task_are_an_error(one_bundle, tmp_path, how):
+    """In a program of its own: where the file was mapped, the system ended it."""
+    copy = tmp_path / "bundle"
+    shutil.copytree(one_bundle, copy)
+    code = """
+import sys, numpy as np
+from pathlib import Path
+from tvp import sdk
+task, how = sdk.load(sys.argv[1]), sys.argv[2]
+picture = np.zeros((64, 64, 3), np.uint8)
+view = task.see(picture)
+view.ask("How many?", max_new_tokens=3)
+file = Path(sys.argv[1]) / "base" / "embed_tokens.npy"
+size = file.stat().st_size
+with open(file, "r+b") as stream:
+    if how == "overwritten":
+        stream.write(bytes(size))
+    else:
+        stream.truncate(200 if how == "shortened" else 0)
+for ask in (view.ask, lambda *a, **o: task.ask(picture, *a, **o), view.rank):
+    try:
+        ask("What is it then?", **({"labels": ["a", "b"]} if ask == view.rank else {"max_new_tokens": 3}))
+    except sdk.errors.BundleError as error:
+        assert "was changed under the loaded task" in str(error), error
+        print("told")
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(copy), how], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.split()) == (0, ["told"] * 3), done.stderr
+
+
+def test_another_link_to_the_file_is_no_change(one_bundle, tmp_path):
+    copy = tmp_path / "bundle"
+    shutil.copytree(one_bundle, copy)
+    with sdk.load(copy) as task:
+        os.link(copy / "base" / "embed_tokens.npy", tmp_path / "shared.npy")
+        assert task.check()["different"] == 0

@@ -20,6 +20,7 @@ from ..errors import BundleError, RequestError
 from ..formats.layout import UNKNOWN, PromptTokenizer
 from ..formats.manifest import GenerativeManifest
 from ..formats.tokenizer import encode, read_tokenizer
+from .embeddings import TokenEmbeddings
 from .model import Reply, Request, encode_pictures
 
 N_TOGETHER = 16  # labels that are scored at once: each has a copy of the picture's keys and values
@@ -89,7 +90,7 @@ class GenerativeModel(Generic[ManifestT, CacheT]):
     def __init__(self, folder: Path, manifest: ManifestT, open_graphs: Callable[[], Parts]) -> None:
         self.manifest = manifest
         self.tokenizer = read_tokenizer(folder / "tokenizer.json")
-        self.embeddings = _read_embeddings(folder, manifest)
+        self.embeddings = TokenEmbeddings(folder, manifest)
         added = self.tokenizer.get_added_tokens_decoder()
         self.prompt_tokenizer = PromptTokenizer(
             manifest.layout,
@@ -147,7 +148,7 @@ class GenerativeModel(Generic[ManifestT, CacheT]):
 
     def parse_labels(self, question: Question, labels: tuple[str, ...]) -> Labels:
         ids = [self.prompt_tokenizer.answer_ids(label) for label in labels]
-        self._refuse_unknown([token for row in ids for token in row])
+        self.embeddings.refuse_unknown([token for row in ids for token in row])
         self.refuse_too_long(question, n_answer=max(len(row) for row in ids) - 1)
         return Labels(labels, ids)
 
@@ -260,8 +261,7 @@ class GenerativeModel(Generic[ManifestT, CacheT]):
 
     def embed(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """Return the embeddings (n, n_text) of token ids."""
-        rows: NDArray[np.float32] = self.embeddings[self._refuse_unknown(ids)].astype(np.float32, copy=False)
-        return rows
+        return self.embeddings.rows(ids)
 
     def _connect(self, features: NDArray[np.float32], question: Question) -> NDArray[np.float32]:
         ids = np.array([question.connector_ids], np.int64)
@@ -271,16 +271,6 @@ class GenerativeModel(Generic[ManifestT, CacheT]):
             "question_mask": np.ones_like(ids),
         }
         return run(self.connector, "image_embeds", inputs)
-
-    def _refuse_unknown(self, ids: Sequence[int]) -> NDArray[np.int64]:
-        tokens: NDArray[np.int64] = np.asarray(ids, np.int64)
-        n_rows = len(self.embeddings)
-        if (largest := tokens.max(initial=0)) >= n_rows:
-            raise BundleError(
-                f"The tokenizer gives the token {largest}, and embed_tokens.npy has {n_rows} rows. "
-                "Export the bundle again."
-            )
-        return tokens
 
 
 def reply_of(answering: Answering) -> Reply:
@@ -294,23 +284,3 @@ def _common_start(candidates: Sequence[list[int]]) -> list[int]:
     while any(ids[:n] != candidates[0][:n] for ids in candidates):
         n -= 1
     return candidates[0][:n]
-
-
-def _read_embeddings(folder: Path, manifest: GenerativeManifest) -> NDArray[np.floating[Any]]:
-    """Map the token embeddings (n_vocab, n_text) into memory."""
-    file = folder / "embed_tokens.npy"
-    try:
-        embeddings = np.lib.format.open_memmap(file, mode="r")
-    except Exception as error:  # a header may be anything
-        raise BundleError(f"The base in {folder} is damaged: {file.name}: {error}") from error
-    if embeddings.dtype.kind != "f" or embeddings.shape != (manifest.n_vocab, manifest.n_text):
-        raise BundleError(
-            f"{file} is {embeddings.dtype} {embeddings.shape}; the manifest says "
-            f"({manifest.n_vocab}, {manifest.n_text}), of floats. Export the bundle again."
-        )
-    if (token := max(manifest.layout.end)) >= manifest.n_vocab:
-        raise BundleError(
-            f"The manifest in {folder} names the token {token}, and its vocabulary has {manifest.n_vocab}. "
-            "Export the bundle again."
-        )
-    return embeddings
