@@ -103,7 +103,7 @@ def test_why_an_answer_ends(task):
     assert task.ask(PICTURES[0], "What?", max_new_tokens=1).finish == "length"
     began = time.perf_counter()
     cut = task.ask(PICTURES[0], "What?", time_limit=1e-6, **long)
-    assert (cut.finish, len(cut.tokens)) == ("time", 1)
+    assert (cut.finish, len(cut.tokens)) == ("time", 0)
     cancel = threading.Event()
     cancel.set()
     assert task.ask(PICTURES[0], "What?", cancel=cancel, **long).finish == "cancelled"
@@ -262,8 +262,7 @@ def test_many_that_are_cancelled_are_not_begun(task, monkeypatch):
 
     monkeypatch.setattr(type(task), "pixel_values", count)
     answers = task.ask_many([(picture, "What?") for picture in PICTURES], batch=2, cancel=event)
-    assert len(seen) == len(answers) == 2
-    assert {answer.finish for answer in answers} <= {"cancelled", "end"}
+    assert (len(seen), answers) == (1, [])
 
 
 def test_many_that_were_cancelled_before_are_none(task):

@@ -6,7 +6,8 @@ import math
 import re
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any, TypedDict
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from ._runtime.stopping import StoppedError, stoppable
 from .errors import RequestError, near
 from .formats.tokenizer import decode
 
@@ -33,8 +35,9 @@ class Options(TypedDict, total=False):
         seed: the same seed draws the same answer. Default: another answer every time.
         stop: a text, or several, that ends the answer and is not part of it. It is looked for in the answer's text,
             which has no special tokens.
-        time_limit: seconds after which the answer ends; it has at least one token.
-        cancel: an event that another thread sets to end the answer.
+        time_limit: seconds after which the answer ends where it is, also while the picture or the question is read; it
+            may have no token.
+        cancel: an event that another thread sets to end the answer in the same way.
     """
 
     max_new_tokens: int | None
@@ -187,7 +190,7 @@ class Answering:
         tokens, scores: ids and log-probabilities so far.
         first_token: seconds from `began` to the first token.
         finish: why the answer ended; '' while it goes on.
-        limited_from: the moment that the time limit counts from, at first `began`.
+        limited_from: the moment that the time limit counts from, at first `began`; infinite for one that does not.
     """
 
     tokenizer: Tokenizer
@@ -231,6 +234,23 @@ class Answering:
         elif generation.cancel is not None and generation.cancel.is_set():
             self.finish = "cancelled"
         return None if self.finish else token
+
+    def ends_when_stopped(self) -> AbstractContextManager[None]:
+        """See `end_when_stopped`."""
+        return end_when_stopped([self])
+
+
+@contextmanager
+def end_when_stopped(answerings: Sequence[Answering]) -> Iterator[None]:
+    """Stop what runs in the block when answers must end, whose options are the same; then all of them end."""
+    generation, limited_from = answerings[0].generation, answerings[0].limited_from
+    limit = generation.time_limit
+    try:
+        with stoppable(generation.cancel, None if limit is None else limited_from + limit):
+            yield
+    except StoppedError as error:
+        for answering in answerings:
+            answering.finish = error.reason
 
 
 def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:

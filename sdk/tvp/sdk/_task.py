@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Unpack
@@ -15,11 +16,12 @@ from numpy.typing import NDArray
 from ._check import CheckReport, check
 from ._generation import Options
 from ._image import ImageLike, read_image
-from ._models.model import Model
+from ._models.model import Model, Request
 from ._requests import Requests
 from ._results import Answer, Ranked
 from ._runtime.providers import CPU, PREPROCESS
 from ._runtime.sessions import run
+from ._runtime.stopping import StoppedError, stoppable
 from ._view import View, answer_together
 from .errors import RequestError
 from .formats.golden import read_cases
@@ -92,13 +94,24 @@ class Task:
             ImageError: the picture cannot be read.
             RequestError: the question cannot be asked, or an option is wrong.
         """
+        began = time.perf_counter()
         request = self._open_requests().ask(question, options)  # a bad request fails before the picture is encoded
-        return self.see(image).answer(request)
+        try:
+            view, request = self._see_in_time(image, request, began)
+        except StoppedError as error:
+            spent = time.perf_counter() - began
+            return Answer("", (), (), {"see": spent, "first_token": 0.0, "total": spent}, error.reason)
+        return view.answer(request)
 
     def stream(self, image: ImageLike, question: str | None = None, **options: Unpack[Options]) -> Iterator[str]:
         """Answer as `ask` does, in pieces of text as they come. Together they are the answer's text."""
+        began = time.perf_counter()
         request = self._open_requests().ask(question, options)
-        return self.see(image).pieces(request)
+        try:
+            view, request = self._see_in_time(image, request, began)
+        except StoppedError:
+            return iter(())
+        return view.pieces(request)
 
     def rank(
         self, image: ImageLike, question: str | None = None, *, labels: Sequence[str] | None = None
@@ -149,7 +162,11 @@ class Task:
         for start in range(0, len(rows), batch):
             if cancel is not None and cancel.is_set():
                 break
-            views = self._see([image for image, _ in rows[start : start + batch]])
+            try:
+                with stoppable(cancel, None):
+                    views = self._see([image for image, _ in rows[start : start + batch]])
+            except StoppedError:
+                break
             answers += answer_together(views, parsed[start : start + batch])
         return answers
 
@@ -201,6 +218,19 @@ class Task:
 
     def _closed(self) -> RequestError:
         return RequestError(f"The task {self.name!r} is closed. Load it again.")
+
+    def _see_in_time(self, image: ImageLike, request: Request, began: float) -> tuple[View, Request]:
+        """Encode a picture; returns its view, and the request with the rest of its time. Raises StoppedError."""
+        generation = request.generation
+        limit = generation.time_limit
+        with stoppable(generation.cancel, None if limit is None else began + limit):
+            view = self.see(image)
+        if limit is None:
+            return view, request
+        left = limit - (time.perf_counter() - began)
+        if left <= 0:
+            raise StoppedError("time")
+        return view, replace(request, generation=replace(generation, time_limit=left))
 
     def _see(self, images: Sequence[ImageLike]) -> list[View]:
         """Return a view for each picture; the same one where a picture comes several times in a row."""

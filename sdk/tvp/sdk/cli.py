@@ -141,9 +141,11 @@ def ask(
     Example: tvp ask runs/camera scene.png "How many objects are there?"
     """
     from ._load import load
+    from ._runtime.stopping import stop_on_signals
 
     if stream and (as_json or rank or labels):
         raise click.UsageError("--stream prints text only. Leave it out, or leave out --json, --rank and --label.")
+    stop_on_signals()
     with load(task, providers=providers) as loaded:
         if rank or labels:
             ranked = loaded.rank(image, question, labels=labels or None)
@@ -186,7 +188,9 @@ def check(task: str, providers: str | dict[str, str]) -> None:
     TASK is a bundle: a folder, a name under $TVP_HOME/tasks or a .tvp file.
     """
     from ._load import load
+    from ._runtime.stopping import stop_on_signals
 
+    stop_on_signals()
     with load(task, providers=providers) as loaded:
         report = loaded.check()
         places = loaded.providers
@@ -277,7 +281,9 @@ def bench(task: str, providers: str | dict[str, str], runs: int, max_new_tokens:
     TASK is a bundle: a folder, a name under $TVP_HOME/tasks or a .tvp file.
     """
     from ._bench import bench as measure
+    from ._runtime.stopping import stop_on_signals
 
+    stop_on_signals()
     facts = measure(task, providers=providers, n_runs=runs, max_new_tokens=max_new_tokens)
     if as_json:
         click.echo(strict_json.dumps(facts))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .._generation import Answering
+from .._generation import Answering, end_when_stopped
 from .._runtime.sessions import Parts
 from ..formats.manifest import CausalManifest
 from .generative import GenerativeModel, Question, Seen, reply_of
@@ -61,14 +62,19 @@ class CausalModel(GenerativeModel[CausalManifest, KeyValues]):
     def answer_many(self, seen: Sequence[Seen[KeyValues]], requests: Sequence[Request], began: float) -> list[Reply]:
         """Prompts are read one by one; answers are decoded together."""
         answerings = [self._begin(request.generation, began) for request in requests]
-        rows, first = [], []
-        for state, request in zip(seen, requests, strict=True):
-            first.append(self.prefill(state, request.question))
-            rows.append(state.cache.copies(1, 0))  # the same picture may be asked again before its answer goes on
-        for answering in answerings:
+        rows, first, going = [], [], []
+        for state, request, answering in zip(seen, requests, answerings, strict=True):
+            answering.limited_from = math.inf  # prompts are read for the whole batch
+            logits = self._first_logits(answering, state, request.question)
+            if logits is not None:
+                going.append(answering)
+                first.append(logits)
+                rows.append(state.cache.copies(1, 0))  # the same picture may be asked again before its answer goes on
+        for answering in going:
             answering.limited_from = time.perf_counter()
-        n_new = max(request.generation.max_new_tokens for request in requests)
-        self._decode_together(answerings, KeyValues.together(rows, n_new), np.concatenate(first))
+        if going:
+            n_new = max(answering.generation.max_new_tokens for answering in going)
+            self._decode_together(going, KeyValues.together(rows, n_new), np.concatenate(first))
         return [reply_of(answering) for answering in answerings]
 
     def _decode_together(self, answerings: Sequence[Answering], batch: KeyValues, logits: NDArray[np.float32]) -> None:
@@ -79,6 +85,10 @@ class CausalModel(GenerativeModel[CausalManifest, KeyValues]):
                 if token is not None:
                     tokens[row] = answerings[row].take(logits[row, -1], batch.room(row))
                 batch.lengths[row] -= tokens[row] is None  # an answer that has ended stays where it is
-            if all(token is None for token in tokens):
+            going = [answering for answering, token in zip(answerings, tokens, strict=True) if token is not None]
+            if not going:
                 return
-            logits = batch.run(self.embed([token or 0 for token in tokens])[:, None], 1)
+            with end_when_stopped(going):
+                logits = batch.run(self.embed([token or 0 for token in tokens])[:, None], 1)
+            if going[0].finish:
+                return

@@ -6,7 +6,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +72,8 @@ class ContrastiveModel:
                 "This task chooses among labels, and has none of its own. Give them to rank: "
                 "task.rank(image, question, labels=['…', '…'])."
             )
-        return Request(question, generation, self.parse_labels(question, labels))
+        alone = replace(generation, cancel=None, time_limit=None)  # it has no answer that could end early
+        return Request(question, alone, self.parse_labels(question, labels))
 
     def encode(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return unit features (n, 1, n_features)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -169,13 +170,13 @@ class GenerativeModel(Generic[ManifestT, CacheT]):
 
     def answer(self, seen: Seen[CacheT], request: Request, began: float) -> Reply:
         answering = self._begin(request.generation, began)
-        for _ in self._steps(answering, seen.cache, self.prefill(seen, request.question)):
+        for _ in self._steps(answering, seen.cache, self._first_logits(answering, seen, request.question)):
             pass
         return reply_of(answering)
 
     def stream(self, seen: Seen[CacheT], request: Request, began: float) -> Iterator[str]:
         answering = self._begin(request.generation, began)
-        logits = self.prefill(seen, request.question)
+        logits = self._first_logits(answering, seen, request.question)
         # In a copy of the cache, so that the view can be asked other things between two pieces.
         steps = self._steps(answering, seen.cache.copies(1, request.generation.max_new_tokens), logits)
         pieces = (answering.text.more(answering.tokens, last=bool(answering.finish)) for _ in steps)
@@ -186,7 +187,8 @@ class GenerativeModel(Generic[ManifestT, CacheT]):
         replies = []
         for state, request in zip(seen, requests, strict=True):
             answering = self._begin(request.generation, began)
-            logits = self.prefill(state, request.question)
+            answering.limited_from = math.inf  # a prompt is read for the whole batch
+            logits = self._first_logits(answering, state, request.question)
             answering.limited_from = time.perf_counter()
             for _ in self._steps(answering, state.cache, logits):
                 pass
@@ -201,17 +203,26 @@ class GenerativeModel(Generic[ManifestT, CacheT]):
     def _begin(self, generation: Generation, began: float) -> Answering:
         return Answering(self.tokenizer, self.manifest.layout.end, generation, began)
 
-    def _steps(self, answering: Answering, cache: Cache, logits: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
+    def _first_logits(self, answering: Answering, seen: Seen[CacheT], question: Question) -> NDArray[np.float32] | None:
+        """Read everything before the answer; returns `prefill`'s logits, or None where the answer ended meanwhile."""
+        with answering.ends_when_stopped():
+            return self.prefill(seen, question)
+        return None
+
+    def _steps(
+        self, answering: Answering, cache: Cache, logits: NDArray[np.float32] | None
+    ) -> Iterator[NDArray[np.float32]]:
         """Choose token after token and yield the logits (n_vocab,) of each.
 
-        logits: (1, 1, n_vocab), of the token behind the cache.
+        logits: (1, 1, n_vocab), of the token behind the cache; None where the answer has ended.
         """
-        while True:
+        while logits is not None:
             token = answering.take(logits[0, -1], cache.room())
             yield logits[0, -1]
-            if token is None:
-                return
-            logits = cache.run(self.embed([token])[None], 1)
+            logits = None
+            if token is not None:
+                with answering.ends_when_stopped():
+                    logits = cache.run(self.embed([token])[None], 1)
 
     # Labels.
 

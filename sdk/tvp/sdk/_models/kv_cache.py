@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._runtime.providers import CPU, CUDA, onnxruntime
+from .._runtime.stopping import stopped
 from ..errors import ProviderError, RequestError
 from ..formats.manifest import CausalManifest
 from .positions import positions_of
@@ -119,7 +120,7 @@ class KeyValues:
                 self._bind_fed()
                 if self._decoder.cache_place[0] == "cpu":
                     self._bind_cache()
-            self._decoder.session.run_with_iobinding(self._binding)
+            stopped(lambda options: self._decoder.session.run_with_iobinding(self._binding, options))
         self.lengths = totals
         logits: NDArray[np.float32] = self._fed["logits"].numpy().copy()  # the next run writes over them
         return logits

@@ -15,6 +15,7 @@ from ..errors import BundleError, ProviderError
 from ..formats.graph import check_graph
 from ..formats.integrity import Identity, private_folder
 from .providers import CPU, CUDA, ON_CPU, TENSORRT, Chosen, Plan, onnxruntime, runs_on
+from .stopping import StoppedError, stopped
 
 try:
     _trim: Callable[[int], Any] = ctypes.CDLL(None).malloc_trim
@@ -94,16 +95,22 @@ def _make_folders(settings: Mapping[str, str]) -> None:
 
 
 def run(session: Any, output: str, inputs: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
-    """Run a session for one output; onnxruntime's own errors become a ProviderError."""
+    """Run a session for one output; onnxruntime's own errors become a ProviderError.
+
+    Raises:
+        StoppedError: it was stopped; see stopping.py.
+    """
     return run_all(session, inputs, [output])[0]
 
 
 def run_all(
     session: Any, inputs: dict[str, NDArray[Any]], outputs: list[str] | None = None
 ) -> list[NDArray[np.float32]]:
-    """Run a session for these outputs (default: all); raises ProviderError as `run` does."""
+    """Run a session for these outputs (default: all); raises ProviderError and StoppedError as `run` does."""
     try:
-        results: list[NDArray[np.float32]] = session.run(outputs, inputs)
+        results: list[NDArray[np.float32]] = stopped(lambda options: session.run(outputs, inputs, options))
+    except StoppedError:
+        raise
     except Exception as error:  # onnxruntime raises its own types, one for each status code
         raise ProviderError(f"onnxruntime failed to compute {', '.join(outputs or ['an answer'])}: {error}") from error
     return results
