@@ -104,8 +104,8 @@ class Session:
         binding = self._session.io_binding()
         return binding if self._providers[0] == CPU else Binding(binding)
 
-    def run_with_iobinding(self, binding):
-        self._session.run_with_iobinding(getattr(binding, "real", binding))
+    def run_with_iobinding(self, binding, options=None):
+        self._session.run_with_iobinding(getattr(binding, "real", binding), options)
 
     def __getattr__(self, name):
         if name == "get_provider_graph_assignment_info":

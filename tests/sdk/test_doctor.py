@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from importlib.metadata import version
 
@@ -13,8 +14,10 @@ from click.testing import CliRunner
 from tests.sdk.fake_onnxruntime import CPU, CUDA, TENSORRT, install
 from tvp import sdk
 from tvp.sdk import _doctor
+from tvp.sdk._runtime import machine as _machine
 from tvp.sdk._runtime.sessions import open_session
 from tvp.sdk.cli import cli
+from tvp.sdk.errors import ProviderError, RequestError
 
 GIB = 2**30
 MEMINFO = "MemTotal:       16777216 kB\nMemFree:         1048576 kB\nMemAvailable:    8388608 kB\nHugePages_Total:  0\n"
@@ -23,8 +26,8 @@ MEMINFO = "MemTotal:       16777216 kB\nMemFree:         1048576 kB\nMemAvailabl
 @pytest.fixture
 def machine(monkeypatch, tmp_path):
     """Writes the files by which a system tells its limits, of a machine with 8 cores and 16 GiB, 8 of them free."""
-    monkeypatch.setattr(_doctor, "PROC", tmp_path / "proc")
-    monkeypatch.setattr(_doctor, "CGROUP", tmp_path / "cgroup")
+    monkeypatch.setattr(_machine, "PROC", tmp_path / "proc")
+    monkeypatch.setattr(_machine, "CGROUP", tmp_path / "cgroup")
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
 
@@ -101,8 +104,8 @@ def test_without_onnxruntime_the_rest_is_told(monkeypatch):
 
 def test_the_machine_without_limits(machine):
     machine({})
-    assert _doctor.usable_cores() == 8
-    assert _doctor.memory() == {"total": 16 * GIB, "available": 8 * GIB}
+    assert _machine.usable_cores() == 8
+    assert _machine.memory() == {"total": 16 * GIB, "available": 8 * GIB}
 
 
 @pytest.mark.parametrize(
@@ -164,14 +167,14 @@ def test_the_machine_without_limits(machine):
 )
 def test_the_limits_of_a_container_count(machine, files, cores, total, available):
     machine(files)
-    assert _doctor.usable_cores() == cores
-    assert _doctor.memory() == {"total": total * GIB, "available": available * GIB}
+    assert _machine.usable_cores() == cores
+    assert _machine.memory() == {"total": total * GIB, "available": available * GIB}
 
 
 def test_affinity_counts(machine, monkeypatch):
     machine({"proc/self/cgroup": "0::/\n", "cgroup/cpu.max": "600000 100000\n"})
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {1, 5})
-    assert _doctor.usable_cores() == 2
+    assert _machine.usable_cores() == 2
     assert sdk.doctor()["cores"] == "2 usable of 8"
 
 
@@ -179,13 +182,72 @@ def test_systems_that_say_less(machine, monkeypatch):
     machine({"proc/meminfo": ""})
     pages = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 2**20, "SC_AVPHYS_PAGES": 2**18}
     monkeypatch.setattr(os, "sysconf", pages.__getitem__, raising=False)
-    assert _doctor.memory() == {"total": 4 * GIB, "available": GIB}
+    assert _machine.memory() == {"total": 4 * GIB, "available": GIB}
 
     def unknown(name):
         raise ValueError("unrecognized configuration name")
 
     monkeypatch.setattr(os, "sysconf", unknown, raising=False)
-    assert _doctor.memory() == {}
+    assert _machine.memory() == {}
     assert sdk.doctor()["memory"] == "unknown"
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
-    assert _doctor.usable_cores() == 8
+    assert _machine.usable_cores() == 8
+
+
+# Threads.
+
+
+def test_threads_are_as_many_as_the_process_may_use(machine, monkeypatch):
+    monkeypatch.delenv("TVP_THREADS", raising=False)
+    machine({})
+    assert _machine.threads() == 0  # onnxruntime knows the cores of a whole machine
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {1, 5}, raising=False)
+    assert _machine.threads() == 2
+    monkeypatch.setenv("TVP_THREADS", "3")
+    assert _machine.threads() == 3
+    assert _machine.threads(1) == 1
+
+
+@pytest.mark.parametrize("wanted", [0, -1, 1025, True, 1.0, "x"])
+def test_a_number_of_threads_that_is_none_is_refused(wanted, monkeypatch, tmp_path):
+    with pytest.raises(RequestError, match=r"threads is .* whole number from 1 to 1024"):
+        sdk.load(tmp_path, threads=wanted)
+    monkeypatch.setenv("TVP_THREADS", str(wanted))
+    with pytest.raises(RequestError, match="TVP_THREADS is"):
+        sdk.load(tmp_path)
+
+
+THREADS = """
+import os, sys
+from tvp import sdk
+if sys.argv[3] != "all":
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+before = len(os.listdir("/proc/self/task"))
+task = sdk.load(sys.argv[1], threads=int(sys.argv[2]) or None)
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="this system does not list a process's threads")
+@pytest.mark.parametrize(
+    ("threads", "cores", "more"), [("1", "all", 0), ("4", "all", 9), ("0", "one", 0), ("4", "one", 9)]
+)
+def test_a_task_has_the_threads_that_it_was_given(one_bundle, threads, cores, more):
+    """Each of its three graphs has that many, with the one that calls."""
+    environment = {key: value for key, value in os.environ.items() if key != "TVP_THREADS"} | {
+        "OPENBLAS_NUM_THREADS": "1"
+    }
+    call = [sys.executable, "-c", THREADS, str(one_bundle), threads, cores]
+    assert int(subprocess.check_output(call, env=environment)) == more
+
+
+def test_tasks_of_other_threads_have_other_graphs(one_bundle):
+    with sdk.load(one_bundle, threads=1) as one, sdk.load(one_bundle, threads=1) as same:
+        assert one.model is same.model
+        with sdk.load(one_bundle, threads=2) as two:
+            assert two.model is not one.model
+
+
+def test_options_that_the_cpu_would_ignore_are_refused(one_bundle):
+    with pytest.raises(ProviderError, match=r"no option 'intra_op_num_threads'.*load\(threads="):
+        sdk.load(one_bundle, providers=("cpu", {"intra_op_num_threads": "1"}))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import math
 import os
 import platform
 import tempfile
@@ -11,12 +10,12 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from ._runtime.machine import memory, usable_cores
 from ._runtime.providers import CPU, ON_CPU, PARTS, choose_providers, with_cuda
 from ._runtime.sessions import open_session
 from ._store import home, tasks
 from .errors import ProviderError
 
-PROC, CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
 # An ONNX model that adds a number to itself (opset 18). It shows whether a provider starts.
 MODEL = base64.b64decode("CAg6NQoOCgF4CgF4EgF5IgNBZGQSAWdaDwoBeBIKCggIARIECgIIAWIPCgF5EgoKCAgBEgQKAggBQgQKABAS")
 
@@ -47,48 +46,6 @@ def doctor() -> dict[str, str]:
     facts["cache"] = f"{_size(home() / 'cache') / 1e6:.1f} MB in {home() / 'cache'}"
     facts["tasks"] = ", ".join(tasks()) or "none"
     return facts
-
-
-def usable_cores() -> int:
-    """Return the number of cores that this process may use: by its affinity and its container's limit, rounded up."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    for folder in _cgroups("cpu"):
-        quota, period = [*_read(folder / "cpu.max").split(), "", ""][:2]
-        if not quota:  # control groups of version 1
-            quota, period = _read(folder / "cpu.cfs_quota_us").strip(), _read(folder / "cpu.cfs_period_us").strip()
-        if quota.isdigit() and period.isdigit():
-            cores = min(cores, max(1, math.ceil(int(quota) / int(period))))
-    return cores
-
-
-def memory() -> dict[str, int]:
-    """Return the bytes of memory that are `total` and `available` for this process, within its container's limit.
-
-    Empty where the system does not report them.
-    """
-    lines = [line.split() for line in _read(PROC / "meminfo").splitlines()]
-    kib = {line[0]: int(line[1]) for line in lines if len(line) > 1 and line[1].isdigit()}
-    if "MemTotal:" in kib and "MemAvailable:" in kib:
-        total, available = kib["MemTotal:"] * 2**10, kib["MemAvailable:"] * 2**10
-    else:
-        try:
-            page = os.sysconf("SC_PAGE_SIZE")
-            total, available = page * os.sysconf("SC_PHYS_PAGES"), page * os.sysconf("SC_AVPHYS_PAGES")
-        except (AttributeError, OSError, ValueError):  # Windows, macOS
-            return {}
-    for folder in _cgroups("memory"):
-        for limit_file, used_file, cached in (
-            ("memory.max", "memory.current", "inactive_file"),
-            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-        ):
-            limit, used = _read(folder / limit_file).strip(), _read(folder / used_file).strip()
-            if limit.isdigit() and used.isdigit():
-                stat = dict(line.split() for line in _read(folder / "memory.stat").splitlines())
-                free = (
-                    int(limit) - int(used) + int(stat.get(cached, 0))
-                )  # the system drops cached files when memory is needed
-                total, available = min(total, int(limit)), min(available, max(0, free))
-    return {"total": total, "available": available}
 
 
 def _auto() -> str:
@@ -127,23 +84,6 @@ def _version(name: str) -> str:
         return version(name)
     except PackageNotFoundError:
         return "not installed"
-
-
-def _cgroups(controller: str) -> Iterator[Path]:
-    """Yield the folders of the control groups that limit this process, its own first; of versions 1 and 2."""
-    for line in _read(PROC / "self" / "cgroup").splitlines():
-        _, names, path = [*line.split(":", 2), "", ""][:3]
-        if names and controller not in names.split(","):
-            continue
-        own = (CGROUP / controller if names else CGROUP) / path.lstrip("/")
-        yield from (folder for folder in (own, *own.parents) if folder.is_relative_to(CGROUP))
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_text()
-    except (OSError, UnicodeDecodeError):
-        return ""
 
 
 def _size(folder: Path) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ._models import open_model
 from ._models.graph_shapes import check_preprocess
+from ._runtime.machine import threads as number_of_threads
 from ._runtime.providers import ON_CPU, Providers, make_plan
 from ._runtime.sessions import FILES, open_session
 from ._store import find, home
@@ -20,7 +21,13 @@ from .formats.manifest import read_base_manifest, read_task_manifest
 log = logging.getLogger("tvp.sdk")
 
 
-def load(task: str | os.PathLike[str], *, providers: Providers = "auto", verify_files: bool = True) -> Task:
+def load(
+    task: str | os.PathLike[str],
+    *,
+    providers: Providers = "auto",
+    threads: int | None = None,
+    verify_files: bool = True,
+) -> Task:
     """Load a task.
 
     Args:
@@ -35,16 +42,21 @@ def load(task: str | os.PathLike[str], *, providers: Providers = "auto", verify_
             under $TVP_HOME/cache.
             A provider that `auto` chose and that does not start is replaced by the CPU, with a warning.
             `Task.providers` says what runs where.
+        threads: number of threads that compute together on the CPU, from 1 to 1024. Default: $TVP_THREADS, else one for
+            each core, or fewer where the process may use fewer (taskset, cpusets, a container's quota). Give few where
+            several processes share a machine.
         verify_files: check the sha256 of every file first. Leave it on unless you trust the storage. A file of a
             loaded base is not read again while its inode, size and times stay the same. Without it, links are refused.
 
     Raises:
         BundleError: the bundle is missing, damaged, of a newer format, or without its base.
         ProviderError: a provider is unknown or does not start.
+        RequestError: the number of threads is out of its range.
     """
+    n_threads = number_of_threads(threads)
     folder = find(task)
     try:
-        return _open(folder, providers, verify_files)
+        return _open(folder, providers, n_threads, verify_files)
     except BundleError as error:
         if Path(task).suffix == ".tvp" and folder != Path(task).absolute():
             raise BundleError(
@@ -54,7 +66,7 @@ def load(task: str | os.PathLike[str], *, providers: Providers = "auto", verify_
         raise
 
 
-def _open(folder: Path, providers: Providers, verify_files: bool) -> Task:
+def _open(folder: Path, providers: Providers, threads: int, verify_files: bool) -> Task:
     manifest = read_task_manifest(folder / "manifest.json")
     base = read_base_manifest(folder / "base" / "manifest.json")
     if base.digest != manifest.base:
@@ -68,6 +80,7 @@ def _open(folder: Path, providers: Providers, verify_files: bool) -> Task:
         home() / "cache" / "tensorrt" / base.digest,
         base.precision,
         base.device,
+        threads,
     )
     for needed, entries, place in (
         (("preprocess.onnx", GOLDEN), manifest.files, folder),
@@ -83,6 +96,6 @@ def _open(folder: Path, providers: Providers, verify_files: bool) -> Task:
     model = open_model(folder / "base", base, plan, verify_files=verify_files)
     for part, reason in model.parts.fallbacks.items():
         log.warning("%s Running the %s on the CPU instead.", reason, part)
-    preprocess = open_session(folder / "preprocess.onnx", ON_CPU, manifest.files)
+    preprocess = open_session(folder / "preprocess.onnx", ON_CPU, manifest.files, threads)
     check_preprocess(preprocess, model.parts.sessions["vision_encoder"])
     return Task(folder, manifest, model, preprocess)

@@ -63,10 +63,12 @@ class Plan:
     Attributes:
         chosen: the providers of each part.
         automatic: the parts whose provider `auto` chose. Only these fall back to the CPU if it does not start.
+        threads: of each graph on the CPU; 0 lets onnxruntime choose.
     """
 
     chosen: Mapping[str, Chosen]
     automatic: frozenset[str]
+    threads: int = 0
 
 
 def onnxruntime() -> Any:
@@ -97,7 +99,9 @@ def with_cuda() -> Any:
     return ort
 
 
-def make_plan(wanted: Providers, parts: Iterable[str], cache: Path, precision: str, device: str = "") -> Plan:
+def make_plan(
+    wanted: Providers, parts: Iterable[str], cache: Path, precision: str, device: str = "", threads: int = 0
+) -> Plan:
     """Choose the providers of the parts of a base; see `choose_providers`.
 
     Logs a warning if TensorRT is to run a vision encoder that was not exported for it.
@@ -106,6 +110,7 @@ def make_plan(wanted: Providers, parts: Iterable[str], cache: Path, precision: s
         wanted: what the caller asked for. All of it is checked, also for parts that the base does not have.
         parts: the parts of the base.
         cache, precision, device: as of `choose_providers`.
+        threads: as of `Plan`.
 
     Raises:
         ProviderError: as of `choose_providers`.
@@ -121,6 +126,7 @@ def make_plan(wanted: Providers, parts: Iterable[str], cache: Path, precision: s
     return Plan(
         {part: chosen[part] for part in parts},
         frozenset(part for part, choice in choices.items() if isinstance(choice, str) and choice == "auto"),
+        threads,
     )
 
 
@@ -263,6 +269,11 @@ def _pairs(choice: Any, available: list[str]) -> list[tuple[str, Mapping[str, An
             )
         if any(full == other for other, _ in pairs):
             raise ProviderError(f"The provider {name!r} is given twice. Name it once.")
+        if full == CPU and options:  # onnxruntime would ignore them
+            raise ProviderError(
+                f"The CPU has no option {next(iter(options))!r}, and no other. Give a number of threads as "
+                "load(threads=…), or as TVP_THREADS."
+            )
         pairs.append((full, options))
     if not pairs:
         raise ProviderError(

@@ -35,13 +35,14 @@ FILES = {
 }
 
 
-def open_session(file: Path, providers: Chosen, listed: Container[str] = ()) -> Any:
+def open_session(file: Path, providers: Chosen, listed: Container[str] = (), threads: int = 0) -> Any:
     """Open a graph on exactly these providers. onnxruntime does not fall back to others, now or in a later run.
 
     Args:
         file: of the graph.
         providers: with their options, by priority.
         listed: names of the files beside the graph that it may read weights from.
+        threads: that compute together on the CPU; 0 (default) lets onnxruntime choose.
 
     Raises:
         BundleError: the graph is damaged, reads weights from another file, or has an operator that no bundle has.
@@ -51,6 +52,7 @@ def open_session(file: Path, providers: Chosen, listed: Container[str] = ()) -> 
     ort = onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = threads
     # Threads spin between the few hundred operators of a token: sleeping costs a seventh of its time. They spin only
     # during a run, or the thread pools of several sessions would fight over the same cores.
     options.add_session_config_entry("session.force_spinning_stop", "1")
@@ -163,13 +165,13 @@ def open_parts(folder: Path, plan: Plan, listed: Container[str]) -> Parts:
     for part, providers in plan.chosen.items():
         file = folder / FILES[part]
         try:
-            session = open_session(file, providers, listed)
+            session = open_session(file, providers, listed, plan.threads)
             places[part] = runs_on(session, file.name)
         except ProviderError as error:
             if part not in plan.automatic or providers == ON_CPU:
                 raise
             fallbacks[part] = str(error)
-            session, places[part] = open_session(file, ON_CPU, listed), CPU
+            session, places[part] = open_session(file, ON_CPU, listed, plan.threads), CPU
         sessions[part] = session
         _trim(0)  # glibc keeps memory that reading a graph took, up to 0.4 of the size of its weights
     device_id = int(dict(plan.chosen.get("decoder", [])).get(CUDA, {}).get("device_id", 0))

@@ -31,7 +31,7 @@ class _Lock:
         self.lock = threading.Lock()
 
 
-# By the digest of the base and the providers of its parts.
+# By the digest of the base, and by the providers of its parts with the number of threads.
 _opened: weakref.WeakValueDictionary[tuple[str, str], Opened] = weakref.WeakValueDictionary()
 _locks: weakref.WeakValueDictionary[str, _Lock] = weakref.WeakValueDictionary()
 _locks_lock = threading.Lock()
@@ -57,7 +57,7 @@ def share(
             since opening graphs takes time and memory that a damaged bundle should not cost.
         verify_files: whether to check the digest of every file first.
     """
-    key = (manifest.digest, repr(sorted(plan.chosen.items())))
+    key = (manifest.digest, repr((sorted(plan.chosen.items()), plan.threads)))
     with _locks_lock:
         turn = _locks.setdefault(manifest.digest, _Lock())
     with turn.lock:
