@@ -130,7 +130,7 @@ def test_imagenette_names_are_those_of_torchvision():
 
 def test_imagenette_without_a_class_is_told_instead_of_misnamed(imagenette):
     shutil.rmtree(imagenette / "imagenette2-160" / "train" / "n02102040")
-    with pytest.raises(DataError, match=r"has the classes \['tench', 'cassette player'"):
+    with pytest.raises(DataError, match="has no folder train.n02102040, with pictures of English springer"):
         opened(imagenette, "imagenette")
 
 
@@ -139,10 +139,10 @@ def test_the_folder_in_an_imagenette_archive_is_read_as_class_folders(imagenette
     assert answers(data) == list(IMAGENETTE.values())
 
 
-def test_an_unreadable_picture_of_a_torchvision_set_is_named_or_left_out(imagenette):
+def test_an_unreadable_picture_of_a_published_set_is_named_or_left_out(imagenette):
     bad = imagenette / "imagenette2-160" / "val" / "n03000684" / "n03000684_1.JPEG"
     bad.write_bytes(b"no picture")
-    with pytest.raises(DataError, match=r"picture 3 of Imagenette: .*n03000684_1\.JPEG"):
+    with pytest.raises(DataError, match=r"n03000684_1\.JPEG is not a picture"):
         opened(imagenette, "imagenette", "test")[3]
     messages: list[str] = []
     data = opened(imagenette, "imagenette", "test", skip_bad=messages)

@@ -18,6 +18,11 @@ from .precision import DEVICES, MAX_LOSS, PRECISIONS
 @click.option("-t", "--task", "task_name", required=True, help="Task of the bundle. An unknown name lists all tasks.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="New folder for the bundle.")
 @click.option("--data", help="Data for the comparison: scenes, a folder or a .jsonl file. Default: drawn scenes.")
+@click.option(
+    "--allow-outside",
+    is_flag=True,
+    help="Read pictures outside of the data's folder too, where rows or links name them. Only for data that you trust.",
+)
 @click.option("--cases", default=16, show_default=True, type=click.IntRange(1), help="Number of answers to compare.")
 @click.option(
     "--reuse/--no-reuse", default=True, show_default=True, help="Share the base of an earlier bundle of the same model."
@@ -52,6 +57,7 @@ def export(
     task_name: str,
     output: Path,
     data: str | None,
+    allow_outside: bool,
     cases: int,
     reuse: bool,
     precision: str,
@@ -87,7 +93,7 @@ def export(
             click.echo(f"{_size(size)}  {name}{note and f'  ({note})'}")
         click.echo(f"{_size(sum(size for _, size, _ in rows))}  in all, under {output}; nothing was written")
         return
-    source = tasks.open_data(data, task, "test", cases, seed=7) if data else None
+    source = tasks.open_data(data, task, "test", cases, seed=7, allow_outside=allow_outside) if data else None
     report = run_export(model, task, output, data=source, n_cases=cases, max_loss=max_loss, **options)
     if precision != "fp32":
         click.echo(f"{precision}: {report.loss:.1%} of the answers are not PyTorch's (allowed {max_loss:.1%})")

@@ -99,6 +99,11 @@ def _option(name: str, help: str) -> Callable[[F], F]:
 @click.option("--offload", is_flag=True, help="Keep only one source model on the device at a time. Saves memory.")
 @click.option("--skip-bad", is_flag=True, help="Leave bad rows out of the data and list them. Default: stop at one.")
 @click.option("--download", is_flag=True, help="Download the task's data set into the folder of --data.")
+@click.option(
+    "--allow-outside",
+    is_flag=True,
+    help="Read pictures outside of the data's folder too, where rows or links name them. Only for data that you trust.",
+)
 def train(
     models: tuple[str, ...],
     output: Path,
@@ -111,6 +116,7 @@ def train(
     offload: bool,
     skip_bad: bool,
     download: bool,
+    allow_outside: bool,
     **options: Any,
 ) -> None:
     """Learn a prompt on frozen models.
@@ -137,6 +143,7 @@ def train(
         offload=offload,
         skip_bad=skip_bad,
         download=download,
+        allow_outside=allow_outside,
     )
     if Team().leads:
         click.echo(f"validation accuracy {result.chosen['accuracy']:.1%}")

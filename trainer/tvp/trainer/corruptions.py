@@ -19,7 +19,7 @@ from PIL import Image
 
 from tvp.sdk.errors import RequestError, near
 
-from .data import Data, Sample
+from .data import Data, Row, Sample, row_of
 
 SEVERITIES = (1, 2, 3, 4, 5)
 
@@ -185,6 +185,9 @@ class Corrupted:
 
     def __len__(self) -> int:
         return len(self._data)
+
+    def row(self, index: int) -> Row | None:
+        return row_of(self._data, index)
 
     def __getitem__(self, index: int) -> Sample:
         sample = self._data[index]

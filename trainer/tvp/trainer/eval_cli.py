@@ -98,6 +98,11 @@ def _conditions(context: click.Context, option: click.Parameter, values: tuple[s
 @click.option("--skip-bad", is_flag=True, help="Leave bad rows out of the data and list them. Default: stop at one.")
 @click.option("--download", is_flag=True, help="Download the task's data set into the folder of --data.")
 @click.option(
+    "--allow-outside",
+    is_flag=True,
+    help="Read pictures outside of the data's folder too, where rows or links name them. Only for data that you trust.",
+)
+@click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path),
@@ -120,6 +125,7 @@ def evaluate(
     batch: int,
     skip_bad: bool,
     download: bool,
+    allow_outside: bool,
     output: Path | None,
 ) -> None:
     """Measure how often models answer test questions right.
@@ -145,7 +151,7 @@ def evaluate(
     largest = max((prompt.geometry.canvas for prompt in loaded.values()), default=geometry.canvas)
     for model in models:
         families.refuse_unknown(model)  # all names are checked before the first model is measured
-    test = tasks.open_usable(data, task, "test", n, seed, skip_bad, download)
+    test = tasks.open_usable(data, task, "test", n, seed, skip_bad, download, allow_outside)
     # Drawn at random, because many sets are sorted by class.
     chosen = sorted(np.random.default_rng(seed).permutation(len(test))[:n].tolist())
     rows = matrix.evaluate_matrix(

@@ -93,6 +93,7 @@ def prepare(
     offload: bool = False,
     skip_bad: bool = False,
     download: bool = False,
+    allow_outside: bool = False,
 ) -> Prepared:
     """Load the models and open the data; the arguments are those of `train`."""
     task = tasks.get(config.task)
@@ -105,7 +106,7 @@ def prepare(
     home = torch.device(device) if device != "auto" else sources[0].device
     guide = _load_guide(config, home)
     if data is None:
-        data = _open_data(config, task, team, skip_bad, download)
+        data = _open_data(config, task, team, skip_bad, download, allow_outside)
     train, validation = split(data, min(config.n_validation, len(data) // 5), config.seed)
     if len(train) < config.batch:
         raise DataError(f"{len(train)} training pictures do not fill a batch of {config.batch}; take a smaller one.")
@@ -130,11 +131,13 @@ def _load_guide(config: TrainConfig, home: torch.device) -> Guide | None:
     return Guide(config.guide, home)
 
 
-def _open_data(config: TrainConfig, task: TaskDefinition, team: Team, skip_bad: bool, download: bool) -> Data:
+def _open_data(
+    config: TrainConfig, task: TaskDefinition, team: Team, skip_bad: bool, download: bool, allow_outside: bool
+) -> Data:
     n = config.n_train + min(config.n_validation, config.n_train // 4)
     if download and not team.leads:
         team.wait()  # the leading process downloads
-    data = tasks.open_usable(config.data, task, "train", n, config.seed, skip_bad, download)
+    data = tasks.open_usable(config.data, task, "train", n, config.seed, skip_bad, download, allow_outside)
     if download and team.leads:
         team.wait()
     return data

@@ -97,7 +97,14 @@ TASKS = {task.name: task for task in _TASKS} | {
 
 
 def open_usable(
-    source: str, task: TaskDefinition, split: str, n: int, seed: int, skip_bad: bool = False, download: bool = False
+    source: str,
+    task: TaskDefinition,
+    split: str,
+    n: int,
+    seed: int,
+    skip_bad: bool = False,
+    download: bool = False,
+    allow_outside: bool = False,
 ) -> Data:
     """Open data as `open_data` does.
 
@@ -105,7 +112,16 @@ def open_usable(
         skip_bad: leave bad rows out, and list them in a warning. Default False: a bad row is a DataError.
     """
     bad: list[str] = []
-    data = open_data(source, task, split, n, seed, skip_bad=bad if skip_bad else None, download=download)
+    data = open_data(
+        source,
+        task,
+        split,
+        n,
+        seed,
+        skip_bad=bad if skip_bad else None,
+        download=download,
+        allow_outside=allow_outside,
+    )
     if bad:
         log.warning("left %d bad rows of %s out:\n  %s", len(bad), source, "\n  ".join(bad))
     return data

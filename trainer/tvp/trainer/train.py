@@ -55,6 +55,7 @@ def train(
     offload: bool = False,
     skip_bad: bool = False,
     download: bool = False,
+    allow_outside: bool = False,
 ) -> TrainResult:
     """Train a prompt, and write it with its configuration, logs and pictures to a folder.
 
@@ -75,6 +76,7 @@ def train(
         offload: keep source models on the CPU, except the one whose turn it is, to save memory. Default False.
         skip_bad: leave bad rows out and list them in a warning; False refuses data with bad rows. Default False.
         download: let torchvision download the task's data set, where it can. Default False.
+        allow_outside: rows and links of the data may lead out of its folder. Default False: such a row is a bad one.
 
     Raises:
         RequestError: the request cannot be met: an unknown device, a folder that is a bundle or that another run
@@ -94,6 +96,7 @@ def train(
         offload=offload,
         skip_bad=skip_bad,
         download=download,
+        allow_outside=allow_outside,
     )
     geometry, n_steps = prepared.geometry, prepared.n_steps
     frame = Frame(geometry, config.pixel_range, config.rank, config.seed).to(prepared.home)

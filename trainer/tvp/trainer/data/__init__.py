@@ -10,7 +10,7 @@ from .jsonl import Jsonl
 from .memes import HatefulMemes
 from .parquet import Parquet
 from .pope import Pope
-from .sample import Data, Question, Sample, Subset, split
+from .sample import Data, Question, Row, Sample, Subset, questions_of, row_of, split
 from .sources import open_data
 from .vision import IMAGENETTE, Vision
 
@@ -23,10 +23,13 @@ __all__ = [
     "Parquet",
     "Pope",
     "Question",
+    "Row",
     "Sample",
     "Scenes",
     "Subset",
     "Vision",
     "open_data",
+    "questions_of",
+    "row_of",
     "split",
 ]

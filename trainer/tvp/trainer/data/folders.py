@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,11 +10,10 @@ import numpy as np
 
 from tvp.sdk import errors, read_image
 
-from .sample import CAPTION, SPLITS, Question, Sample, check_names, report
+from .places import files_below, is_leftover, resolved, resolved_file
+from .sample import CAPTION, SPLITS, Question, Row, Sample, check_names, report
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
-# Files that file managers leave behind, besides hidden ones.
-_NO_DATA = ("thumbs.db", "desktop.ini")
 TEST_SHARE = 5  # in a folder without splits, one of five pictures of a class is for the test
 
 
@@ -23,6 +23,8 @@ class ClassFolder:
     The pictures are in root/<split>/<class>/ or in root/<class>/. Splits may be called train or training, and test,
     testing, val, valid or validation, in any case. Without splits, a fifth of each class is for the test: the same
     pictures on every machine and with every seed. The classes are those of the training pictures, sorted by name.
+    Hidden files and leftovers of other programs, such as `.ipynb_checkpoints` and `@eaDir`, are no data. One file
+    under several names is one picture.
 
     Args:
         root: the folder.
@@ -31,8 +33,9 @@ class ClassFolder:
         caption: what the guide reads, with {label} for the class.
         labels: the task's. If there are some, they are the classes, and every class folder must be one of them.
         rename: folder name -> class name, where they differ.
-        skip_bad: a list, to which messages are appended about files that are left out because their names are not
-            those of pictures. Default: such a file is an error.
+        skip_bad: a list, to which messages are appended about files that are left out: their names are not those of
+            pictures, or they are links that lead elsewhere. Default: such a file is an error.
+        allow_outside: links may lead out of the folder. Default False.
 
     Raises:
         DataError: the folder is laid out otherwise, or a file is bad.
@@ -47,8 +50,11 @@ class ClassFolder:
         labels: Sequence[str] = (),
         rename: Mapping[str, str] | None = None,
         skip_bad: list[str] | None = None,
+        *,
+        allow_outside: bool = False,
     ) -> None:
         self._question, self._caption = question, caption
+        self._root, self._allow_outside, self._skip_bad = root.resolve(), allow_outside, skip_bad
         own = _splits(root)
         if own and split not in own:
             raise errors.DataError(
@@ -67,27 +73,67 @@ class ClassFolder:
         self.names = tuple(labels or train.values())
         if unknown := [path for path, name in classes.items() if name not in self.names]:
             raise errors.DataError(f"There are no training pictures of {unknown[0]}, but of {', '.join(self.names)}.")
-        self._files: list[tuple[Path, str]] = []
+        # One picture is not for training and for the test.
+        self._others = [path.resolve() for name, path in own.items() if name != split]
+        self._class_of: dict[Path, str] = {}  # of each picture, by its resolved path
+        self._files: list[Path] = []
         for path, name in classes.items():
-            files = _pictures(path, skip_bad)
+            files = self._pictures(path, name)
             if not files:
                 raise errors.DataError(f"The class folder {path} holds no pictures ({', '.join(SUFFIXES)}).")
-            self._files += [(file, name) for file in (files if own else _share(files, split))]
+            self._files += files if own else _share(files, split)
         if not self._files:
             raise errors.DataError(
                 f"{folder} has no pictures for {split}: none of its {len(classes)} class folders holds "
                 "two pictures or more."
             )
 
+    def _pictures(self, folder: Path, name: str) -> list[Path]:
+        """Return the pictures of a class, resolved, sorted by path; any other file is a bad row."""
+        place = resolved(f"{self._root} has the class folder {folder}", folder, self._root, self._allow_outside)
+        pictures: dict[Path, None] = {}
+        for file in sorted(files_below(place), key=lambda path: path.relative_to(place).as_posix()):
+            try:
+                pictures[self._picture(file, folder / file.relative_to(place), name)] = None
+            except errors.DataError as error:
+                report(error, self._skip_bad)
+        return list(pictures)
+
+    def _picture(self, file: Path, shown: Path, name: str) -> Path:
+        """Return a picture's resolved path.
+
+        Args:
+            file: the picture, or another file, or a link.
+            shown: its path as the user knows it.
+            name: the class.
+        """
+        if not _is_picture(file):
+            raise errors.DataError(
+                f"{shown} is no picture by its name: names must end in {', '.join(SUFFIXES)}. Move it away."
+            )
+        if not stat.S_ISREG(file.lstat().st_mode):
+            file = resolved_file(f"The pictures of {name!r} hold {shown}", file, self._root, self._allow_outside)
+        if any(file.is_relative_to(other) for other in self._others):
+            raise errors.DataError(f"{shown} is the picture {file} of the other split too. Leave one of them out.")
+        owner = self._class_of.setdefault(file, name)
+        if owner != name:
+            raise errors.DataError(f"{shown} is a picture of {owner!r} and of {name!r}. Leave one of them out.")
+        return file
+
     def __len__(self) -> int:
         return len(self._files)
 
+    def row(self, index: int) -> Row:
+        file = self._files[index]
+        return Row(str(file), str(file), (Question(self._question, self._class_of[file], self.names),))
+
     def __getitem__(self, index: int) -> Sample:
-        file, name = self._files[index]
+        file = self._files[index]
         try:
             picture = read_image(file)
         except errors.ImageError as error:
             raise errors.DataError(str(error)) from error  # which names the file
+        name = self._class_of[file]
         return Sample(picture, (Question(self._question, name, self.names),), self._caption.format(label=name))
 
 
@@ -99,7 +145,7 @@ def is_class_folder(root: Path) -> bool:
 
 
 def _holds_pictures(folder: Path) -> bool:
-    return any(map(_is_picture, folder.rglob("*")))
+    return any(map(_is_picture, files_below(folder)))
 
 
 def _splits(root: Path) -> dict[str, Path]:
@@ -115,7 +161,7 @@ def _splits(root: Path) -> dict[str, Path]:
 def _folders(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not is_leftover(path.name))
 
 
 def _classes(folder: Path, rename: Mapping[str, str]) -> dict[Path, str]:
@@ -123,21 +169,7 @@ def _classes(folder: Path, rename: Mapping[str, str]) -> dict[Path, str]:
 
 
 def _is_picture(file: Path) -> bool:
-    return file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
-
-
-def _pictures(folder: Path, skip_bad: list[str] | None) -> list[Path]:
-    """Return the pictures in a folder and in folders below it, sorted by path; any other file is a bad row."""
-    pictures = []
-    for file in sorted(folder.rglob("*"), key=lambda path: path.relative_to(folder).as_posix()):
-        if file.is_dir() or file.name.startswith(".") or file.name.lower() in _NO_DATA:
-            continue
-        if _is_picture(file):
-            pictures.append(file)
-        else:
-            message = f"{file} is no picture by its name: names must end in {', '.join(SUFFIXES)}. Move it away."
-            report(errors.DataError(message), skip_bad)
-    return pictures
+    return file.suffix.lower() in SUFFIXES
 
 
 def _share(files: list[Path], split: str) -> list[Path]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from tvp.sdk.errors import DataError
 
-from .rows import Rows, find_picture
+from .rows import Rows
 from .sample import CAPTION, Question
 
 KEYS = ("image", "question", "answer", "label", "labels", "caption")
@@ -17,7 +17,7 @@ KEYS = ("image", "question", "answer", "label", "labels", "caption")
 class Jsonl(Rows):
     """A file with one JSON object a line.
 
-    A row has image (a path, from the file's folder), question, and answer (or label, which means the same). It may
+    A row has image (a path, from the file's folder and inside it), question, and answer (or label, which means the same). It may
     have labels (a list) and caption. Every line is checked when the file is opened.
 
     Args:
@@ -26,6 +26,7 @@ class Jsonl(Rows):
             error.
         labels: of rows without labels. Default: none.
         caption: of rows without a caption, with {label} for the answer.
+        allow_outside: rows may name pictures outside of the file's folder. Default False.
 
     Raises:
         DataError: the file or a line is bad.
@@ -34,10 +35,16 @@ class Jsonl(Rows):
     needs = "image, question, answer"
 
     def __init__(
-        self, file: Path, skip_bad: list[str] | None = None, labels: Sequence[str] = (), caption: str = CAPTION
+        self,
+        file: Path,
+        skip_bad: list[str] | None = None,
+        labels: Sequence[str] = (),
+        caption: str = CAPTION,
+        *,
+        allow_outside: bool = False,
     ) -> None:
         self._labels, self._caption = list(labels), caption
-        super().__init__(file, skip_bad)
+        super().__init__(file, skip_bad, allow_outside=allow_outside)
 
     def _parse(self, where: str, row: dict[str, Any]) -> tuple[Path, Question, str]:
         if "answer" in row and "label" in row:
@@ -60,4 +67,4 @@ class Jsonl(Rows):
         if labels and answer not in labels:
             raise DataError(f"{where}: the answer {answer!r} is none of its labels {labels}.")
         caption = self._text(where, row, "caption") if row.get("caption") else self._caption.replace("{label}", answer)
-        return find_picture(where, image, self._file.parent), Question(question, answer, tuple(labels)), caption
+        return self._picture(where, image), Question(question, answer, tuple(labels)), caption

@@ -8,7 +8,7 @@ from typing import Any
 
 from tvp.sdk.errors import DataError
 
-from .rows import Rows, find_picture
+from .rows import Rows
 from .sample import Question
 
 LABELS = ("no", "yes")  # by the number in the file
@@ -39,4 +39,4 @@ class HatefulMemes(Rows):
         if type(label) is not int or label not in (0, 1):
             raise DataError(f"{where} has the label {label!r}; it must be 0 (not hateful) or 1 (hateful).")
         question = f'This is an image with: "{text}" written on it. Is it hateful?'
-        return find_picture(where, image, self._file.parent), Question(question, LABELS[label], LABELS), CAPTIONS[label]
+        return self._picture(where, image), Question(question, LABELS[label], LABELS), CAPTIONS[label]

@@ -11,8 +11,13 @@ from typing import Any
 
 from tvp.sdk import errors, read_image
 
-from .sample import CAPTION, SPLITS, Question, Sample, check_names, report
+from .places import resolved_file
+from .sample import CAPTION, SPLITS, Question, Row, Sample, check_names, report
 
+# What a file may hold, by its size on disk: pictures are compressed already, so an honest file hardly shrinks them.
+MOST_UNPACKED = 4, 256 * 2**20  # times its size, plus these bytes
+MOST_ROWS = 1_000_000  # of a file with less than 64 bytes a row
+AT_ONCE = 256 * 2**20  # bytes that are unpacked at once; each value of a batch may be as large as its row group
 NEEDS = "columns image {bytes, path} and label (int), and class names in its huggingface metadata"
 
 
@@ -39,9 +44,10 @@ class Parquet:
         labels: the task's. If there are some, every class must be one of them.
         skip_bad: a list, to which messages are appended about rows that are left out because of a wrong label.
             Default: such a row is an error.
+        allow_outside: the files may be links out of the folder. Default False.
 
     Raises:
-        DataError: a file or a row cannot be read. Rows are counted from 0 in each file.
+        DataError: a file or a row cannot be read, or a file unpacks to far more than its size. Rows are counted from 0 in each file.
     """
 
     def __init__(
@@ -52,10 +58,17 @@ class Parquet:
         caption: str = CAPTION,
         labels: Sequence[str] = (),
         skip_bad: list[str] | None = None,
+        *,
+        allow_outside: bool = False,
     ) -> None:
         import pyarrow as pa
 
-        self._files = parquet_files(folder, split)
+        root = folder.resolve()
+        found = {
+            resolved_file(f"{folder} has the file {file.name}", file, root, allow_outside): file
+            for file in parquet_files(folder, split)
+        }
+        self._files = list(found.values())  # each once, whichever names it has
         if not self._files:
             raise errors.DataError(f"There is no {split}*.parquet in {folder}; it needs one for each split.")
         opened = [_read(file) for file in self._files]
@@ -64,7 +77,7 @@ class Parquet:
             check_names(str(file), names, labels)
             if names != self.names:
                 raise errors.DataError(f"{file} has the classes {names}, and {self._files[0]} has {self.names}.")
-        self._images = pa.chunked_array([chunk for images, _, _ in opened for chunk in images.chunks])
+        self._images = pa.chunked_array([chunk for images, _, _ in opened for chunk in images])
         labelled = [label for _, file_labels, _ in opened for label in file_labels]
         self._ends = list(accumulate(len(file_labels) for _, file_labels, _ in opened))
         self._rows: list[tuple[int, str]] = []
@@ -85,6 +98,10 @@ class Parquet:
     def __len__(self) -> int:
         return len(self._rows)
 
+    def row(self, index: int) -> Row:
+        row, name = self._rows[index]
+        return Row(self._where(row), self._where(row), (Question(self._question, name, self.names),))
+
     def __getitem__(self, index: int) -> Sample:
         row, name = self._rows[index]
         image = self._images[row].as_py()
@@ -97,27 +114,68 @@ class Parquet:
         return Sample(picture, (Question(self._question, name, self.names),), self._caption.format(label=name))
 
 
-def _read(file: Path) -> tuple[Any, list[int | None], tuple[str, ...]]:
-    """Return a file's images (a chunked array of structs), labels and class names."""
+def _read(file: Path) -> tuple[list[Any], list[int | None], tuple[str, ...]]:
+    """Return a file's images (arrays of structs), labels and class names."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        schema = pq.read_schema(file)
-        column = "img" if "image" not in schema.names and "img" in schema.names else "image"
-        # partitioning=None: a folder named `a=b` is no column
-        table = pq.read_table(file, columns=[column, "label"], partitioning=None)
-        images, labels = table[column], table["label"]
-        about = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-        names = tuple(about["info"]["features"]["label"]["names"])
-    except (OSError, KeyError, ValueError, TypeError, pa.ArrowException) as error:
+        with pq.ParquetFile(file) as opened:
+            schema = opened.schema_arrow
+            column = "img" if "image" not in schema.names and "img" in schema.names else "image"
+            struct, kind = schema.field(column).type, schema.field("label").type
+            about = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+            names = tuple(about["info"]["features"]["label"]["names"])
+            n_rows = opened.metadata.num_rows
+            if n_rows < 1 or not pa.types.is_struct(struct) or struct.get_field_index("bytes") < 0:
+                raise errors.DataError(
+                    f"{file} has {n_rows} rows, with images of type {struct}. It needs at least one row, and images "
+                    "as {bytes, path}."
+                )
+            bytes_type = struct.field("bytes").type
+            if not pa.types.is_binary(bytes_type) and not pa.types.is_large_binary(bytes_type):
+                raise errors.DataError(f"{file} has pictures of type {bytes_type}. It needs {NEEDS}.")
+            if not pa.types.is_integer(kind):
+                raise errors.DataError(f"{file} has labels of type {kind}. It needs {NEEDS}.")
+            images, labels = _unpack(file, opened, [f"{column}.bytes", "label"])
+    except (OSError, KeyError, ValueError, TypeError, RecursionError, pa.ArrowException) as error:
         raise errors.DataError(f"{file} is not a parquet file with {NEEDS}: {error}") from error
-    struct = images.type
-    if not len(table) or not pa.types.is_struct(struct) or struct.get_field_index("bytes") < 0:
-        raise errors.DataError(
-            f"{file} has {len(table)} rows, with images of type {struct}. It needs at least one "
-            "row, and images as {bytes, path}."
+    return images, labels, names
+
+
+def _unpack(file: Path, opened: Any, columns: list[str]) -> tuple[list[Any], list[int | None]]:
+    """Return the images and the labels of a file, unless they take far more memory than the file does.
+
+    A stranger's file of some KB may declare gigabytes, or repeat one value a million times.
+    """
+    about, n_bytes = opened.metadata, file.stat().st_size
+    factor, more = MOST_UNPACKED
+    allowed = factor * n_bytes + more
+    groups = [
+        sum(
+            abs(part.total_uncompressed_size)  # a hostile file may declare a negative one
+            for part in map(about.row_group(group).column, range(about.num_columns))
+            if part.path_in_schema in columns
         )
-    if not pa.types.is_integer(labels.type):
-        raise errors.DataError(f"{file} has labels of type {labels.type}. It needs {NEEDS}.")
-    return images, labels.to_pylist(), names
+        for group in range(about.num_row_groups)
+    ]
+    if about.num_rows > max(MOST_ROWS, n_bytes // 64):
+        raise errors.DataError(
+            f"{file} declares {about.num_rows:,} rows in {n_bytes:,} bytes. So many pictures do not fit. Do not use it."
+        )
+    largest = max(groups, default=0)
+    images, labels, unpacked = [], [], sum(groups)
+    if unpacked <= allowed:
+        unpacked = 0
+        for batch in opened.iter_batches(max(1, min(64, AT_ONCE // max(1, largest))), columns=columns):
+            unpacked += batch.nbytes
+            if unpacked > allowed:
+                break
+            images.append(batch.column(0))
+            labels += batch.column(1).to_pylist()
+    if unpacked > allowed:
+        raise errors.DataError(
+            f"{file} of {n_bytes:,} bytes unpacks to more than {allowed:,}. Pictures are compressed already, so this "
+            "file repeats them, or is made to fill the memory. Do not use it, or write each picture to a file."
+        )
+    return images, labels

@@ -8,7 +8,7 @@ from typing import Any
 
 from tvp.sdk.errors import DataError
 
-from .rows import Rows, find_picture
+from .rows import Rows
 from .sample import Question
 
 LABELS = ("yes", "no")
@@ -31,8 +31,7 @@ class Pope(Rows):
         answer = self._text(where, row, "label")
         if answer not in LABELS:
             raise DataError(f"{where} has the label {answer!r}; it must be yes or no.")
-        folder = self._file.parent
-        image = find_picture(where, name, folder / "val2014", folder / "images", folder)
+        image = self._picture(where, name, "val2014", "images", "")
         return image, Question(text, answer, LABELS), _caption(text, answer)
 
 

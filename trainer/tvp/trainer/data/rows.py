@@ -6,9 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tvp.sdk import errors, read_image
 
-from .sample import Question, Sample, report
+from .places import resolved_file
+from .sample import Question, Row, Sample, report
 
 
 class Rows:
@@ -20,6 +24,7 @@ class Rows:
         file: the file.
         skip_bad: a list, to which messages about bad lines that are left out are appended. Default: a bad line is an
             error.
+        allow_outside: rows may name pictures outside of the file's folder. Default False.
 
     Raises:
         DataError: the file or a line is bad.
@@ -27,9 +32,12 @@ class Rows:
 
     needs = ""
 
-    def __init__(self, file: Path, skip_bad: list[str] | None = None) -> None:
-        self._file = file
+    def __init__(self, file: Path, skip_bad: list[str] | None = None, *, allow_outside: bool = False) -> None:
+        self._file, self._root, self._allow_outside = file, file.parent.resolve(), allow_outside
         self._rows: list[tuple[int, Path, Question, str]] = []
+        self._last: tuple[Path, NDArray[np.uint8]] | None = None  # a run of rows may ask about one large photo
+        if file.exists() and not file.is_file():
+            raise errors.DataError(f"{file} is a folder, a pipe or a device. Data must be in a regular file.")
         try:
             data = file.read_bytes()
         except OSError as error:
@@ -84,27 +92,42 @@ class Rows:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def picture_of(self, index: int) -> str:
-        return str(self._rows[index][1])
+    def row(self, index: int) -> Row:
+        number, image, question, _ = self._rows[index]
+        return Row(f"{self._file}, line {number}", str(image), (question,))
 
     def __getitem__(self, index: int) -> Sample:
         number, image, question, caption = self._rows[index]
-        try:
-            picture = read_image(image)
-        except errors.ImageError as error:
-            raise errors.DataError(f"{self._file}, line {number}: {error}") from error
-        return Sample(picture, (question,), caption)
+        last = self._last
+        if last is None or last[0] != image:
+            try:
+                last = self._last = image, read_image(image)
+            except errors.ImageError as error:
+                raise errors.DataError(f"{self._file}, line {number}: {error}") from error
+        return Sample(last[1], (question,), caption)
+
+    def _picture(self, where: str, name: str, *folders: str) -> Path:
+        """Return the resolved path of the picture of this name, in the first of these folders that holds it.
+
+        Args:
+            where: the row, for messages.
+            name: as the row has it.
+            folders: seen from the file's folder. Default: this folder itself.
+
+        Raises:
+            DataError: there is none, it is outside of the file's folder, or it is no regular file.
+        """
+        places = [self._file.parent / folder / name for folder in folders or ("",)]
+        where = f"{where} names the picture {name[:300]!r}"
+        for place in places:
+            if _exists(place):
+                return resolved_file(where, place, self._root, self._allow_outside)
+        looked = " or ".join(str(place)[:300] for place in places)
+        raise errors.DataError(f"{where}, but there is no file {looked}.")
 
 
-def find_picture(where: str, name: str, *folders: Path) -> Path:
-    """Return the picture of this name from the first folder that holds it.
-
-    Raises:
-        DataError: none does.
-    """
-    for folder in folders:
-        if (folder / name).is_file():
-            return folder / name
-    raise errors.DataError(
-        f"{where} names the picture {name!r}, but there is no file {' or '.join(str(f / name) for f in folders)}."
-    )
+def _exists(place: Path) -> bool:
+    try:
+        return place.exists()
+    except (OSError, ValueError):  # a name that no file can have
+        return False

@@ -38,8 +38,26 @@ class Sample:
     caption: str
 
 
+@dataclass(frozen=True)
+class Row:
+    """A sample as its file has it, without the work of reading its picture.
+
+    Attributes:
+        where: its file and line, for messages.
+        picture: the resolved path of its picture, or another name that only samples of this picture have.
+        questions: about the picture.
+    """
+
+    where: str
+    picture: str
+    questions: tuple[Question, ...]
+
+
 class Data(Protocol):
-    """A finite, indexable set of samples; the same index always gives the same sample."""
+    """A finite, indexable set of samples; the same index always gives the same sample.
+
+    Data that is read from files also has `row(index)`, see `row_of`.
+    """
 
     def __len__(self) -> int: ...
 
@@ -55,17 +73,23 @@ class Subset:
     def __len__(self) -> int:
         return len(self._indices)
 
-    def picture_of(self, index: int) -> str:
-        return picture_of(self._data, self._indices[index])
+    def row(self, index: int) -> Row | None:
+        return row_of(self._data, self._indices[index])
 
     def __getitem__(self, index: int) -> Sample:
         return self._data[self._indices[index]]
 
 
-def picture_of(data: Data, index: int) -> str:
-    """Return a name for a sample's picture; samples with the same picture have the same name."""
-    named = getattr(data, "picture_of", None)
-    return named(index) if named else str(index)
+def row_of(data: Data, index: int) -> Row | None:
+    """Return a sample's row; None if its data has no rows, as drawn scenes."""
+    find = getattr(data, "row", None)
+    return find(index) if find else None
+
+
+def questions_of(data: Data, index: int) -> tuple[Question, ...]:
+    """Return a sample's questions, without reading its picture where that is possible."""
+    row = row_of(data, index)
+    return row.questions if row else data[index].questions
 
 
 def split(data: Data, n_validation: int, seed: int) -> tuple[Data, Data]:
@@ -82,7 +106,8 @@ def split(data: Data, n_validation: int, seed: int) -> tuple[Data, Data]:
     """
     about: dict[str, list[int]] = {}
     for i in range(len(data)):
-        about.setdefault(picture_of(data, i), []).append(i)
+        row = row_of(data, i)
+        about.setdefault(row.picture if row else str(i), []).append(i)
     pictures = list(about.values())
     if len(pictures) < 2:
         raise DataError(f"A data set of {len(pictures)} picture(s) cannot be split into train and validation.")

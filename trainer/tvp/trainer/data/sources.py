@@ -19,6 +19,7 @@ from .memes import FILES as MEMES_FILES
 from .memes import NAME as MEMES_NAME
 from .memes import HatefulMemes
 from .parquet import Parquet, parquet_files
+from .places import is_leftover, resolved_file
 from .pope import Pope
 from .sample import SPLITS, Data, readable
 from .through import ThroughCamera
@@ -31,17 +32,26 @@ IMAGENETTE_SIZES = {"imagenette2": "full", "imagenette2-320": "320px", "imagenet
 
 
 @dataclass(frozen=True)
+class Opening:
+    """How data is opened; the fields are arguments of `open_data`."""
+
+    skip_bad: list[str] | None
+    download: bool
+    allow_outside: bool
+
+
+@dataclass(frozen=True)
 class PublishedSet:
     """A published data set, and the layout of its folder.
 
     Args:
         marks: paths below the folder; at least one of them is there.
-        open: opens a split; its arguments are the folder, task, split, download and skip_bad.
+        open: opens a split; its arguments are the folder, task, split, and how.
         downloads: whether torchvision can download the set. Default False.
     """
 
     marks: tuple[str, ...]
-    open: Callable[[Path, TaskDefinition, str, bool, list[str] | None], Data]
+    open: Callable[[Path, TaskDefinition, str, Opening], Data]
     downloads: bool = False
 
     def is_in(self, folder: Path) -> bool:
@@ -58,6 +68,7 @@ def open_data(
     *,
     skip_bad: list[str] | None = None,
     download: bool = False,
+    allow_outside: bool = False,
 ) -> Data:
     """Open a data source for a task.
 
@@ -79,6 +90,8 @@ def open_data(
             picture is read once for this. Default: a bad row is an error when the source is opened, and an
             unreadable picture is one when it is read.
         download: let torchvision download the task's data set into the folder, if it is not there yet. Default False.
+        allow_outside: rows and links may lead out of the data folder, which is the folder of a JSONL file. Default
+            False: such a row is a bad one.
 
     Raises:
         RequestError: the task has no data of its own, the split is unknown, or the set cannot be downloaded.
@@ -98,13 +111,13 @@ def open_data(
             raise RequestError(f"The task {task.name!r} is not about scenes. Name its data with --data.")
         n_questions = 1 if task.topics == ("number",) else 4  # there is only one way to ask for a number
         return Scenes(n, seed * 2 + (split == "test"), size, n_questions, task.camera, task.topics)
-    path = Path(source)
+    path, how = Path(source), Opening(skip_bad, download, allow_outside)
     if published and (download or (path.is_dir() and published.is_in(path))):
-        data = published.open(path, task, split, download, skip_bad)
+        data = published.open(path, task, split, how)
     elif path.is_dir():
-        data = _open_folder(path, task, split, skip_bad)
+        data = _open_folder(path, task, split, how)
     elif path.is_file():
-        data = _open_file(path, task, split, skip_bad)
+        data = _open_file(path, task, split, how)
     else:
         raise DataError(
             f"There is no data source {source!r}. Name scenes, a .jsonl file, or a folder: of parquet files, of class "
@@ -115,25 +128,26 @@ def open_data(
     return data if task.camera is None else ThroughCamera(data, task.camera, seed * 2 + (split == "test"))
 
 
-def _open_file(file: Path, task: TaskDefinition, split: str, skip_bad: list[str] | None) -> Data:
+def _open_file(file: Path, task: TaskDefinition, split: str, how: Opening) -> Data:
     """Open a file of the task's published set, which its name tells, or else a JSONL file."""
     if task.published == "hateful-memes" and MEMES_NAME.fullmatch(file.name) and (file.parent / "img").is_dir():
-        return HatefulMemes(file, skip_bad)
+        return HatefulMemes(file, how.skip_bad, allow_outside=how.allow_outside)
     if task.published.startswith("pope-") and file.suffix == ".json":
         _refuse_training_on_pope(file, task, split)
-        return Pope(file, skip_bad)
-    return Jsonl(file, skip_bad, task.labels, task.caption)
+        return Pope(file, how.skip_bad, allow_outside=how.allow_outside)
+    return Jsonl(file, how.skip_bad, task.labels, task.caption, allow_outside=how.allow_outside)
 
 
-def _open_folder(folder: Path, task: TaskDefinition, split: str, skip_bad: list[str] | None) -> Data:
+def _open_folder(folder: Path, task: TaskDefinition, split: str, how: Opening) -> Data:
     question = task.question or QUESTION
+    about = (question, task.caption, task.labels)
     if any(parquet_files(folder, name) for name in SPLITS):
-        return Parquet(folder, split, question, task.caption, task.labels, skip_bad)
+        return Parquet(folder, split, *about, how.skip_bad, allow_outside=how.allow_outside)
     others = [name for name, other in PUBLISHED_SETS.items() if other.is_in(folder)]
-    files = sorted(file.name for file in folder.glob("*.jsonl"))
+    files = sorted(file.name for file in folder.glob("*.jsonl") if not is_leftover(file.name))
     # Folders of another published set, or beside a JSONL file, hold pictures too, but are no classes.
     if not others and not files and is_class_folder(folder):
-        return ClassFolder(folder, split, question, task.caption, task.labels, IMAGENETTE, skip_bad)
+        return ClassFolder(folder, split, *about, IMAGENETTE, how.skip_bad, allow_outside=how.allow_outside)
     published = PUBLISHED_SETS.get(task.published)
     looked = [f"{' or '.join(published.marks)} ({task.published})"] if published else []
     looked += [
@@ -148,28 +162,54 @@ def _open_folder(folder: Path, task: TaskDefinition, split: str, skip_bad: list[
 
 
 def _vision(loader: str, splits: dict[str, dict[str, Any]], first: int = 0) -> Callable[..., Data]:
-    def open_set(root: Path, task: TaskDefinition, split: str, download: bool, skip_bad: list[str] | None) -> Data:
+    def open_set(root: Path, task: TaskDefinition, split: str, how: Opening) -> Data:
         from torchvision import datasets
 
         chosen = dict(splits[split])
-        if loader == "Imagenette":
-            there = [size for name, size in IMAGENETTE_SIZES.items() if (root / name).is_dir()]
-            chosen["size"] = there[0] if there else "320px"  # the canvas is smaller
+        if loader == "CLEVRClassification":  # the others have no file for each picture
+            top = root.resolve()
+            chosen["loader"] = lambda file: read_image(resolved_file(str(file), Path(file), top, how.allow_outside))
         return Vision(
-            getattr(datasets, loader), root, chosen, task.labels, task.question, task.caption, first, download
+            getattr(datasets, loader), root, chosen, task.labels, task.question, task.caption, first, how.download
         )
 
     return open_set
 
 
-def _open_memes(folder: Path, task: TaskDefinition, split: str, download: bool, skip_bad: list[str] | None) -> Data:
+def _open_imagenette(root: Path, task: TaskDefinition, split: str, how: Opening) -> Data:
+    """Open Imagenette as class folders, because torchvision would read leftovers of other programs as pictures."""
+    there = [name for name in IMAGENETTE_SIZES if (root / name).is_dir()]
+    name = there[0] if there else "imagenette2-320"  # the canvas is smaller
+    if how.download:
+        from torchvision import datasets
+
+        size = {"size": IMAGENETTE_SIZES[name]}
+        Vision(datasets.Imagenette, root, size, task.labels, task.question, download=True)
+    folder = root / name
+    for part in ("train", "val"):
+        for code, label in IMAGENETTE.items():
+            if not (folder / part / code).is_dir():
+                raise DataError(f"{folder} has no folder {part}/{code}, with pictures of {label}. Download it again.")
+    return ClassFolder(
+        folder,
+        split,
+        task.question,
+        task.caption,
+        task.labels,
+        IMAGENETTE,
+        how.skip_bad,
+        allow_outside=how.allow_outside,
+    )
+
+
+def _open_memes(folder: Path, task: TaskDefinition, split: str, how: Opening) -> Data:
     names = MEMES_FILES[split]
     name = next((name for name in names if (folder / name).is_file()), None)
     if name is None:
         raise DataError(f"{folder} has no {' or '.join(names)}. Hateful Memes has it beside the folder img.")
     if name != names[0]:
         log.warning("%s has no %s; the test is on %s", folder, names[0], name)
-    return HatefulMemes(folder / name, skip_bad)
+    return HatefulMemes(folder / name, how.skip_bad, allow_outside=how.allow_outside)
 
 
 def _refuse_training_on_pope(place: Path, task: TaskDefinition, split: str) -> None:
@@ -183,15 +223,15 @@ def _refuse_training_on_pope(place: Path, task: TaskDefinition, split: str) -> N
 def _pope(kind: str) -> PublishedSet:
     name = f"coco_pope_{kind}.json"
 
-    def open_set(folder: Path, task: TaskDefinition, split: str, download: bool, skip_bad: list[str] | None) -> Data:
+    def open_set(folder: Path, task: TaskDefinition, split: str, how: Opening) -> Data:
         _refuse_training_on_pope(folder, task, split)
-        return Pope(folder / name, skip_bad)
+        return Pope(folder / name, how.skip_bad, allow_outside=how.allow_outside)
 
     return PublishedSet((name,), open_set)
 
 
 # The test of Imagenette and CLEVR is their validation pictures: Imagenette has no others, and CLEVR keeps the answers
-# of its test secret. read_image reads their pictures, so that an unreadable one is named.
+# of its test secret.
 PUBLISHED_SETS = {
     "cifar10": PublishedSet(
         ("cifar-10-batches-py",), _vision("CIFAR10", {"train": {"train": True}, "test": {"train": False}}), True
@@ -201,21 +241,10 @@ PUBLISHED_SETS = {
         _vision("SVHN", {"train": {"split": "train"}, "test": {"split": "test"}}),
         True,
     ),
-    "imagenette": PublishedSet(
-        tuple(IMAGENETTE_SIZES),
-        _vision(
-            "Imagenette",
-            {"train": {"split": "train", "loader": read_image}, "test": {"split": "val", "loader": read_image}},
-        ),
-        True,
-    ),
+    "imagenette": PublishedSet(tuple(IMAGENETTE_SIZES), _open_imagenette, True),
     "clevr": PublishedSet(
         ("clevr/CLEVR_v1.0",),
-        _vision(
-            "CLEVRClassification",
-            {"train": {"split": "train", "loader": read_image}, "test": {"split": "val", "loader": read_image}},
-            first=3,
-        ),
+        _vision("CLEVRClassification", {"train": {"split": "train"}, "test": {"split": "val"}}, first=3),
         True,
     ),
     "hateful-memes": PublishedSet(("img",), _open_memes),

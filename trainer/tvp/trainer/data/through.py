@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..scenes import Camera
-from .sample import Data, Sample, picture_of
+from .sample import Data, Row, Sample, row_of
 
 
 class ThroughCamera:
@@ -25,8 +25,8 @@ class ThroughCamera:
     def __len__(self) -> int:
         return len(self._data)
 
-    def picture_of(self, index: int) -> str:
-        return picture_of(self._data, index)
+    def row(self, index: int) -> Row | None:
+        return row_of(self._data, index)
 
     def __getitem__(self, index: int) -> Sample:
         sample = self._data[index]

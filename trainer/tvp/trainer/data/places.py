@@ -1,0 +1,69 @@
+"""Which files belong to a data folder.
+
+A stranger may have written the folder. It must not lead out of itself, to files that its reader can see and it cannot,
+and it must not name a pipe or a device, which may never end.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from tvp.sdk.errors import DataError
+
+# What file managers, notebooks and network drives leave behind, besides names that begin with a dot.
+_LEFTOVERS = {
+    "__macosx", "@eadir", "@recycle", "#recycle", "$recycle.bin", "system volume information", "lost+found",
+    "thumbs.db", "ehthumbs.db", "desktop.ini",
+}  # fmt: skip
+# Windows into the kernel, whose files look like regular ones.
+_KERNEL = (Path("/proc"), Path("/sys"))
+
+
+def is_leftover(name: str) -> bool:
+    """Return whether a file or a folder of this name is no data: hidden, or a leftover of some program."""
+    return name.startswith(".") or name.lower() in _LEFTOVERS
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """Yield what is in a folder and in folders below it, but no leftovers; links to folders are not followed."""
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not is_leftover(name)]
+        yield from (Path(place, name) for name in names if not is_leftover(name))
+
+
+def resolved(where: str, place: Path, root: Path, allow_outside: bool) -> Path:
+    """Return a file or a folder with all links followed.
+
+    Args:
+        where: the beginning of messages, which says who names the place.
+        place: the place.
+        root: the data folder, itself resolved.
+        allow_outside: the place may be outside of the data folder.
+
+    Raises:
+        DataError: there is nothing, or it is outside of the data folder, or no regular file and no folder.
+    """
+    try:
+        found = place.resolve(strict=True)
+        mode = found.stat().st_mode
+    except (OSError, ValueError, RuntimeError) as error:  # a NUL, a name that is too long, a circle of links
+        raise DataError(f"{where}, but there is no file {str(place)[:300]!r}.") from error
+    if not allow_outside and not found.is_relative_to(root):
+        raise DataError(
+            f"{where}, which is outside of the data folder {root}: it is {found}. Data may only name files in its own "
+            "folder. Copy the file there; or, if you trust who wrote the data, use --allow-outside."
+        )
+    if any(found.is_relative_to(kernel) for kernel in _KERNEL) or not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise DataError(f"{where}, which is no regular file but a pipe, a device or the like. Leave it out.")
+    return found
+
+
+def resolved_file(where: str, place: Path, root: Path, allow_outside: bool) -> Path:
+    """Return a file with all links followed; the arguments and errors are those of `resolved`."""
+    found = resolved(where, place, root, allow_outside)
+    if not found.is_file():
+        raise DataError(f"{where}, which is a folder. Name a file.")
+    return found
