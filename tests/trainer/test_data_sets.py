@@ -130,7 +130,7 @@ def test_imagenette_names_are_those_of_torchvision():
 
 def test_imagenette_without_a_class_is_told_instead_of_misnamed(imagenette):
     shutil.rmtree(imagenette / "imagenette2-160" / "train" / "n02102040")
-    with pytest.raises(DataError, match="has no folder train.n02102040, with pictures of English springer"):
+    with pytest.raises(DataError, match=r"has no folder train.n02102040, with pictures of English springer"):
         opened(imagenette, "imagenette")
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from tvp.sdk.errors import DataError
 from tvp.trainer import tasks
-from tvp.trainer.data import Jsonl, split
+from tvp.trainer.data import Jsonl, parquet, split
+from tvp.trainer.data.pages import unpacked_size
 
 
 def opened(folder, task="custom", part="train", **options):
@@ -176,3 +180,81 @@ def test_a_test_picture_that_is_a_training_picture_is_told(tmp_path):
     with pytest.raises(DataError, match=r"2\.png is the picture .* of the other split too"):
         opened(tmp_path, part="test")
     assert len(opened(tmp_path)) == 2
+
+
+# Parquet that is made to fill the memory
+
+
+def write_parquet(file, values, labels=None, **options):
+    struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    images = pa.array([value if value is None else {"bytes": value, "path": None} for value in values], struct)
+    table = pa.table({"image": images, "label": pa.array(labels or [0] * len(values))})
+    about = {"info": {"features": {"label": {"names": ["cat", "dog"]}}}}
+    pq.write_table(
+        table.replace_schema_metadata({"huggingface": json.dumps(about)}), file, compression="zstd", **options
+    )
+    return file
+
+
+@pytest.mark.parametrize("kind", ["repeated", "one value", "shared beginnings", "a footer that lies", "rows"])
+def test_a_small_parquet_file_takes_no_large_memory(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(parquet, "MOST_UNPACKED", (4, 2**20))
+    monkeypatch.setattr(parquet, "MOST_ROWS", 100_000)
+    file, zeros = tmp_path / "train.parquet", bytes(2**20)
+    if kind == "repeated":
+        write_parquet(file, [zeros] * 64)
+    elif kind == "shared beginnings":
+        values = [zeros + str(i).encode() for i in range(64)]
+        write_parquet(file, values, use_dictionary=False, column_encoding={"image.bytes": "DELTA_BYTE_ARRAY"})
+    elif kind == "rows":
+        write_parquet(file, [None] * 200_000)
+    else:
+        write_parquet(file, [zeros * 64], use_dictionary=False)
+    if kind == "a footer that lies":
+        size = pq.ParquetFile(file).metadata.row_group(0).column(0).total_uncompressed_size
+        said = zigzag(size)
+        assert file.read_bytes().count(said) == 1
+        file.write_bytes(file.read_bytes().replace(said, b"\xd0" + b"\x80" * (len(said) - 2) + b"\x00"))
+        assert pq.ParquetFile(file).metadata.row_group(0).column(0).total_uncompressed_size == 40
+    before = pa.total_allocated_bytes()
+    with pytest.raises(DataError, match=r"train\.parquet.*(unpacks to more than|declares 200,000 rows)"):
+        opened(tmp_path)
+    assert pa.total_allocated_bytes() - before < 2**20
+
+
+def zigzag(number):
+    """A positive number as Thrift's compact protocol writes it."""
+    number, written = number * 2, b""
+    while number > 127:
+        written += bytes([number & 127 | 128])
+        number >>= 7
+    return written + bytes([number])
+
+
+def test_the_headers_of_pages_say_what_pyarrow_says(tmp_path):
+    """Many pages, with a dictionary and without, with statistics, in both versions of the page header."""
+    values = [os.urandom(300) for _ in range(500)]
+    for version in ("1.0", "2.0"):
+        for dictionary in (True, False):
+            file = write_parquet(
+                tmp_path / "train.parquet", values, use_dictionary=dictionary, data_page_version=version,
+                data_page_size=1000, row_group_size=100, write_statistics=True, write_page_checksum=True,
+            )  # fmt: skip
+            about = pq.ParquetFile(file).metadata
+            with open(file, "rb") as stream:
+                for i in range(about.num_row_groups):
+                    for j in range(about.num_columns):
+                        part = about.row_group(i).column(j)
+                        headers = part.total_uncompressed_size - unpacked_size(stream, part)
+                        assert 0 < headers < 2500  # the footer counts them too
+
+
+@pytest.mark.parametrize(
+    "damage", [b"", b"\x00", b"\xff" * 20, b"\x1c" * 50, b"\x15\x80" * 20, b"\x19\xfc" + b"\xff" * 9]
+)
+def test_a_damaged_header_of_a_page_is_told(tmp_path, damage):
+    class Part:
+        data_page_offset, has_dictionary_page, total_compressed_size = 0, False, 100
+
+    with pytest.raises(ValueError, match=r"a page (has no size|is damaged|is cut off|is too deep)"):
+        unpacked_size(io.BytesIO(damage), Part)

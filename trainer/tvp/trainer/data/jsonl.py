@@ -17,8 +17,8 @@ KEYS = ("image", "question", "answer", "label", "labels", "caption")
 class Jsonl(Rows):
     """A file with one JSON object a line.
 
-    A row has image (a path, from the file's folder and inside it), question, and answer (or label, which means the same). It may
-    have labels (a list) and caption. Every line is checked when the file is opened.
+    A row has image (a path, from the file's folder and inside it), question, and answer (or label, which means the
+    same). It may have labels (a list) and caption. Every line is checked when the file is opened.
 
     Args:
         file: the file.

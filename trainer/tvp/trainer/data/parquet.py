@@ -11,13 +11,16 @@ from typing import Any
 
 from tvp.sdk import errors, read_image
 
+from .pages import unpacked_size
 from .places import resolved_file
 from .sample import CAPTION, SPLITS, Question, Row, Sample, check_names, report
 
 # What a file may hold, by its size on disk: pictures are compressed already, so an honest file hardly shrinks them.
 MOST_UNPACKED = 4, 256 * 2**20  # times its size, plus these bytes
 MOST_ROWS = 1_000_000  # of a file with less than 64 bytes a row
-AT_ONCE = 256 * 2**20  # bytes that are unpacked at once; each value of a batch may be as large as its row group
+AT_ONCE = (
+    256 * 2**20
+)  # bytes that are unpacked at once; each value of a batch may be as large as a column of its row group
 NEEDS = "columns image {bytes, path} and label (int), and class names in its huggingface metadata"
 
 
@@ -47,7 +50,8 @@ class Parquet:
         allow_outside: the files may be links out of the folder. Default False.
 
     Raises:
-        DataError: a file or a row cannot be read, or a file unpacks to far more than its size. Rows are counted from 0 in each file.
+        DataError: a file or a row cannot be read, or a file unpacks to far more than its size. Rows are counted from
+            0 in each file.
     """
 
     def __init__(
@@ -151,23 +155,17 @@ def _unpack(file: Path, opened: Any, columns: list[str]) -> tuple[list[Any], lis
     about, n_bytes = opened.metadata, file.stat().st_size
     factor, more = MOST_UNPACKED
     allowed = factor * n_bytes + more
-    groups = [
-        sum(
-            abs(part.total_uncompressed_size)  # a hostile file may declare a negative one
-            for part in map(about.row_group(group).column, range(about.num_columns))
-            if part.path_in_schema in columns
-        )
-        for group in range(about.num_row_groups)
-    ]
     if about.num_rows > max(MOST_ROWS, n_bytes // 64):
         raise errors.DataError(
             f"{file} declares {about.num_rows:,} rows in {n_bytes:,} bytes. So many pictures do not fit. Do not use it."
         )
-    largest = max(groups, default=0)
-    images, labels, unpacked = [], [], sum(groups)
+    parts = [about.row_group(i).column(j) for i in range(about.num_row_groups) for j in range(about.num_columns)]
+    with open(file, "rb") as stream:
+        sizes = [unpacked_size(stream, part) for part in parts if part.path_in_schema in columns]
+    images, labels, unpacked = [], [], sum(sizes)
     if unpacked <= allowed:
         unpacked = 0
-        for batch in opened.iter_batches(max(1, min(64, AT_ONCE // max(1, largest))), columns=columns):
+        for batch in opened.iter_batches(max(1, min(64, AT_ONCE // max(1, *sizes))), columns=columns):
             unpacked += batch.nbytes
             if unpacked > allowed:
                 break

@@ -19,7 +19,7 @@ _LEFTOVERS = {
     "thumbs.db", "ehthumbs.db", "desktop.ini",
 }  # fmt: skip
 # Windows into the kernel, whose files look like regular ones.
-_KERNEL = (Path("/proc"), Path("/sys"))
+_KERNEL = ((os.sep, "proc"), (os.sep, "sys"))
 
 
 def is_leftover(name: str) -> bool:
@@ -56,7 +56,7 @@ def resolved(where: str, place: Path, root: Path, allow_outside: bool) -> Path:
             f"{where}, which is outside of the data folder {root}: it is {found}. Data may only name files in its own "
             "folder. Copy the file there; or, if you trust who wrote the data, use --allow-outside."
         )
-    if any(found.is_relative_to(kernel) for kernel in _KERNEL) or not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+    if found.parts[:2] in _KERNEL or not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise DataError(f"{where}, which is no regular file but a pipe, a device or the like. Leave it out.")
     return found
 
