@@ -14,7 +14,6 @@ import math
 import re
 import shutil
 import tempfile
-import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -38,6 +37,7 @@ from tvp.sdk.errors import ModelError, near
 
 from .families.chatglm import ChatGLMConfig
 from .published import KINDS, PREFIXES, Kind
+from .tensor_files import load_tensors
 
 IMAGE_TOKEN = "<image>"
 ENCODER_HEAD, QFORMER_HEAD = 88, 64
@@ -145,8 +145,7 @@ def _read(file: Path) -> dict[str, Tensor]:
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
-        # Only torch's newer format, a zip, can be mapped into memory.
-        found = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+        found = load_tensors(file, mapped=True)
     except FileNotFoundError as error:
         raise ModelError(f"There is no checkpoint {file}.") from error
     except Exception as error:  # the unpickler raises whatever the damage leads to
@@ -194,7 +193,7 @@ def _plain(name: str) -> str:
 def _text_config(plan: Kind, folder: Path) -> PretrainedConfig:
     try:
         about = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"The language model {folder} has no readable config.json: {error}") from error
     if not isinstance(about, dict) or about.get("model_type") != plan.text_type:
         about = about if isinstance(about, dict) else {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -25,6 +25,7 @@ from .logs import CURVES, NO_LOSS, Line, Logs, draw_curves, save_frame
 from .prompt import Prompt
 from .step import Objective
 from .team import Team
+from .tensor_files import load_tensors
 from .update import Update
 
 log = logging.getLogger("tvp.trainer")
@@ -101,7 +102,7 @@ class Run:
             if not resume and self._team.leads:
                 (self.folder / CHECKPOINT).unlink(missing_ok=True)
             self._team.wait()
-            self._restore(load_checkpoint(self.folder, identity, frame.mask.device))
+            self._restore(load_checkpoint(self.folder, identity, frame))
             if self._team.leads:
                 lines = [*self.progress.steps, *self.progress.validations]
                 self._logs = Logs(self.folder, lines, self.step, self._tensorboard)
@@ -223,7 +224,7 @@ def save_checkpoint(folder: Path, identity: dict[str, Any], progress: Progress) 
     write_whole(folder / CHECKPOINT, buffer.getvalue())
 
 
-def load_checkpoint(folder: Path, identity: dict[str, Any], device: torch.device | str) -> Progress | None:
+def load_checkpoint(folder: Path, identity: dict[str, Any], frame: Frame) -> Progress | None:
     """Read the progress that a folder holds; None where it holds none.
 
     Raises:
@@ -234,27 +235,43 @@ def load_checkpoint(folder: Path, identity: dict[str, Any], device: torch.device
     if not path.exists():
         return None
     try:
-        state = torch.load(path, weights_only=True, map_location=device)
+        state = load_tensors(path, frame.mask.device)
         theirs = _in_todays_names(json.loads(state.pop("identity")))
+        changed = _changes(theirs, json.loads(json.dumps(identity)))
         progress = Progress(**state)
-        complete = progress.step > 0 and progress.values
-    except Exception as error:  # torch.load raises whatever the damage leads to
+        complete = progress.step > 0 and _is_whole(progress, [value.shape for value in frame.values])
+    except Exception as error:  # the unpickler raises whatever the damage leads to
         raise DataError(f"The checkpoint {path} is damaged: {error}. Start anew with --restart.") from error
-    if not complete:
-        raise DataError(f"The checkpoint {path} is damaged: it holds no step. Start anew with --restart.")
-    mine = json.loads(json.dumps(identity))
-    changed = [
-        f"{key}: {theirs.get(part, {}).get(key)!r} there, {mine[part][key]!r} now"
-        for part in mine
-        for key in mine[part]
-        if mine[part][key] != theirs.get(part, {}).get(key)
-    ]
     if changed:
         raise RequestError(
             f"{folder} holds a run with another configuration ({'; '.join(changed)}). "
             "Choose another folder, or start anew with --restart."
         )
+    if not complete:
+        raise DataError(f"The checkpoint {path} is damaged: it holds no whole step. Start anew with --restart.")
     return progress
+
+
+def _is_whole(progress: Progress, shapes: Sequence[torch.Size]) -> bool:
+    """Whether all fields are of their types, and the tensors have these shapes."""
+    if any(type(getattr(progress, name)) is not type(value) for name, value in vars(Progress()).items()):
+        return False
+    sets = [progress.values, *zip(*progress.update["moments"], strict=True)]
+    sets += [progress.best_values] if progress.best_values else []
+    lines = [*progress.steps, *progress.validations]
+    return all([value.shape for value in values] == list(shapes) for values in sets) and all(
+        isinstance(name, str) and isinstance(value, int | float) for line in lines for name, value in line.items()
+    )
+
+
+def _changes(theirs: dict[str, Any], mine: dict[str, Any]) -> list[str]:
+    """What is not the same in two identities, in words."""
+    return [
+        f"{key}: {theirs.get(part, {}).get(key)!r} there, {mine[part][key]!r} now"
+        for part in mine
+        for key in mine[part]
+        if mine[part][key] != theirs.get(part, {}).get(key)
+    ]
 
 
 def _in_todays_names(identity: dict[str, Any]) -> dict[str, Any]:
