@@ -67,9 +67,12 @@ def accuracy(loaded: sdk.Task, data: Data, task: TaskDefinition, quiet: bool = T
     questions: list[Question] = []
     answers: list[str] = []
     scores: list[NDArray[np.float32] | None] = []
+    picture = None
     for i in tqdm(range(len(data)), disable=quiet, desc="asking the bundle"):
         sample = data[i]
-        view = loaded.see(sample.picture)  # encoded once, asked many times
+        if sample.picture is not picture:  # further rows about one picture have the very same array
+            picture = sample.picture
+            view = loaded.see(picture)  # encoded once, asked many times
         for question in sample.questions:
             row = None
             if question.labels and not (task.free and generates):

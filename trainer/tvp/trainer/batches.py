@@ -54,34 +54,35 @@ def load_batch(
     data: Data,
     indices: Sequence[int],
     geometry: Geometry,
-    n_questions: int,
+    n_questions: int | None,
     augmentations: Sequence[str] = (),
     seed: Sequence[int] = (),
 ) -> Batch:
     """Read samples and fit their pictures.
 
+    A photo takes far more memory than its place on the canvas, so one full picture is held at a time.
+
     Args:
         data: where from.
         indices: of the samples.
         geometry: how their pictures are fitted.
-        n_questions: most questions about each.
+        n_questions: most questions about each; None for all.
         augmentations: see `augment`. Default: none.
         seed: of the augmentations, together with the index of each sample.
     """
-    samples = [data[i] for i in indices]
-    pictures = [sample.picture for sample in samples]
-    if augmentations:
-        pictures = [
-            augment(picture, augmentations, np.random.default_rng([*seed, i]))
-            for i, picture in zip(indices, pictures, strict=True)
-        ]
-    return Batch(
-        list(indices),
-        np.stack([geometry.shrink(picture) for picture in pictures]),
-        [sample.questions[:n_questions] for sample in samples],
-        [sample.caption for sample in samples],
-        bool(augmentations),
-    )
+    pictures: list[NDArray[np.uint8]] = []
+    questions, captions = [], []
+    before = None
+    for i in indices:
+        sample = data[i]
+        if augmentations:
+            pictures.append(geometry.shrink(augment(sample.picture, augmentations, np.random.default_rng([*seed, i]))))
+        else:  # data gives the very same array for further rows about a picture
+            pictures.append(pictures[-1] if sample.picture is before else geometry.shrink(sample.picture))
+        before = sample.picture
+        questions.append(sample.questions[:n_questions])
+        captions.append(sample.caption)
+    return Batch(list(indices), np.stack(pictures), questions, captions, bool(augmentations))
 
 
 def read_batches(

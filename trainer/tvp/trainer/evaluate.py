@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from .batches import load_batch
 from .data import Data, Question
 from .families import Family
 from .prompt import Geometry, Prompt
@@ -77,12 +78,12 @@ def accuracy(
     free = task is None or task.free
     n_pictures = max(1, batch // 4)  # most have a few questions
     for start in tqdm(range(0, len(data), n_pictures), disable=quiet, desc="evaluating"):
-        samples = [data[i] for i in range(start, min(start + n_pictures, len(data)))]
-        canvas = geometry.show([sample.picture for sample in samples], family.device)
+        read = load_batch(data, range(start, min(start + n_pictures, len(data))), geometry, None)
+        canvas = geometry.place(torch.from_numpy(read.pictures).to(family.device))
         if prompt is not None:
             canvas = prompt.on(canvas)
-        rows = torch.tensor([i for i, sample in enumerate(samples) for _ in sample.questions], device=canvas.device)
-        asked = [question for sample in samples for question in sample.questions]
+        rows = torch.tensor([i for i, about in enumerate(read.questions) for _ in about], device=canvas.device)
+        asked = [question for about in read.questions for question in about]
         features = family.encode(family.to_pixels(canvas))
         embeddings = family.connect_rows(features, rows, [question.text for question in asked])
         given, scored = _answers(family, embeddings, asked, free and family.generates, batch)

@@ -20,7 +20,7 @@ from tvp.sdk.formats import strict_json
 
 from . import metrics
 from .corruptions import Corrupted
-from .data import Data
+from .data import Data, questions_of
 from .evaluate import Accuracy, accuracy
 from .families import Family
 from .files import write_whole
@@ -141,7 +141,7 @@ def evaluate_matrix(
         report: is called with each row when it is measured.
     """
     conditions = {("", 0): data} | {(name, step): Corrupted(data, name, step, seed) for name, step in corruptions}
-    questions = [question for i in range(len(data)) for question in data[i].questions]
+    questions = [question for i in range(len(data)) for question in questions_of(data, i)]
     metrics.measure(task.metric, questions, [""] * len(questions))  # refuses unfit labels before anything is asked
     rows: list[Row] = []
     full: dict[tuple[str, int, Geometry], float] = {}

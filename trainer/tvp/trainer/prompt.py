@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -89,7 +89,7 @@ class Geometry:
         return np.asarray(image.crop((left, top, left + self.side, top + self.side)))
 
     def show(
-        self, pictures: Sequence[Image.Image | NDArray[np.uint8]], device: torch.device | str = "cpu"
+        self, pictures: Iterable[Image.Image | NDArray[np.uint8]], device: torch.device | str = "cpu"
     ) -> Float[Tensor, "n 3 canvas canvas"]:
         """Fit pictures and put each on a black canvas; values in [0, 1]."""
         return self.place(torch.from_numpy(np.stack([self.shrink(picture) for picture in pictures])).to(device))

@@ -77,7 +77,7 @@ class CleanFeatures:
         if kept is None:
             start = group * self._group
             members = range(start, min(start + self._group, len(self._data)))
-            kept = self._see(self._geometry.show([self._data[i].picture for i in members], self._family.device))
+            kept = self._see(self._geometry.show((self._data[i].picture for i in members), self._family.device))
             self._keep = kept[0].nbytes * len(self._data) <= self._budget
             if self._keep:
                 self._kept[group] = kept

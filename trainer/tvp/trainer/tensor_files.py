@@ -101,7 +101,7 @@ class _Storage(NamedTuple):
 
 
 # The unpickler in Python keeps its memo in a dictionary. The one in C makes a table as long as a file says.
-class _Reader(pickle._Unpickler):  # type: ignore[misc, name-defined]
+class _Reader(pickle._Unpickler):
     """Goes through a pickle and makes no tensor.
 
     Args:
@@ -126,7 +126,7 @@ class _Reader(pickle._Unpickler):  # type: ignore[misc, name-defined]
             if name == "UntypedStorage":
                 return torch.uint8
             if name.endswith("Storage"):
-                return StorageType(name).dtype
+                return StorageType(name).dtype  # type: ignore[no-untyped-call]
             if isinstance(dtype := vars(torch).get(name), torch.dtype):
                 return dtype
         raise _refused(f"it holds a {module}.{name}, which is no tensor")
