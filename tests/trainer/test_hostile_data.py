@@ -185,14 +185,14 @@ def test_a_test_picture_that_is_a_training_picture_is_told(tmp_path):
 # Parquet that is made to fill the memory
 
 
-def write_parquet(file, values, labels=None, **options):
+NAMES = json.dumps({"info": {"features": {"label": {"names": ["cat", "dog"]}}}})
+
+
+def write_parquet(file, values, about=NAMES, **options):
     struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     images = pa.array([value if value is None else {"bytes": value, "path": None} for value in values], struct)
-    table = pa.table({"image": images, "label": pa.array(labels or [0] * len(values))})
-    about = {"info": {"features": {"label": {"names": ["cat", "dog"]}}}}
-    pq.write_table(
-        table.replace_schema_metadata({"huggingface": json.dumps(about)}), file, compression="zstd", **options
-    )
+    table = pa.table({"image": images, "label": pa.array([0] * len(values))})
+    pq.write_table(table.replace_schema_metadata({"huggingface": about}), file, compression="zstd", **options)
     return file
 
 

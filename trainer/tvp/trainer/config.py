@@ -20,6 +20,7 @@ from .update import UpdateRule
 Method = Literal["vp", "evp", "tvp"]
 FitOrTask = Literal["task", Fit]
 SHIPPED = files(__package__) / "configs"
+MOST_BYTES = 2**20  # of the user's file; TOML's reader takes long for much text
 RENAMED = {"layout": "placement"}  # fields as earlier versions wrote them -> their names today
 
 
@@ -162,7 +163,7 @@ def make_config(given: dict[str, Any], own: Path | None = None) -> TrainConfig:
         RequestError: there is no such task or method, or the fields do not go together.
         DataError: the file is not TOML, or sets a field that does not exist or that takes another type.
     """
-    file = _read(own.name, own.read_bytes()) if own is not None else {}
+    file = _read(own.name, _own_bytes(own)) if own is not None else {}
     mine = {**file, **given}
     for name in ("method", "task"):
         if name in file and name in given and given[name] != file[name]:
@@ -191,6 +192,19 @@ def make_config(given: dict[str, Any], own: Path | None = None) -> TrainConfig:
     return TrainConfig(**{"models": (), **merged})  # an empty tuple is refused
 
 
+def _own_bytes(own: Path) -> bytes:
+    if not own.is_file():  # a pipe may never end
+        raise DataError(f"There is no file {own}. `tvp train` writes one as config.toml.")
+    try:
+        with own.open("rb") as stream:
+            data = stream.read(MOST_BYTES + 1)
+    except OSError as error:
+        raise DataError(f"{own} cannot be read: {error.strerror}.") from error
+    if len(data) > MOST_BYTES:
+        raise DataError(f"{own} has more than {MOST_BYTES:,} bytes, which no configuration needs. Name another file.")
+    return data
+
+
 def _read(name: str, data: bytes, method: str = "") -> dict[str, Any]:
     """Read the fields that a file sets.
 
@@ -202,7 +216,9 @@ def _read(name: str, data: bytes, method: str = "") -> dict[str, Any]:
     known = {f.name: f for f in fields(TrainConfig)}
     try:
         found = tomllib.loads(data.decode())
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except RecursionError as error:
+        raise DataError(f"{name} is nested too deeply. A configuration has fields and lists of texts only.") from error
+    except ValueError as error:  # no TOML, no UTF-8, or a number of thousands of digits
         raise DataError(f"{name} is not a TOML file: {error}") from error
     if method:
         tables = {other: found.pop(other, {}) for other in CHOICES["method"]}

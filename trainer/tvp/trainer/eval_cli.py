@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import sys
-from functools import partial
+from collections.abc import Callable
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from .files import write_whole
 from .prompt import Geometry, Prompt
 
 if TYPE_CHECKING:
+    from .families import Family
     from .matrix import Exporter
 
 
@@ -142,6 +144,7 @@ def evaluate(
     geometry = Geometry(config.canvas, config.inner, task.fit)
     # Imported this late because it takes seconds, and a misspelt option should be told at once.
     from . import families, matrix
+    from .asking import answerable
     from .precision import dtype_of
 
     exporter = _exporter() if exported else None
@@ -153,12 +156,19 @@ def evaluate(
         families.refuse_unknown(model)  # all names are checked before the first model is measured
     test = tasks.open_usable(data, task, "test", n, seed, skip_bad, download, allow_outside)
     # Drawn at random, because many sets are sorted by class.
-    chosen = sorted(np.random.default_rng(seed).permutation(len(test))[:n].tolist())
+    chosen = Subset(test, sorted(np.random.default_rng(seed).permutation(len(test))[:n].tolist()))
+    names = list(dict.fromkeys(models))
+    dtype = dtype_of(precision, device)
+    load: Callable[[str], Family] = partial(families.load, device=device, dtype=dtype, canvas=largest)
+    if len(names) == 1:
+        load = lru_cache(1)(load)
+    # All models are asked the same questions, so each must be able to read them before the first is measured.
+    asked = answerable(chosen, ((name, load(name)) for name in names), largest, task.free, skip_bad)
     rows = matrix.evaluate_matrix(
-        list(dict.fromkeys(models)),
-        partial(families.load, device=device, dtype=dtype_of(precision, device), canvas=largest),
+        names,
+        load,
         shown,
-        Subset(test, chosen),
+        asked,
         task,
         corruptions=corrupted,
         seed=seed,

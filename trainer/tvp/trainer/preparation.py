@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from tvp.sdk.errors import DataError, RequestError
 
 from . import families, tasks
+from .asking import answerable
 from .config import TrainConfig
 from .data import Data, split
 from .families import Family
@@ -107,6 +108,7 @@ def prepare(
     guide = _load_guide(config, home)
     if data is None:
         data = _open_data(config, task, team, skip_bad, download, allow_outside)
+    data = answerable(data, _in_turn(config.models, sources, home, offload), config.canvas, task.free, skip_bad)
     train, validation = split(data, min(config.n_validation, len(data) // 5), config.seed)
     if len(train) < config.batch:
         raise DataError(f"{len(train)} training pictures do not fill a batch of {config.batch}; take a smaller one.")
@@ -118,6 +120,18 @@ def prepare(
         if guide:
             guide.compile()
     return Prepared(config, task, sources, guide, data, train, validation, home, offload)
+
+
+def _in_turn(
+    names: Sequence[str], sources: Sequence[Family], home: torch.device, offload: bool
+) -> Iterator[tuple[str, Family]]:
+    """Yield each source model with its name, while it is on the device where it runs."""
+    for name, source in zip(names, sources, strict=True):
+        if offload:
+            source.model.to(home)
+        yield name, source
+        if offload:
+            source.model.to("cpu")
 
 
 def _load_guide(config: TrainConfig, home: torch.device) -> Guide | None:

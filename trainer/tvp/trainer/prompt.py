@@ -201,10 +201,17 @@ class Prompt:
             names = {stored: name for name, stored in IN_FILE.items()}
             geometry = Geometry(**{names.get(key, key): value for key, value in json.loads(about["geometry"]).items()})
             facts = json.loads(about["facts"])
+            json.dumps(facts, ensure_ascii=False).encode()  # JSON can spell half a character, which no file can hold
             pixel_range = about["pixel_range"]
-        except (SafetensorError, KeyError, ValueError, TypeError, RequestError) as error:
+        except RecursionError as error:
+            raise DataError(f"{path} is not an intact prompt file: it is nested too deeply.") from error
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError, RequestError) as error:
             raise DataError(f"{path} is not an intact prompt file: {error}") from error
         side = geometry.canvas
-        if frame.shape != (3, side, side) or not torch.isfinite(frame).all() or pixel_range not in ("free", "image"):
+        if type(side) is not int or type(geometry.inner) is not int or not isinstance(facts, dict):
+            raise DataError(f"{path} is not an intact prompt file: sizes are whole numbers, and facts a table.")
+        if frame.shape != (3, side, side) or not frame.is_floating_point() or not torch.isfinite(frame.float()).all():
             raise DataError(f"{path} is not an intact prompt file: its frame must be finite, (3, {side}, {side}).")
+        if pixel_range not in get_args(PixelRange):
+            raise DataError(f"{path} is not an intact prompt file: the pixel range {pixel_range!r} is unknown.")
         return Prompt(frame.float(), geometry, pixel_range, facts)  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from .jsonl import Jsonl
 from .memes import HatefulMemes
 from .parquet import Parquet
 from .pope import Pope
-from .sample import Data, Question, Row, Sample, Subset, questions_of, row_of, split
+from .sample import Data, Question, Row, Sample, Subset, questions_of, report, row_of, split
 from .sources import open_data
 from .vision import IMAGENETTE, Vision
 
@@ -30,6 +30,7 @@ __all__ = [
     "Vision",
     "open_data",
     "questions_of",
+    "report",
     "row_of",
     "split",
 ]

@@ -9,7 +9,7 @@ from typing import Any
 from tvp.sdk.errors import DataError
 
 from .rows import Rows
-from .sample import CAPTION, Question
+from .sample import CAPTION, Question, is_readable
 
 KEYS = ("image", "question", "answer", "label", "labels", "caption")
 
@@ -62,6 +62,8 @@ class Jsonl(Rows):
         if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
             raise DataError(f"{where}: labels must be a list of texts.")
         labels = [label.strip() for label in labels]
+        if not all(map(is_readable, labels)):
+            raise DataError(f"{where} has half a character (a lone surrogate) in its labels {labels}.")
         if len(set(labels)) < len(labels):
             raise DataError(f"{where} has a label twice in {labels}. Each may be there once.")
         if labels and answer not in labels:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tvp.sdk import errors, read_image
 
 from .places import resolved_file
-from .sample import Question, Row, Sample, report
+from .sample import Question, Row, Sample, is_readable, report
 
 
 class Rows:
@@ -60,7 +60,9 @@ class Rows:
             row = json.loads(line.decode())
         except UnicodeDecodeError as error:
             raise errors.DataError(f"{where} is not UTF-8 text: {error}") from error
-        except (ValueError, RecursionError) as error:
+        except RecursionError as error:
+            raise errors.DataError(f"{where} is nested too deeply. A row is {self.needs}.") from error
+        except ValueError as error:
             raise errors.DataError(f"{where} is not JSON: {error}") from error
         if not isinstance(row, dict):
             raise errors.DataError(f"{where} is not a JSON object with {self.needs}.")
@@ -83,10 +85,8 @@ class Rows:
         text = row.get(key)
         if not isinstance(text, str) or not text.strip():
             raise errors.DataError(f"{where} has no text under {key!r}; every row needs {self.needs}.")
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:  # JSON can spell it, but no tokenizer can read it
-            raise errors.DataError(f"{where} has half a character (a lone surrogate) under {key!r}.") from error
+        if not is_readable(text):
+            raise errors.DataError(f"{where} has half a character (a lone surrogate) under {key!r}.")
         return text.strip()
 
     def __len__(self) -> int:

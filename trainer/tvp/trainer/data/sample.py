@@ -150,6 +150,15 @@ def report(error: DataError, skip_bad: list[str] | None) -> None:
     skip_bad.append(str(error))
 
 
+def is_readable(text: str) -> bool:
+    """Return whether a tokenizer can read a text: JSON and names of files can hold half a character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def check_names(where: str, names: Sequence[str], labels: Sequence[str] = ()) -> None:
     """Check that every class name is a text, that none is there twice, and that all are labels of the task.
 
@@ -164,6 +173,8 @@ def check_names(where: str, names: Sequence[str], labels: Sequence[str] = ()) ->
     for name, count in Counter(names).items():
         if not isinstance(name, str) or not name.strip():
             raise DataError(f"{where} has a class without a name, {name!r}. A model can only answer with a name.")
+        if not is_readable(name):  # the bytes of a folder's name may be no text
+            raise DataError(f"{where} has a class whose name is no text, {name!r}. Rename it.")
         if count > 1:
             raise DataError(f"{where} has {count} classes that are called {name!r}. A model cannot tell them apart.")
         if labels and name not in labels:

@@ -108,12 +108,10 @@ class ContrastiveFamily(Family):
 
         For SigLIP it is the binary cross-entropy averaged over candidates, as in its training.
         """
-        if len(candidates) != len(answers) or any(a not in c for a, c in zip(answers, candidates, strict=True)):
-            raise RequestError(
-                f"{self.name} chooses among given answers. Every question needs labels with the right one."
-            )
+        candidates = candidates or [()] * len(answers)  # which is refused
         losses = []
         for i, (question, answer, labels) in enumerate(zip(questions, answers, candidates, strict=True)):
+            self.check_question(question, answer, labels)
             logits = self.logits(embeddings[i : i + 1], self.captions.texts(question, labels))[0]
             right = list(labels).index(answer)
             if self.sigmoid:
@@ -123,6 +121,14 @@ class ContrastiveFamily(Family):
             else:
                 losses.append(-logits.log_softmax(-1)[right])
         return torch.stack(losses).mean()
+
+    def check_question(
+        self, question: str, answer: str, labels: Sequence[str], n_image: int = 0, n_written: int = 0
+    ) -> None:
+        if answer not in labels:
+            raise RequestError(
+                f"{self.name} chooses among given answers. Every question needs labels with the right one."
+            )
 
     @torch.no_grad()
     def answer_scores(

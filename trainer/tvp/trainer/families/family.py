@@ -158,6 +158,22 @@ class Family:
         """Return the number of terms in the mean of `answer_loss`: tokens, or of a contrastive family answers."""
         return len(answers)
 
+    def check_question(
+        self, question: str, answer: str, labels: Sequence[str], n_image: int = 0, n_written: int = 0
+    ) -> None:
+        """Check that the model can be asked a question, without asking it.
+
+        Args:
+            question: the text.
+            answer: the right answer.
+            labels: the answers to choose from; none for a free answer.
+            n_image: image embeddings of a picture. Default 0.
+            n_written: most tokens of a free answer; 0 for none. Default 0.
+
+        Raises:
+            RequestError: it cannot be asked.
+        """
+
     # The same in all families.
 
     @property
@@ -290,11 +306,18 @@ class GenerativeFamily(Family):
     def n_answer_tokens(self, answers: Sequence[str]) -> int:
         return sum(len(self.answer_ids(answer)) for answer in answers)
 
+    def check_question(
+        self, question: str, answer: str, labels: Sequence[str], n_image: int = 0, n_written: int = 0
+    ) -> None:
+        n_answer = max(n_written, *(len(self.answer_ids(text)) for text in (answer, *labels)))
+        n_read = 0 if self.layout.apart else n_answer - 1  # the last token of an answer is never read
+        self._refuse_too_long(n_image + sum(map(len, self.prompt_ids(question))) + n_read)
+
     def _refuse_too_long(self, n_tokens: int) -> None:
         if self.n_positions is not None and n_tokens > self.n_positions:
             raise RequestError(
                 f"Picture, question and answer take {n_tokens} tokens, but this model reads at most "
-                f"{self.n_positions}. Ask a shorter question."
+                f"{self.n_positions}. Take a shorter question or answer."
             )
 
     def _pad(self, rows: list[list[int]], left: bool) -> tuple[Tensor, Tensor]:

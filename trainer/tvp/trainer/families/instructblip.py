@@ -81,6 +81,12 @@ class QuestionAwareFamily(GenerativeFamily):
             )
         return ids
 
+    def check_question(
+        self, question: str, answer: str, labels: Sequence[str], n_image: int = 0, n_written: int = 0
+    ) -> None:
+        super().check_question(question, answer, labels, n_image, n_written)
+        self.qformer_ids(question)
+
     def _ask_queries(self, features: Tensor, ids: Tensor, real: Tensor) -> Tensor:
         model = self.model
         queries = model.query_tokens.expand(features.shape[0], -1, -1)
