@@ -38,12 +38,15 @@ def data(tmp_path, monkeypatch, read):
     return Jsonl(tmp_path / "a.jsonl")
 
 
-def test_a_run_of_rows_reads_its_picture_once_and_holds_one(data, read):
+def test_a_run_of_rows_reads_and_shrinks_its_picture_once_and_holds_one(data, read, monkeypatch):
+    shrunk, shrink = [], Geometry.shrink
+    monkeypatch.setattr(Geometry, "shrink", lambda self, picture: shrunk.append(1) or shrink(self, picture))
     tracemalloc.start()
     batch = load_batch(data, range(len(data)), GEOMETRY, None)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert read == [f"{i}.jpg" for i in range(9)]
+    assert len(shrunk) == 9
     assert batch.pictures[:, 0, 0, 0].tolist() == [0] * 16 + list(range(1, 9))
     assert peak < 6 * 3 * SIDES[0] * SIDES[1] + 3 * batch.pictures.nbytes  # 24 photos took 24 times this size
 
