@@ -10,10 +10,11 @@ import shutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
 from tvp.sdk.errors import DataError
-from tvp.trainer import tasks
+from tvp.trainer import matrix, tasks
 from tvp.trainer.data import Jsonl, parquet, split
 from tvp.trainer.data.pages import unpacked_size
 
@@ -264,3 +265,27 @@ def test_a_damaged_header_of_a_page_is_told(tmp_path, damage):
 
     with pytest.raises(ValueError, match=r"a page (has no size|is damaged|is cut off|is too deep)"):
         unpacked_size(io.BytesIO(damage), Part)
+
+
+def test_the_commands_stay_in_the_folder_unless_they_are_told_otherwise(tmp_path, monkeypatch):
+    """What a row names would travel in the golden pictures of an exported bundle."""
+    from tvp.export import bundle
+    from tvp.export.cli import export
+    from tvp.trainer import preparation
+    from tvp.trainer.cli import train
+    from tvp.trainer.eval_cli import evaluate
+
+    save(tmp_path / "secret.png")
+    file = write_rows(tmp_path / "data" / "a.jsonl", "../secret.png")
+
+    def reached(*arguments, **options):
+        raise RuntimeError("the data is open")
+
+    monkeypatch.setattr(bundle, "export", reached)
+    monkeypatch.setattr(preparation, "split", reached)
+    monkeypatch.setattr(matrix, "evaluate_matrix", reached)
+    out = ["-o", str(tmp_path / "out")]
+    for command, more in ((export, out), (train, [*out, "--tse", "0"]), (evaluate, [])):
+        order = ["-m", "zoo:llava", "--task", "custom", "--data", str(file), *more]
+        assert "outside of the data folder" in str(CliRunner().invoke(command, order).exception)
+        assert "the data is open" in str(CliRunner().invoke(command, [*order, "--allow-outside"]).exception)
