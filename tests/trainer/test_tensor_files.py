@@ -7,6 +7,7 @@ import os
 import pickle
 import resource
 import zipfile
+from collections import Counter
 
 import pytest
 import torch
@@ -32,15 +33,17 @@ def test_whatever_torch_saves_of_tensors_is_read(tmp_path, new, mapped):
     optimizer = torch.optim.Adam(model.parameters())
     model(torch.ones(3)).sum().backward()
     optimizer.step()
+    marked = torch.nn.Parameter(torch.ones(2))
+    marked.mark = 3
     types = [torch.bfloat16, torch.half, torch.double, torch.int8, torch.bool, torch.complex64]
     content = {
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
-        "parameter": torch.nn.Parameter(torch.ones(3)),
+        "parameters": [torch.nn.Parameter(torch.ones(3)), marked],
         "types": [torch.ones(2, dtype=dtype) for dtype in types + ([torch.uint16, torch.float8_e4m3fn] if new else [])],
         "shared": [shared := torch.arange(12.0).view(3, 4), shared.T, shared[1:, ::2], shared[:0], shared.sum()],
         "expanded": torch.arange(4).expand(1, -1),
-        "plain": [1, 2.5, "é", None, True, (1, 2), {3}, 10**30, torch.float16, torch.Size([1, 2])],
+        "plain": [1, 2.5, "é", None, True, (1, 2), {3}, 10**30, 1j, Counter("aab"), torch.float16, torch.Size([1, 2])],
     }
     file = save(tmp_path / "a.pt", content, _use_new_zipfile_serialization=new)
     found = load_tensors(file, mapped=mapped)
@@ -152,13 +155,15 @@ def test_a_memo_is_no_larger_than_its_file(tmp_path):
 
 
 def test_convert_and_training_tell_it_in_their_own_words(tmp_path):
-    (tmp_path / "lm").mkdir()
     file = save(tmp_path / "a.bin", {"a": torch.zeros(1).expand(NUMBERS)})
     with pytest.raises(ModelError, match=r"a\.bin cannot be read: It declares a tensor of shape"):
         convert._read(file)
-    os.mkfifo(tmp_path / "pipe.bin")
-    with pytest.raises(ModelError, match=r"pipe\.bin cannot be read: It is a folder, a pipe"):
-        convert._read(tmp_path / "pipe.bin")
+    for name in ("pipe.bin", "pipe.safetensors"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(ModelError, match=rf"{name} is a folder, a pipe or a device"):
+            convert._read(tmp_path / name)
+    with pytest.raises(pickle.UnpicklingError, match="It is a folder, a pipe or a device"):
+        load_tensors(tmp_path / "pipe.bin")
 
 
 @pytest.fixture(scope="module")

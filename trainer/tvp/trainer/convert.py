@@ -142,6 +142,8 @@ def convert(
 
 def _read(file: Path) -> dict[str, Tensor]:
     """Read the tensors of one file, without the dictionary that LAVIS ("model") or SAT ("module") puts around them."""
+    if file.exists() and not file.is_file():
+        raise ModelError(f"The checkpoint {file} is a folder, a pipe or a device. Name a regular file.")
     try:
         if file.suffix == ".safetensors":
             return load_file(file)

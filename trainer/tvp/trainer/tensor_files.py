@@ -11,7 +11,7 @@ import math
 import os
 import pickle
 import zipfile
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,12 +22,16 @@ from torch.serialization import StorageType
 
 _ZIP = b"PK\x03\x04"  # the first bytes of torch's format; an older one is a row of pickles
 MOST_VIEWS = 8  # times the file's size: all tensors together, some of which share their numbers
+# What may be called. Not `bytearray(n)`, and not `_codecs.encode`, which doubles a text each time.
 _HARMLESS = {
     ("collections", "OrderedDict"): OrderedDict,
+    ("collections", "Counter"): Counter,
     ("torch", "Size"): torch.Size,
     ("torch", "device"): torch.device,
     ("builtins", "set"): set,
     ("__builtin__", "set"): set,
+    ("builtins", "complex"): complex,
+    ("__builtin__", "complex"): complex,
 }
 
 
@@ -166,4 +170,5 @@ class _Reader(pickle._Unpickler):
         "_rebuild_tensor_v2": _tensor,
         "_rebuild_tensor_v3": _typed_tensor,
         "_rebuild_parameter": _parameter,
+        "_rebuild_parameter_with_state": _parameter,
     }
