@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from tvp.trainer import tasks
+from tvp.trainer.hub import offline_option
 
 from .precision import DEVICES, MAX_LOSS, PRECISIONS
 
@@ -50,6 +51,7 @@ from .precision import DEVICES, MAX_LOSS, PRECISIONS
 )
 @click.option("--single-file", is_flag=True, help="Also write preprocessing and encoder as one image_encoder.onnx.")
 @click.option("--dry-run", is_flag=True, help="List the files and their sizes, and write nothing.")
+@offline_option
 @click.option("--force", is_flag=True, help="Replace the bundle in the --output folder.")
 def export(
     model: str,

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from .config import CHOICES, TrainConfig, make_config
+from .hub import offline_option
 from .team import Team
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -104,6 +105,7 @@ def _option(name: str, help: str) -> Callable[[F], F]:
     is_flag=True,
     help="Read pictures outside of the data's folder too, where rows or links name them. Only for data that you trust.",
 )
+@offline_option
 def train(
     models: tuple[str, ...],
     output: Path,
@@ -144,6 +146,7 @@ def train(
         skip_bad=skip_bad,
         download=download,
         allow_outside=allow_outside,
+        typed={*models, str(options["guide"])},
     )
     if Team().leads:
         click.echo(f"validation accuracy {result.chosen['accuracy']:.1%}")

@@ -9,7 +9,6 @@ are 88 wide ("num_heads=1408//88" in LAVIS' eva_vit.py), and heads of the Q-Form
 from __future__ import annotations
 
 import copy
-import json
 import math
 import re
 import shutil
@@ -24,7 +23,6 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import (
-    AutoTokenizer,
     BlipImageProcessor,
     LlamaTokenizerFast,
     PretrainedConfig,
@@ -35,7 +33,19 @@ from transformers.modeling_utils import no_init_weights
 
 from tvp.sdk.errors import ModelError, near
 
+from .families._checkpoint import read_tokenizer
+from .families._gate import (
+    SETTINGS_OF_TOKENS,
+    check_settings,
+    check_texts,
+    read_json,
+    refuse_adapter,
+    refuse_names,
+    refuse_pointers,
+)
+from .families._translate import config_of
 from .families.chatglm import ChatGLMConfig
+from .hub import texts_of
 from .published import KINDS, PREFIXES, Kind
 from .tensor_files import load_tensors
 
@@ -146,10 +156,12 @@ def _read(file: Path) -> dict[str, Tensor]:
         raise ModelError(f"The checkpoint {file} is a folder, a pipe or a device. Name a regular file.")
     try:
         if file.suffix == ".safetensors":
-            return load_file(file)
+            return _plain_types(load_file(file), file)
         found = load_tensors(file, mapped=True)
     except FileNotFoundError as error:
         raise ModelError(f"There is no checkpoint {file}.") from error
+    except ModelError:
+        raise
     except Exception as error:  # the unpickler raises whatever the damage leads to
         raise ModelError(
             f"The checkpoint {file} cannot be read: {_first_line(error)} Download it again. Files that "
@@ -161,6 +173,17 @@ def _read(file: Path) -> dict[str, Tensor]:
     tensors = {k: v for k, v in found.items() if isinstance(v, Tensor)} if isinstance(found, Mapping) else {}
     if not tensors:
         raise ModelError(f"The checkpoint {file} holds no named tensors.")
+    return _plain_types(tensors, file)
+
+
+def _plain_types(tensors: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
+    """Refuse numbers of 8 bits, which mean nothing without the scales that go with them."""
+    types = {str(tensor.dtype) for tensor in tensors.values() if tensor.is_floating_point() and tensor.itemsize == 1}
+    if types:
+        raise ModelError(
+            f"The checkpoint {file} holds tensors of the type {', '.join(sorted(types))}, which TVP does not read. "
+            "Take the weights of the model before it was quantised."
+        )
     return tensors
 
 
@@ -170,6 +193,8 @@ def _first_line(error: Exception) -> str:
 
 def _read_folder(folder: Path) -> dict[str, Tensor]:
     """Read a language model's tensors, named `language_model.…`; those of a vision encoder keep their names."""
+    refuse_adapter(folder, str(folder))
+    refuse_pointers(folder, str(folder))
     files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
     if not files:
         raise ModelError(f"The language model {folder} has no *.safetensors and no pytorch_model*.bin.")
@@ -193,31 +218,33 @@ def _plain(name: str) -> str:
 
 
 def _text_config(plan: Kind, folder: Path) -> PretrainedConfig:
-    try:
-        about = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"The language model {folder} has no readable config.json: {error}") from error
-    if not isinstance(about, dict) or about.get("model_type") != plan.text_type:
-        about = about if isinstance(about, dict) else {}
+    about = read_json(folder / "config.json", str(folder))
+    if about.get("model_type") != plan.text_type:
         raise ModelError(
             f"The language model {folder} is of the architecture {about.get('model_type')!r}; this needs "
             f"{plan.text_type!r}."
         )
     if plan.text is ChatGLMConfig:  # VisualGLM's config.json also describes its vision encoder
         about = {k: v for k, v in about.items() if k not in ("eva_config", "qformer_config", "auto_map")}
+    name = f"The config.json of {folder}"
+    check_settings(about, name)
+    about = config_of(about, name)
     # The parts have different types, so the result names none.
     try:
         return plan.text.from_dict({k: v for k, v in about.items() if k not in ("torch_dtype", "dtype")})
     except (TypeError, ValueError, ArithmeticError) as error:
-        raise ModelError(f"The config.json of {folder} does not make a model: {error}") from error
+        raise ModelError(f"{name} does not make a model: {error}") from error
 
 
 def _tokenizer(source: str | Path | PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     if isinstance(source, PreTrainedTokenizerBase):
+        refuse_names(source.chat_template, "The tokenizer")
         return copy.deepcopy(source)  # a token is added to it
     try:
-        return AutoTokenizer.from_pretrained(source)
-    except Exception as error:  # sentencepiece, tokenizers and transformers each raise their own
+        folder = texts_of(str(source), str(source))
+        check_texts(folder, str(source), SETTINGS_OF_TOKENS)
+        return read_tokenizer(folder, str(source))
+    except ModelError as error:
         raise ModelError(
             f"There is no tokenizer in {source} that transformers reads by itself: {_first_line(error)} "
             "Name a folder that has a tokenizer.json."

@@ -18,6 +18,7 @@ from . import corruptions, tasks
 from .config import CHOICES, make_config
 from .data import Subset
 from .files import write_whole
+from .hub import offline_option
 from .prompt import Geometry, Prompt
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ def _conditions(context: click.Context, option: click.Parameter, values: tuple[s
 )
 @click.option("--skip-bad", is_flag=True, help="Leave bad rows out of the data and list them. Default: stop at one.")
 @click.option("--download", is_flag=True, help="Download the task's data set into the folder of --data.")
+@offline_option
 @click.option(
     "--allow-outside",
     is_flag=True,

@@ -39,15 +39,16 @@ class Guide:
         name: an open_clip architecture with its weights, `NAME@TAG`; `hf-hub:…`; `local-dir:…`; a folder with an
             open_clip_config.json; or `zoo:guide`.
         device: where it runs. Default `cpu`.
+        fetch: whether it may be downloaded. Default True.
 
     Raises:
         ModelError: it cannot be loaded.
     """
 
-    def __init__(self, name: str | Path, device: str | torch.device = "cpu") -> None:
+    def __init__(self, name: str | Path, device: str | torch.device = "cpu", fetch: bool = True) -> None:
         place = locate(name)
         try:
-            self._clip = make_open_clip(place)
+            self._clip = make_open_clip(place, fetch)
         except ModelError as error:
             raise ModelError(f"The guide {error} The zoo has one, zoo:guide.") from error
         self.name = str(name)

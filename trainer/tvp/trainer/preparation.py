@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from .asking import answerable
 from .config import TrainConfig
 from .data import Data, split
 from .families import Family
+from .hub import is_fetched
 from .losses import Guide
 from .precision import dtype_of
 from .prompt import Geometry
@@ -95,6 +96,7 @@ def prepare(
     skip_bad: bool = False,
     download: bool = False,
     allow_outside: bool = False,
+    typed: Collection[str] | None = None,
 ) -> Prepared:
     """Load the models and open the data; the arguments are those of `train`."""
     task = tasks.get(config.task)
@@ -103,9 +105,9 @@ def prepare(
         families.moved(torch.empty(0), device)  # a wrong device is told before models are loaded
     if sources is None:
         dtype, place = dtype_of(config.precision, device), "cpu" if offload else device
-        sources = [families.load(name, place, dtype, config.canvas) for name in config.models]
+        sources = [families.load(name, place, dtype, config.canvas, is_fetched(name, typed)) for name in config.models]
     home = torch.device(device) if device != "auto" else sources[0].device
-    guide = _load_guide(config, home)
+    guide = _load_guide(config, home, is_fetched(config.guide, typed))
     if data is None:
         data = _open_data(config, task, team, skip_bad, download, allow_outside)
     data = answerable(data, _in_turn(config.models, sources, home, offload), config.canvas, task.free, skip_bad)
@@ -134,7 +136,7 @@ def _in_turn(
             source.model.to("cpu")
 
 
-def _load_guide(config: TrainConfig, home: torch.device) -> Guide | None:
+def _load_guide(config: TrainConfig, home: torch.device, fetch: bool) -> Guide | None:
     if not config.tse:
         return None
     if config.guide == "zoo:guide" and not all(name.startswith(PREFIX) for name in config.models):
@@ -142,7 +144,7 @@ def _load_guide(config: TrainConfig, home: torch.device) -> Guide | None:
             "TSE asks zoo:guide, a tiny model that knows scenes and CIFAR-10 only. "
             "The paper's guide is --guide ViT-B-32@openai."
         )
-    return Guide(config.guide, home)
+    return Guide(config.guide, home, fetch)
 
 
 def _open_data(

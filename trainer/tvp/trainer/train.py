@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,6 +56,7 @@ def train(
     skip_bad: bool = False,
     download: bool = False,
     allow_outside: bool = False,
+    typed: Collection[str] | None = None,
 ) -> TrainResult:
     """Train a prompt, and write it with its configuration, logs and pictures to a folder.
 
@@ -77,6 +78,8 @@ def train(
         skip_bad: leave bad rows out and list them in a warning; False refuses data with bad rows. Default False.
         download: let torchvision download the task's data set, where it can. Default False.
         allow_outside: rows and links of the data may lead out of its folder. Default False: such a row is a bad one.
+        typed: names of models that may be fetched from a hub. The command gives those that its user typed, so that a
+            stranger's TOML file fetches nothing. Default: all.
 
     Raises:
         RequestError: the request cannot be met: an unknown device, a folder that is a bundle or that another run
@@ -97,6 +100,7 @@ def train(
         skip_bad=skip_bad,
         download=download,
         allow_outside=allow_outside,
+        typed=typed,
     )
     geometry, n_steps = prepared.geometry, prepared.n_steps
     frame = Frame(geometry, config.pixel_range, config.rank, config.seed).to(prepared.home)

@@ -57,6 +57,7 @@ def load(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     canvas: int | None = None,
+    fetch: bool = True,
 ) -> Family:
     """Load a frozen model with its tokenizer and its pixel format.
 
@@ -68,6 +69,7 @@ def load(
         dtype: of the weights. Default float32.
         canvas: for models that see pictures of any size (Qwen2-VL): the size that they are shown, px, unless their
             config.json has a `tvp_canvas`. Default 224.
+        fetch: whether a hub may be asked for the model. Otherwise it is a folder, or in the hub's cache. Default True.
 
     Raises:
         ModelError: no family covers the architecture, or the checkpoint is incomplete.
@@ -75,15 +77,15 @@ def load(
     """
     place = locate(name)
     family: Family
-    if place.startswith(OPEN_CLIP) or Path(place, "open_clip_config.json").is_file():
+    if _is_open_clip(place):
         from .clip import make_open_clip
 
-        family = make_open_clip(place)
+        family = make_open_clip(place, fetch)
         family.model = family.model.to(dtype)
         if str(device) == "auto":  # spreading is transformers' own, and these models are small
             device = "cuda" if torch.cuda.is_available() else "cpu"
     else:
-        checkpoint = Checkpoint(str(name), place, dtype, "auto" if str(device) == "auto" else None, canvas)
+        checkpoint = Checkpoint(str(name), place, dtype, "auto" if str(device) == "auto" else None, canvas, fetch)
         module = _known(checkpoint)
         try:
             family = import_module(f".{module}", __package__).make(checkpoint)
@@ -115,8 +117,12 @@ def refuse_unknown(name: str | Path) -> None:
         ModelError: there is no such model, or no family covers it.
     """
     place = locate(name)
-    if not place.startswith(OPEN_CLIP) and not Path(place, "open_clip_config.json").is_file():
+    if not _is_open_clip(place):
         _known(Checkpoint(str(name), place))
+
+
+def _is_open_clip(place: str) -> bool:
+    return place.startswith(OPEN_CLIP) or Path(place, "open_clip_config.json").is_file()
 
 
 def _known(checkpoint: Checkpoint) -> str:

@@ -1,29 +1,36 @@
-"""Reading a checkpoint from a folder or the hub; every failure is a ModelError."""
+"""Reading a checkpoint from its folder; every failure is a ModelError."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+import re
+from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from transformers import (
-    AutoImageProcessor,
-    AutoTokenizer,
-    ImageProcessingMixin,
-    PretrainedConfig,
-    PreTrainedTokenizerBase,
-    ProcessorMixin,
-)
+from safetensors import safe_open
+from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.models.auto.image_processing_auto import get_image_processor_class_from_name
 
 from tvp.sdk.errors import ModelError
 
-from .pixels import PILLOW, PixelFormat
+from .. import hub
+from ._gate import CONFIG, SETTINGS_OF_TOKENS, check_texts, check_weights, read_json, refuse_missing_tokens
+from ._translate import chat_template, config_of, is_generic, pixel_format, processor_of, tokenizer_options
+from .pixels import PixelFormat
+
+log = logging.getLogger("tvp.trainer")
 
 T = TypeVar("T")
+# What every loader of transformers is told: to run no code of a checkpoint, and to ask no hub.
+SAFE = {"trust_remote_code": False, "local_files_only": True}
 
 
 class Checkpoint:
     """The files that a family loads a model from.
+
+    Its texts are looked at before anything is loaded (see `_gate`), its weights before they are.
 
     Args:
         name: as the user gave it, for messages.
@@ -31,14 +38,16 @@ class Checkpoint:
         dtype: of the weights. Default float32.
         device_map: transformers' own, for a model that is spread over devices. Default: none.
         canvas: side of the canvas, px, for models that see pictures of any size. Default: the family's.
+        fetch: whether a hub may be asked. Default True.
 
     Attributes:
+        folder: with its files.
         config: config.json as a dictionary.
         kind: the name that chooses the family: `tvp_family` of config.json, which `tvp convert` writes, else
             `model_type`.
 
     Raises:
-        ModelError: there is no readable config.json.
+        ModelError: there is no readable config.json, or a file of the folder is refused.
     """
 
     def __init__(
@@ -48,13 +57,15 @@ class Checkpoint:
         dtype: torch.dtype = torch.float32,
         device_map: str | None = None,
         canvas: int | None = None,
+        fetch: bool = True,
     ) -> None:
         self.name, self.place, self.dtype, self._device_map = name, place, dtype, device_map
-        self.canvas = canvas
-        try:
-            self.config, _ = PretrainedConfig.get_config_dict(place)
-        except Exception as error:  # the hub, json and transformers each raise their own
-            raise ModelError(f"There is no model {name!r} with a readable config.json: {error}") from error
+        self.canvas, self._fetch = canvas, fetch
+        self.folder = hub.texts_of(name, place, fetch)
+        check_texts(self.folder, name)
+        if not (self.folder / CONFIG).is_file():
+            raise ModelError(f"There is no model {name!r} with a readable config.json: its folder has none.")
+        self.config = config_of(read_json(self.folder / CONFIG, name), f"config.json of {name!r}")
         kind = self.config.get("tvp_family") or self.config.get("model_type")
         if not isinstance(kind, str):
             raise ModelError(f"The model {name!r} has no readable config.json: it names no model_type.")
@@ -67,9 +78,16 @@ class Checkpoint:
             architecture: the class, which has `from_pretrained`.
             dtype: of the weights. Default: the checkpoint's.
         """
+        hub.add_weights(self.name, self.place, self.folder, self._fetch)
+        check_weights(self.folder, self.name)
         model, report = self._read(
             lambda: architecture.from_pretrained(
-                self.place, dtype=dtype or self.dtype, device_map=self._device_map, output_loading_info=True
+                self.folder,
+                config=architecture.config_class.from_dict(self.config),
+                dtype=dtype or self.dtype,
+                device_map=self._device_map,
+                output_loading_info=True,
+                **SAFE,
             )
         )
         if report["missing_keys"]:
@@ -77,45 +95,92 @@ class Checkpoint:
                 f"The checkpoint of {self.name!r} lacks {len(report['missing_keys'])} weights: "
                 f"{', '.join(sorted(report['missing_keys'])[:8])} … Download it again."
             )
+        self._refuse_unread(report["unexpected_keys"])
+        self._refuse_other_head(model)
         return model
 
     def tokenizer(self, folder: str = "") -> PreTrainedTokenizerBase:
         """Load the tokenizer; of a folder inside the checkpoint, if one is named."""
-        return self._read(lambda: AutoTokenizer.from_pretrained(self.place, subfolder=folder))
+        place = self.folder / folder
+        if folder and not place.is_dir():
+            raise ModelError(f"{self.name!r} is incomplete: it has no folder {folder}, with a tokenizer of its own.")
+        if folder:
+            check_texts(place, f"{self.name}/{folder}", SETTINGS_OF_TOKENS)
+        return read_tokenizer(place, f"{self.name}/{folder}" if folder else self.name)
 
     def pixel_format(self, size: int) -> PixelFormat:
-        """Read mean, standard deviation and filter of the image processor.
+        """Read what the image processor does with the values of a picture.
 
         Args:
             size: side of the square that the vision encoder takes, px.
         """
         # Without the file, transformers would silently use the defaults of the class, which are another model's.
-        said, _ = self._read(lambda: ImageProcessingMixin.get_image_processor_dict(self.place))
-        processor = self._read(lambda: AutoImageProcessor.from_pretrained(self.place, use_fast=False))
-        mean, std = (said.get(name) for name in ("image_mean", "image_std"))
-        if any(not isinstance(v, list | tuple) or len(v) != 3 for v in (mean, std)):
-            raise ModelError(
-                f"The image processor of {self.name!r} has mean {mean} and deviation {std}. TVP needs three of each."
-            )
-        resample = getattr(processor, "resample", None)
-        resample = 3 if resample is None else int(resample)
-        if resample not in PILLOW:
-            raise ModelError(
-                f"The image processor resizes with Pillow's filter {resample}. TVP knows {', '.join(PILLOW.values())}."
-            )
-        return PixelFormat(size, tuple(mean or ()), tuple(std or ()), PILLOW[resample])
+        said = processor_of(self.folder, self.name)
+        older = str(said.get("feature_extractor_type") or "").replace("FeatureExtractor", "ImageProcessor")
+        kind = str(said.get("image_processor_type") or older)
+        slow = get_image_processor_class_from_name(kind.removesuffix("Fast").removesuffix("Pil")) if kind else None
+        if slow is None:
+            processor = self._read(lambda: AutoImageProcessor.from_pretrained(self.folder, use_fast=False, **SAFE))
+        else:
+            processor = self._read(lambda: slow.from_dict(said))
+        return pixel_format(size, said, processor, self.name)
 
     def chat_template(self, tokenizer: PreTrainedTokenizerBase) -> str | None:
         """Return the checkpoint's own chat template: the processor's, else the tokenizer's."""
-        # A processor without settings has none; but a file that is there must be readable.
-        settings, _ = self._read(lambda: ProcessorMixin.get_processor_dict(self.place))
-        found = settings.get("chat_template") or getattr(tokenizer, "chat_template", None)
-        return found.get("default") if isinstance(found, dict) else found
+        found = chat_template(self.folder, self.name) or getattr(tokenizer, "chat_template", None)
+        found = found.get("default") if isinstance(found, dict) else found
+        if found is not None and not isinstance(found, str):
+            raise ModelError(f"The chat template of {self.name!r} is no text. Set tvp_prompt in its config.json.")
+        return found
+
+    def _refuse_unread(self, names: Collection[str]) -> None:
+        """Refuse weights of an adapter, which no module takes; tell about others."""
+        if adapters := [name for name in names if re.search(r"lora_|adapter", name)]:
+            raise ModelError(
+                f"The checkpoint of {self.name!r} holds {len(adapters)} weights of an adapter ({adapters[0]}), which "
+                "TVP does not load. Merge it into the model first: merge_and_unload() of peft."
+            )
+        if names:
+            shown = ", ".join(sorted(names)[:8])
+            log.warning("%s holds %d weights that the model has no place for: %s", self.name, len(names), shown)
+
+    def _refuse_other_head(self, model: Any) -> None:
+        """Refuse a head of its own that the configuration ties to the embeddings: transformers drops it."""
+        head, table = model.get_output_embeddings(), model.get_input_embeddings()
+        if head is None or table is None or head.weight is not table.weight:
+            return
+        for file in sorted(self.folder.glob("*.safetensors")):
+            with safe_open(file, "pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118  it is no dictionary
+                    if name.endswith("lm_head.weight") and not torch.equal(
+                        tensors.get_tensor(name).to(head.weight), head.weight
+                    ):
+                        raise ModelError(
+                            f"The checkpoint of {self.name!r} has a head of its own ({name}), which its config.json "
+                            "ties to the embeddings (tie_word_embeddings). Set that to false."
+                        )
 
     def _read(self, load: Callable[[], T]) -> T:
-        try:
-            return load()
-        except ImportError as error:
-            raise ModelError(f"{self.name!r} needs a package that is not installed: {error}") from error
-        except Exception as error:  # safetensors, tokenizers and the hub each raise their own
-            raise ModelError(f"The checkpoint of {self.name!r} is incomplete or damaged: {error}") from error
+        return reading(self.name, load)
+
+
+def read_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a folder that `check_texts` has seen.
+
+    Raises:
+        ModelError: there is none that transformers reads without code from a hub.
+    """
+    refuse_missing_tokens(folder, name)
+    options = tokenizer_options(folder, name) | SAFE
+    kind = PreTrainedTokenizerFast if is_generic(folder, name) else AutoTokenizer
+    return reading(name, lambda: kind.from_pretrained(folder, **options))
+
+
+def reading(name: str, load: Callable[[], T]) -> T:
+    """Load a part of a checkpoint; every failure is a ModelError."""
+    try:
+        return load()
+    except ImportError as error:
+        raise ModelError(f"{name!r} needs a package that is not installed: {error}") from error
+    except Exception as error:  # safetensors, tokenizers and transformers each raise their own
+        raise ModelError(f"The checkpoint of {name!r} is incomplete or damaged: {error}") from error

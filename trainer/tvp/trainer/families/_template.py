@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import subprocess
+import sys
+from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
-
-from jinja2 import TemplateError
 
 from tvp.sdk.errors import ModelError
 from tvp.sdk.formats.layout import PromptLayout
@@ -12,7 +16,11 @@ from tvp.sdk.formats.layout import PromptLayout
 if TYPE_CHECKING:
     from .family import GenerativeFamily
 
+log = logging.getLogger("tvp.trainer")
+
 QUESTION = "{question}"
+SECONDS = 30  # of the clock; `_render.py` limits those of the processor
+MOST_LETTERS = 100_000
 
 
 def layout_of(
@@ -50,18 +58,14 @@ def layout_of(
 def _render(family: GenerativeFamily, template: str, image_token: str) -> str:
     """Write one question about one picture with a chat template, without a begin token that the tokenizer adds."""
     parts = [{"type": "image"}, {"type": "text", "text": QUESTION}]
+    contents = (parts, f"{image_token}\n{QUESTION}")  # templates for plain text take no parts
+    if "strftime_now" in template:
+        log.warning("The chat template of this checkpoint asks for today's date. TVP gives it none.")
     tokenizer = family.tokenizer
-    for content in (parts, f"{image_token}\n{QUESTION}"):  # templates for plain text take no parts
-        try:
-            text: str = tokenizer.apply_chat_template(
-                [{"role": "user", "content": content}],
-                chat_template=template,
-                add_generation_prompt=True,
-                tokenize=False,
-            )
-        except (TemplateError, TypeError):
-            continue
-        if text.count(image_token) == 1 and QUESTION in text:
+    tokens = json.dumps(tokenizer.special_tokens_map, default=str)
+    chats = json.dumps([[{"role": "user", "content": content}] for content in contents])
+    for text in _texts(template, chats, tokens):
+        if text is not None and text.count(image_token) == 1 and QUESTION in text:
             begin = tokenizer.bos_token
             adds_begin = begin and tokenizer("a").input_ids[0] == tokenizer.bos_token_id
             return text.removeprefix(begin) if adds_begin else text
@@ -69,3 +73,24 @@ def _render(family: GenerativeFamily, template: str, image_token: str) -> str:
         "The chat template of this checkpoint does not show a picture and a question. "
         "Set tvp_prompt in its config.json."
     )
+
+
+@lru_cache(64)
+def _texts(template: str, chats: str, tokens: str) -> list[str | None]:
+    """Return what `_render.py` writes for each chat (JSON), in a process with limits of time and memory."""
+    given = json.dumps({"template": template, "chats": json.loads(chats), "tokens": json.loads(tokens)})
+    command = [sys.executable, "-P", str(Path(__file__).with_name("_render.py"))]  # -P: no import from its folder
+    try:
+        done = subprocess.run(command, input=given.encode(), capture_output=True, timeout=SECONDS, check=True)
+        texts: list[str | None] = json.loads(done.stdout)
+    except (subprocess.SubprocessError, ValueError) as error:
+        raise ModelError(
+            "The chat template of this checkpoint does not end, or takes too much time or memory. "
+            "Set tvp_prompt in its config.json, which goes before it."
+        ) from error
+    if any(len(text or "") > MOST_LETTERS for text in texts):
+        raise ModelError(
+            f"The chat template of this checkpoint writes more than {MOST_LETTERS} letters. "
+            "Set tvp_prompt in its config.json, which goes before it."
+        )
+    return texts

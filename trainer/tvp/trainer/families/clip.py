@@ -17,11 +17,16 @@ from torch import Tensor
 from transformers import CLIPModel, SiglipModel
 
 from tvp.sdk.errors import ModelError, RequestError
-from tvp.sdk.formats.layout import CaptionTemplates
+from tvp.sdk.formats.layout import CaptionTemplates, refuse_half_characters
 
-from ._checkpoint import Checkpoint
+from .. import hub
+from ._checkpoint import SAFE, Checkpoint
+from ._gate import OPEN_CLIP, check_texts, check_weights, read_json
+from ._translate import tokenizer_options
 from .family import Family
 from .pixels import PixelFormat
+
+OPEN_CLIP_WEIGHTS = ("open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 
 
 class ContrastiveFamily(Family):
@@ -87,6 +92,7 @@ class ContrastiveFamily(Family):
         """
         for text in texts:
             if text not in self._known:
+                refuse_half_characters("text", text)
                 with torch.no_grad():
                     ids = self.tokenize([text]).to(self.device)
                     self._known[text] = F.normalize(self.encode_ids(ids)[0], dim=-1).to(self.device)
@@ -184,23 +190,23 @@ def make(checkpoint: Checkpoint) -> ContrastiveFamily:
     )
 
 
-def make_open_clip(name: str) -> ContrastiveFamily:
-    """Load a model of open_clip: `open_clip:NAME@TAG`, NAME@TAG, `hf-hub:…`, `local-dir:…` or its folder."""
+def make_open_clip(name: str, fetch: bool = True) -> ContrastiveFamily:
+    """Load a model of open_clip: `open_clip:NAME@TAG`, NAME@TAG, `hf-hub:…`, `local-dir:…` or its folder.
+
+    Args:
+        name: of the model.
+        fetch: whether it may be downloaded. Default True.
+    """
     import open_clip
 
-    place = f"local-dir:{name}" if Path(name, "open_clip_config.json").is_file() else name.removeprefix("open_clip:")
-    # The path of a folder may contain an @.
-    architecture, _, tag = (place, "", "") if place.startswith("local-dir:") else place.partition("@")
+    place = name.removeprefix("open_clip:").removeprefix("local-dir:")
     try:
-        # open_clip only warns if weights were trained with another activation than the architecture's own.
-        about = open_clip.get_pretrained_cfg(architecture.replace("/", "-"), tag) if tag else {}
-        model = open_clip.create_model(
-            architecture,
-            pretrained=tag or None,
-            require_pretrained=True,
-            force_quick_gelu=bool(about.get("quick_gelu")),
-        )
-        tokenizer = open_clip.get_tokenizer(architecture)
+        if place.startswith("hf-hub:") or Path(place).is_dir():
+            model, tokenizer = _open_clip_of_folder(name, place.removeprefix("hf-hub:"), fetch)
+        else:
+            model, tokenizer = _open_clip_by_name(place, fetch and not hub.offline())
+    except ModelError as error:
+        raise ModelError(f"{name!r} is not an open_clip model that can be loaded: {error}") from error
     except Exception as error:  # open_clip, safetensors and tokenizers each raise their own
         raise ModelError(
             f"{name!r} is not an open_clip model that can be loaded: {error} "
@@ -227,3 +233,70 @@ def make_open_clip(name: str) -> ContrastiveFamily:
         0.0 if bias is None else bias.item(),
         bias is not None,
     )
+
+
+def _open_clip_of_folder(name: str, place: str, fetch: bool) -> tuple[Any, Any]:
+    """Load model and tokenizer of a folder or of a hub's repository, once its files have been looked at."""
+    import open_clip
+
+    folder = hub.texts_of(name, place, fetch)
+    if not (folder / OPEN_CLIP).is_file():
+        raise ModelError(f"It has no {OPEN_CLIP}.")
+    check_texts(folder, name)
+    hub.add_weights(name, place, folder, fetch)
+    check_weights(folder, name)
+    text = read_json(folder / OPEN_CLIP, name)["model_cfg"]["text_cfg"]
+    options = SAFE | tokenizer_options(folder, name) if text.get("hf_tokenizer_name") else {}
+    architecture = f"local-dir:{folder}"
+    return (
+        open_clip.create_model(architecture, require_pretrained=True),
+        open_clip.get_tokenizer(architecture, **options),
+    )
+
+
+def _open_clip_by_name(name: str, fetch: bool) -> tuple[Any, Any]:
+    """Load one of open_clip's own architectures with weights from its own table, or from a file."""
+    import open_clip
+    from open_clip.pretrained import download_pretrained
+
+    architecture, _, tag = name.partition("@")
+    architecture = architecture.replace("/", "-")
+    text = (open_clip.get_model_config(architecture) or {}).get("text_cfg", {})
+    about = open_clip.get_pretrained_cfg(architecture, tag) if tag else {}
+    if not about and not Path(tag).is_file():
+        known = ", ".join(open_clip.list_pretrained_tags_by_model(architecture)) or "none"
+        raise ModelError(
+            f"There are no weights {tag!r} of {architecture!r}; open_clip has {known}. "
+            "Name an architecture with its weights (ViT-B-32@openai) or a folder."
+        )
+    others = [text[key] for key in ("hf_model_name", "hf_tokenizer_name") if text.get(key)]
+    weights = Path(tag) if not about else None if fetch else _cached(about)
+    if not fetch and (weights is None or others):
+        raise ModelError(
+            f"{name} needs {', '.join([*others, 'its weights'])} of a hub, and nothing is fetched: --offline, "
+            "HF_HUB_OFFLINE, or a name in a file. Name it yourself (--model, --guide), or take a folder."
+        )
+    # open_clip only warns if weights were trained with another activation than the architecture's own.
+    model = open_clip.create_model(
+        architecture,
+        pretrained=str(weights or download_pretrained(about)),
+        require_pretrained=True,
+        force_quick_gelu=bool(about.get("quick_gelu")),
+        force_preprocess_cfg=about,
+    )
+    options = {"trust_remote_code": False} if text.get("hf_tokenizer_name") else {}
+    return model, open_clip.get_tokenizer(architecture, **options)
+
+
+def _cached(about: dict[str, Any]) -> Path | None:
+    """Return the file of an open_clip model's weights where the hub's cache or open_clip's own has it."""
+    from huggingface_hub import try_to_load_from_cache
+
+    owner, _, file = str(about.get("hf_hub", "")).rpartition("/")
+    stem = file.rpartition(".")[0]
+    for wanted in [f"{stem}.safetensors", file] if file else ["open_clip_model.safetensors", *OPEN_CLIP_WEIGHTS]:
+        found = try_to_load_from_cache(owner, wanted) if owner else None
+        if isinstance(found, str):
+            return Path(found)
+    own = Path.home() / ".cache" / "clip" / Path(str(about.get("url", ""))).name
+    return own if own.is_file() else None
