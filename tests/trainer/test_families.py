@@ -258,20 +258,19 @@ def test_logits_of_clip_are_not_rounded_in_bf16(tmp_path):
 def test_open_clips_weights_have_the_activation_that_they_were_trained_with(monkeypatch):
     asked = {}
 
-    def create_model(name, *, pretrained, force_quick_gelu, **options):
+    def create_model(name, *, pretrained, force_quick_gelu, force_preprocess_cfg, **options):
         asked[name, pretrained] = force_quick_gelu
+        assert len(force_preprocess_cfg["mean"]) == 3
         raise RuntimeError("no network")
 
     monkeypatch.setattr(open_clip, "create_model", create_model)
-    for place in ("ViT-B-32@openai", "ViT-B/32@openai", "ViT-B-32@laion2b_s34b_b79k", "ViT-B-32"):
+    for place in ("ViT-B-32@openai", "ViT-B/32@openai", "ViT-B-32@laion2b_s34b_b79k"):
         with pytest.raises(ModelError, match="no network"):
             families.load(f"open_clip:{place}")
-    assert asked == {
-        ("ViT-B-32", "openai"): True,
-        ("ViT-B/32", "openai"): True,
-        ("ViT-B-32", "laion2b_s34b_b79k"): False,
-        ("ViT-B-32", None): False,
-    }
+    assert asked == {("ViT-B-32", "openai"): True, ("ViT-B-32", "laion2b_s34b_b79k"): False}
+    for place in ("ViT-B-32", "ViT-B-32@nobody"):
+        with pytest.raises(ModelError, match="There are no weights .*openai"):
+            families.load(f"open_clip:{place}")
 
 
 def test_a_question_may_hold_a_character_that_is_unknown(one_bundle):

@@ -85,9 +85,10 @@ def add_weights(name: str, place: str, folder: Path, fetch: bool = True) -> None
     """Fetch the weights of a hub's model into the folder of its texts. A folder of the user's own stays as it is."""
     if Path(place).is_dir():
         return
+    patterns: Collection[str]
     for patterns in WEIGHTS:
-        if (folder / f"{patterns[0]}.index.json").is_file():
-            patterns = tuple(_shards(folder / f"{patterns[0]}.index.json"))
+        index = folder / f"{patterns[0]}.index.json"
+        patterns = _shards(index) if index.is_file() else patterns
         _snapshot(name, place, patterns, fetch)
         if any(fnmatch.filter((file.name for file in folder.iterdir()), pattern) for pattern in patterns):
             return

@@ -146,8 +146,8 @@ class Checkpoint:
 
     def _refuse_other_head(self, model: Any) -> None:
         """Refuse a head of its own that the configuration ties to the embeddings: transformers drops it."""
-        head, table = model.get_output_embeddings(), model.get_input_embeddings()
-        if head is None or table is None or head.weight is not table.weight:
+        head = model.get_output_embeddings()
+        if head is None or head.weight is not model.get_input_embeddings().weight:
             return
         for file in sorted(self.folder.glob("*.safetensors")):
             with safe_open(file, "pt") as tensors:

@@ -92,10 +92,12 @@ def processor_of(folder: Path, name: str) -> dict[str, Any]:
         ModelError: there are none.
     """
     if (folder / PREPROCESSOR).is_file():
-        found = read_json(folder / PREPROCESSOR, name)
+        whole: dict[str, Any] = read_json(folder / PREPROCESSOR, name)
+        found = whole.get("image_processor", whole)
+    elif (folder / PROCESSOR).is_file():
+        found = read_json(folder / PROCESSOR, name).get("image_processor")
     else:
-        found = read_json(folder / PROCESSOR, name) if (folder / PROCESSOR).is_file() else {}
-    found = found.get("image_processor", found if (folder / PREPROCESSOR).is_file() else None)
+        found = None
     if not isinstance(found, dict):
         raise ModelError(
             f"{name!r} is incomplete: it has no {PREPROCESSOR}, and no image_processor in {PROCESSOR}. They say how "

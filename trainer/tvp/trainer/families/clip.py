@@ -257,7 +257,6 @@ def _open_clip_of_folder(name: str, place: str, fetch: bool) -> tuple[Any, Any]:
 def _open_clip_by_name(name: str, fetch: bool) -> tuple[Any, Any]:
     """Load one of open_clip's own architectures with weights from its own table, or from a file."""
     import open_clip
-    from open_clip.pretrained import download_pretrained
 
     architecture, _, tag = name.partition("@")
     architecture = architecture.replace("/", "-")
@@ -279,10 +278,10 @@ def _open_clip_by_name(name: str, fetch: bool) -> tuple[Any, Any]:
     # open_clip only warns if weights were trained with another activation than the architecture's own.
     model = open_clip.create_model(
         architecture,
-        pretrained=str(weights or download_pretrained(about)),
+        pretrained=str(weights or tag),
         require_pretrained=True,
         force_quick_gelu=bool(about.get("quick_gelu")),
-        force_preprocess_cfg=about,
+        force_preprocess_cfg=about,  # a file alone has none
     )
     options = {"trust_remote_code": False} if text.get("hf_tokenizer_name") else {}
     return model, open_clip.get_tokenizer(architecture, **options)
