@@ -269,7 +269,7 @@ def test_open_clips_weights_have_the_activation_that_they_were_trained_with(monk
             families.load(f"open_clip:{place}")
     assert asked == {("ViT-B-32", "openai"): True, ("ViT-B-32", "laion2b_s34b_b79k"): False}
     for place in ("ViT-B-32", "ViT-B-32@nobody"):
-        with pytest.raises(ModelError, match="There are no weights .*openai"):
+        with pytest.raises(ModelError, match=r"There are no weights .*openai"):
             families.load(f"open_clip:{place}")
 
 

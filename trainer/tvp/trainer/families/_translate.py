@@ -8,7 +8,7 @@ from typing import Any
 
 from tvp.sdk.errors import ModelError
 
-from ._gate import ATTENTION, PROCESSOR, TOKENIZER, read_json
+from ._gate import ATTENTION, PROCESSOR, QUANTISED, TOKENIZER, read_json
 from .pixels import PILLOW, PixelFormat
 
 log = logging.getLogger("tvp.trainer")
@@ -35,7 +35,8 @@ def config_of(found: Any, about: str) -> Any:
         return [config_of(value, about) for value in found]
     if not isinstance(found, dict):
         return found
-    parts = {key: config_of(value, about) for key, value in found.items() if not ATTENTION.fullmatch(key)}
+    left_out = {key for key in found if ATTENTION.fullmatch(key) or (key in QUANTISED and not found[key])}
+    parts = {key: config_of(value, about) for key, value in found.items() if key not in left_out}
     rope = parts.pop("rope_parameters", None)
     return parts if rope is None else parts | _rope(rope, parts, about)
 

@@ -1,0 +1,352 @@
+"""A stranger's checkpoint runs no code, fetches nothing and writes nothing outside; what is wrong with it is said."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
+
+from tests.tiny import amend, save_tiny, save_tiny_guide
+from tvp.sdk.errors import ModelError, RequestError
+from tvp.trainer import families, hub
+from tvp.trainer.cli import train as train_command
+from tvp.trainer.config import TrainConfig
+from tvp.trainer.convert import _tokenizer
+from tvp.trainer.eval_cli import evaluate
+from tvp.trainer.losses import Guide
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """LLaVA-OneVision, whose folder has every kind of file."""
+    return save_tiny("llava_onevision", tmp_path_factory.mktemp("made") / "model")
+
+
+@pytest.fixture
+def folder(made, tmp_path):
+    """The files of it; a test replaces some."""
+    new = tmp_path / "model"
+    new.mkdir()
+    for file in made.iterdir():
+        (new / file.name).write_bytes(file.read_bytes())
+    return new
+
+
+@pytest.fixture
+def guide(tmp_path):
+    return save_tiny_guide(tmp_path / "guide")
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """Whatever asks a hub or a server fails the test: a ModelError would hide it from an assertion."""
+    asked = []
+
+    def ask(*arguments, **options):
+        asked.append(arguments)
+        raise OSError("no network")
+
+    monkeypatch.setattr("socket.create_connection", ask)
+    monkeypatch.setattr("socket.getaddrinfo", ask)
+    yield
+    assert not asked
+
+
+def put(file, *path, value):
+    """Set one field of a JSON file, at any depth."""
+    found = json.loads(file.read_text())
+    inner = found
+    for key in path[:-1]:
+        inner = inner.setdefault(key, {})
+    inner[path[-1]] = value
+    file.write_text(json.dumps(found))
+
+
+@pytest.mark.parametrize(
+    ("file", "path", "value", "match"),
+    [
+        ("config.json", ["auto_map"], {"AutoConfig": "evil.Config"}, "runs no code"),
+        ("config.json", ["text_config", "auto_map"], {"AutoModel": "a/b--evil.Model"}, "runs no code"),
+        ("config.json", ["trust_remote_code"], True, "runs no code"),
+        ("config.json", ["_attn_implementation_internal"], "evil/kernel", "code of a hub"),
+        ("config.json", ["text_config", "_attn_implementation"], "evil/kernel@v1:f", "code of a hub"),
+        ("config.json", ["vision_config", "attn_implementation"], {"": "evil/kernel"}, "code of a hub"),
+        ("config.json", ["kernel_config"], {"RMSNorm": "evil/kernel:Norm"}, "asks for a kernel"),
+        ("config.json", ["use_kernels"], True, "asks for a kernel"),
+        ("config.json", ["configuration_files"], ["config.4.0.0.json"], "does not follow"),
+        ("config.json", ["transformers_weights"], "../other.safetensors", "does not follow"),
+        ("config.json", ["vision_config", "backbone"], "evil/backbone", "does not follow"),
+        ("config.json", ["vision_config", "model_type"], "timm_wrapper", "does not follow"),
+        ("config.json", ["quantization_config"], {"quant_method": "fp8"}, "quantised"),
+        ("config.json", ["text_config", "num_hidden_layers"], 10**9, "layers"),
+        ("config.json", ["tvp_prompt"], "\ud800 {image}{question}", "half a character"),
+        ("config.json", ["\udfff"], 1, "half a character"),
+        ("generation_config.json", ["custom_generate"], "evil/generate", "runs no code"),
+        ("preprocessor_config.json", ["auto_map"], {"AutoImageProcessor": "evil.P"}, "runs no code"),
+        ("processor_config.json", ["auto_map"], {"AutoProcessor": "evil.P"}, "runs no code"),
+        ("tokenizer_config.json", ["auto_map"], {"AutoTokenizer": ["evil.T", None]}, "runs no code"),
+        ("tokenizer_config.json", ["fast_tokenizer_files"], ["tokenizer.4.0/../../x.json"], "does not follow"),
+        ("tokenizer_config.json", ["tokenizer_file"], "../other/tokenizer.json", "another file"),
+        ("tokenizer_config.json", ["vocab_file"], "/etc/passwd", "another file"),
+        ("tokenizer_config.json", ["chat_template"], [{"name": "../../x", "template": ""}], "chat template"),
+        ("tokenizer_config.json", ["chat_template"], {"default": "", "/tmp/x": ""}, "chat template"),
+        ("processor_config.json", ["chat_template"], {"..": ""}, "chat template"),
+    ],
+)
+def test_a_file_that_names_code_or_other_files_is_refused(folder, file, path, value, match):
+    put(folder / file, *path, value=value)
+    with pytest.raises(ModelError, match=match) as refused:
+        families.load(folder)
+    assert file in str(refused.value)
+    str(refused.value).encode()
+
+
+def test_harmless_entries_of_published_files_are_no_hindrance(folder):
+    for path, value in (
+        (["_attn_implementation_autoset"], True),
+        (["text_config", "_attn_implementation"], "flash_attention_2"),
+        (["auto_map"], {}),
+        (["quantization_config"], None),
+        (["_name_or_path"], "somebody/else"),
+    ):
+        put(folder / "config.json", *path, value=value)
+    put(folder / "tokenizer_config.json", "special_tokens_map_file", value="/home/somebody/map.json")
+    family = families.load(folder)
+    assert family.model.config.get_text_config()._attn_implementation in ("sdpa", "eager")
+
+
+def test_code_beside_the_weights_does_not_run(folder, guide, tmp_path):
+    """In open_clip's folder, `tokenizer_kwargs` are handed on to transformers."""
+    proof = tmp_path / "ran"
+    for place in (folder, guide):
+        (place / "evil.py").write_text(f"open({str(proof)!r}, 'w')\nclass T: pass\n")
+        put(place / "tokenizer_config.json", "auto_map", value={"AutoTokenizer": ["evil.T", "evil.T"]})
+        put(place / "tokenizer_config.json", "tokenizer_class", value="T")
+    put(guide / "open_clip_config.json", "model_cfg", "text_cfg", "tokenizer_kwargs", value={"trust_remote_code": True})
+    for load in (families.load, Guide, _tokenizer):
+        for place in (folder, guide):
+            with pytest.raises(ModelError):
+                load(place)
+    result = CliRunner().invoke(evaluate, ["-m", str(guide), "--n", "1"])
+    assert result.exit_code == 1
+    assert isinstance(result.exception, ModelError)
+    assert not proof.exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "match"),
+    [
+        (["text_cfg", "tokenizer_kwargs"], {"trust_remote_code": True}, "runs no code"),
+        (["text_cfg", "tokenizer_kwargs"], {"cache_dir": "/tmp/x"}, "Allowed are"),
+        (["text_cfg", "tokenizer_kwargs"], ["a"], "Allowed are"),
+        (["text_cfg", "hf_model_name"], "evil/text", "is not fetched"),
+        (["text_cfg", "unheard"], 1, "does not know"),
+        (["vision_cfg", "timm_model_name"], "hf-hub:evil/encoder", "not one of timm's own"),
+        (["vision_cfg", "layers"], 10**8, "layers"),
+    ],
+)
+def test_open_clips_configuration_says_what_is_allowed_alone(guide, path, value, match):
+    put(guide / "open_clip_config.json", "model_cfg", *path, value=value)
+    with pytest.raises(ModelError, match=match):
+        Guide(guide)
+
+
+def test_a_tokenizer_that_is_elsewhere_is_not_fetched(guide):
+    (guide / "tokenizer.json").unlink()
+    with pytest.raises(ModelError, match=r"has no tokenizer, but names .*Download"):
+        Guide(guide)
+
+
+def test_a_converted_tokenizer_writes_in_its_own_folder(folder, tmp_path):
+    put(folder / "tokenizer_config.json", "chat_template", value=[{"name": "../../x", "template": "a"}])
+    with pytest.raises(ModelError, match="names a chat template"):
+        _tokenizer(folder)
+    put(folder / "tokenizer_config.json", "chat_template", value=None)
+    tokenizer = _tokenizer(folder)
+    tokenizer.chat_template = {"default": "a", "../../x": "b"}
+    with pytest.raises(ModelError, match="names a chat template"):
+        _tokenizer(tokenizer)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch, folder, guide):
+    """A hub's cache that holds two models, `us/model` and `us/guide`."""
+    for name, place in (("model", folder), ("guide", guide)):
+        home = tmp_path / "hub" / f"models--us--{name}"
+        (home / "refs").mkdir(parents=True)
+        (home / "refs" / "main").write_text("0" * 40)
+        (home / "snapshots").mkdir()
+        place.rename(home / "snapshots" / ("0" * 40))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def test_offline_a_model_is_in_the_cache_or_refused(cache, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert families.load("us/model").name == "llava"
+    Guide("hf-hub:us/guide")
+    for load in (families.load, families.refuse_unknown, lambda name: Guide(f"hf-hub:{name}")):
+        with pytest.raises(ModelError, match=r"nothing is fetched \(--offline.*hf download us/other"):
+            load("us/other")
+    for name in ("ViT-B-32@openai", "roberta-ViT-B-32@laion2b_s12b_b32k"):
+        with pytest.raises(ModelError, match="nothing is fetched"):
+            Guide(name)
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    result = CliRunner().invoke(evaluate, ["-m", "us/other", "--offline"])
+    assert "nothing is fetched" in str(result.exception)
+    assert not hub.offline()
+
+
+@pytest.mark.parametrize("field", ["models", "guide"])
+def test_a_name_in_somebodys_toml_is_not_fetched(cache, tmp_path, field):
+    names = {"models": ["zoo:llava"], "guide": "zoo:guide"} | {
+        field: ["us/other"] if field == "models" else "hf-hub:us/other"
+    }
+    own = tmp_path / "own.toml"
+    own.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in {"task": "count", **names}.items()))
+    result = CliRunner().invoke(train_command, ["-c", str(own), "-o", str(tmp_path / "run")])
+    assert isinstance(result.exception, ModelError), result.output
+    assert "a name in a file is not fetched" in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        "{{ 'a' * 9999999999 }}",
+        "{% set x = namespace(a='aaaaaaaaaa') %}{% for i in range(99) %}{% set x.a = x.a ~ x.a %}{% endfor %}",
+        "{% macro f() %}{{ f() }}{{ f() }}{% endmacro %}{{ f() }}",
+        "{% for i in range(99999) %}aaaaaaaaaa{% endfor %}",
+        "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
+    ],
+)
+def test_a_template_that_never_ends_is_refused(folder, template, monkeypatch):
+    (folder / "chat_template.jinja").write_text(template)
+    with pytest.raises(ModelError, match="Set tvp_prompt"):
+        families.load(folder)
+    amend(folder, tvp_prompt="{image}{question}")
+    families.load(folder)
+
+
+def test_a_template_that_asks_for_the_date_is_the_same_every_day(folder, caplog):
+    message = "<|im_start|>user\n<image>\n{{ messages[0]['content'][1]['text'] }}<|im_end|>\n"
+    fallback = "{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% else %}26 Jul 2024{% endif %}\n"
+    (folder / "chat_template.jinja").write_text(fallback + message)
+    assert families.load(folder).layout.prompt.startswith("26 Jul 2024<|im_start|>user\n{image}")
+    assert "asks for today's date" in caplog.text
+    for volatile in ("{{ strftime_now('%d %b %Y') }}", "{{ [1, 2, 3] | random }}", "{{ lipsum() }}"):
+        (folder / "chat_template.jinja").write_text(volatile + message)
+        with pytest.raises(ModelError, match="Set tvp_prompt"):
+            families.load(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json", "chat_template.jinja"]
+)
+def test_a_pointer_of_git_lfs_is_named(folder, name):
+    (folder / name).write_text(POINTER)
+    with pytest.raises(ModelError, match=rf"{name} of .* is a git-LFS pointer.*git lfs pull"):
+        families.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "match"),
+    [
+        ("config.json", r"readable config\.json"),
+        ("model.safetensors", "it has no weights"),
+        ("tokenizer.json", "it has no tokenizer"),
+        ("preprocessor_config.json", r"it has no preprocessor_config\.json"),
+    ],
+)
+def test_a_file_that_is_not_there_is_named(folder, name, match):
+    for file in folder.glob("vocab.*"):
+        file.unlink()
+    (folder / name).unlink()
+    with pytest.raises(ModelError, match=match):
+        families.load(folder)
+
+
+def test_a_folder_inside_a_checkpoint_is_looked_at_too(tmp_path):
+    folder = save_tiny("instructblip", tmp_path / "model")
+    put(folder / "qformer_tokenizer" / "tokenizer_config.json", "auto_map", value={"AutoTokenizer": ["evil.T", None]})
+    with pytest.raises(ModelError, match="runs no code"):
+        families.load(folder)
+    for file in (folder / "qformer_tokenizer").iterdir():
+        file.unlink()
+    with pytest.raises(ModelError, match=r"qformer_tokenizer' is incomplete: it has no tokenizer"):
+        families.load(folder)
+    (folder / "qformer_tokenizer").rmdir()
+    with pytest.raises(ModelError, match="it has no folder qformer_tokenizer"):
+        families.load(folder)
+
+
+@pytest.mark.parametrize("depth", [40, 900, 200_000])
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "generation_config.json"])
+def test_deep_json_is_named(folder, depth, name):
+    text = (folder / name).read_text().rstrip().removesuffix("}")
+    (folder / name).write_text(text + ', "deep": ' + "[" * depth + "]" * depth + "}")
+    with pytest.raises(ModelError, match=rf"{name} of .* is nested too deeply"):
+        families.load(folder)
+
+
+@pytest.mark.parametrize("text", ["[]", "3", '{"a": 1', "\x00", '"\ud83d"'])
+@pytest.mark.parametrize("name", ["config.json", "special_tokens_map.json", "generation_config.json"])
+def test_what_is_no_table_is_named(folder, name, text):
+    (folder / name).write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(ModelError, match=name):
+        families.load(folder)
+
+
+def test_weights_of_eight_bits_are_named(folder):
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name, tensor in weights.items() if tensor.ndim == 2)
+    save_file({**weights, name: weights[name].to(torch.float8_e4m3fn)}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"type F8_E4M3.*before it was quantised"):
+        families.load(folder)
+
+
+def test_shards_are_files_of_their_folder(folder, tmp_path):
+    names = list(load_file(folder / "model.safetensors"))
+    (folder / "model.safetensors").rename(tmp_path / "model-1.safetensors")
+    index = folder / "model.safetensors.index.json"
+    for shard, match in (
+        ("../model-1.safetensors", "outside of its folder"),
+        ("model-2.safetensors", "it lacks model-2"),
+    ):
+        index.write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(names, shard)}))
+        with pytest.raises(ModelError, match=match):
+            families.load(folder)
+    index.write_text(json.dumps({"weight_map": [1]}))
+    with pytest.raises(ModelError, match="has no weight_map"):
+        families.load(folder)
+
+
+def test_weights_that_inflate_are_refused(folder):
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "whole.bin")
+    with (
+        zipfile.ZipFile(folder / "whole.bin") as plain,
+        zipfile.ZipFile(folder / "pytorch_model.bin", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for info in plain.infolist():
+            packed.writestr(info.filename, plain.read(info))
+    with pytest.raises(ModelError, match="is compressed"):
+        families.load(folder)
+    (folder / "whole.bin").rename(folder / "pytorch_model.bin")
+    families.load(folder)
+
+
+def test_half_a_character_in_a_label_is_refused(guide):
+    with pytest.raises(RequestError, match="half a character"):
+        Guide(guide).text_features(["a \ud800"])
+
+
+def test_a_configuration_made_in_code_may_name_a_hub():
+    assert hub.is_fetched(TrainConfig(models=("us/model",)).models[0], None)
