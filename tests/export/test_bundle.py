@@ -283,7 +283,7 @@ def test_what_a_checkpoint_wants_and_does_not_get_is_said(tmp_path, caplog):
     assert not caplog.records
     (model / "generation_config.json").write_text(json.dumps(settings | {"repetition_penalty": 1.05}))
     export(model, tasks.get("scenes"), tmp_path / "penalised", n_cases=1)
-    assert "sets repetition_penalty=1.05. The bundle ignores this" in caplog.text
+    assert "sets repetition_penalty=1.05. TVP ignores this" in caplog.text
 
 
 def test_a_model_of_native_resolution_is_shown_a_canvas_at_its_size(tmp_path):

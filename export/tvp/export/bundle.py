@@ -149,12 +149,6 @@ def _load_family(model: str | Path, family: Family | None, geometry: Geometry | 
     """Return the model on the CPU in fp32, for tracing and for the parity gate."""
     if family is None or family.device.type != "cpu" or family.dtype != torch.float32:
         family = families.load(model, canvas=geometry.canvas if geometry else None)
-    if ignored := getattr(family, "ignored_settings", []):
-        log.warning(
-            "%s sets %s. The bundle ignores this: it always answers with the tokens that the model scores highest.",
-            model,
-            ", ".join(ignored),
-        )
     return family
 
 

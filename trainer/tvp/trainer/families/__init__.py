@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from importlib import import_module
 from pathlib import Path
 from typing import TypeVar
@@ -49,6 +50,7 @@ FAMILIES = {
     "vpgtrans": "blip2",
 }
 T = TypeVar("T")
+log = logging.getLogger("tvp.trainer")
 OPEN_CLIP = "open_clip:"
 
 
@@ -93,6 +95,12 @@ def load(
             raise
         except Exception as error:  # a configuration with values that make no model
             raise ModelError(f"The checkpoint of {str(name)!r} is damaged: {type(error).__name__}: {error}") from error
+    if ignored := getattr(family, "ignored_settings", []):
+        log.warning(
+            "%s sets %s. TVP ignores this: it always answers with the tokens that the model scores highest.",
+            name,
+            ", ".join(ignored),
+        )
     if str(device) != "auto":
         family.model = moved(family.model, device)
     return family

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +23,7 @@ from .pixels import PixelFormat
 log = logging.getLogger("tvp.trainer")
 
 T = TypeVar("T")
+LARGEST_SIDE = 8192  # px
 # What every loader of transformers is told: to run no code of a checkpoint, and to ask no hub.
 SAFE = {"trust_remote_code": False, "local_files_only": True}
 
@@ -108,12 +109,19 @@ class Checkpoint:
             check_texts(place, f"{self.name}/{folder}", SETTINGS_OF_TOKENS)
         return read_tokenizer(place, f"{self.name}/{folder}" if folder else self.name)
 
-    def pixel_format(self, size: int) -> PixelFormat:
+    def pixel_format(self, size: int | Sequence[int]) -> PixelFormat:
         """Read what the image processor does with the values of a picture.
 
         Args:
-            size: side of the square that the vision encoder takes, px.
+            size: side of the square that the vision encoder takes, px; or both of its sides.
         """
+        sides = {size} if isinstance(size, int) else set(size) if isinstance(size, list | tuple) else set()
+        side = sides.pop() if len(sides) == 1 else 0
+        if not isinstance(side, int) or not 0 < side <= LARGEST_SIDE:
+            raise ModelError(
+                f"The vision encoder of {self.name!r} takes pictures of the size {size!r}, which is no square of 1 to "
+                f"{LARGEST_SIDE} px."
+            )
         # Without the file, transformers would silently use the defaults of the class, which are another model's.
         said = processor_of(self.folder, self.name)
         older = str(said.get("feature_extractor_type") or "").replace("FeatureExtractor", "ImageProcessor")
@@ -123,7 +131,7 @@ class Checkpoint:
             processor = self._read(lambda: AutoImageProcessor.from_pretrained(self.folder, use_fast=False, **SAFE))
         else:
             processor = self._read(lambda: slow.from_dict(said))
-        return pixel_format(size, said, processor, self.name)
+        return pixel_format(side, said, processor, self.name)
 
     def chat_template(self, tokenizer: PreTrainedTokenizerBase) -> str | None:
         """Return the checkpoint's own chat template: the processor's, else the tokenizer's."""

@@ -42,6 +42,11 @@ def layout_of(
         ModelError: the prompt or the template has no place for the question.
     """
     prompt = getattr(family.model.config, "tvp_prompt", None)
+    if not image_token and "{image}" in (prompt or (image if family.template else default)):
+        raise ModelError(
+            "The tokenizer of this checkpoint has no image token of its own: config.json names the id of another token "
+            "(image_token_index, image_token_id), or none. Take config.json and tokenizer from the same release."
+        )
     if prompt is None and family.template:
         prompt = _render(family, family.template, image_token).replace(image_token, image)
     # A space at the end would merge with the first token of the answer, so it is written before the answer instead.

@@ -213,6 +213,8 @@ def make_open_clip(name: str, fetch: bool = True) -> ContrastiveFamily:
             "Name an architecture with its weights (ViT-B-32@openai) or a folder."
         ) from error
     size = model.visual.image_size
+    if isinstance(size, tuple) and size[0] != size[1]:
+        raise ModelError(f"{name!r} takes pictures of {size[0]} x {size[1]} px. TVP shows squares.")
     preprocess = getattr(model.visual, "preprocess_cfg", {})
     bias = getattr(model, "logit_bias", None)
     return ContrastiveFamily(

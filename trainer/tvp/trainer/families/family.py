@@ -28,7 +28,9 @@ IGNORED: dict[str, Any] = {
     "num_beams": 1, "repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0, "no_repeat_ngram_size": 0,
     "min_length": 0, "min_new_tokens": 0, "bad_words_ids": [], "suppress_tokens": [], "begin_suppress_tokens": [],
     "forced_bos_token_id": None, "forced_eos_token_id": None, "exponential_decay_length_penalty": None,
-    "sequence_bias": None, "guidance_scale": 1.0,
+    "sequence_bias": None, "guidance_scale": 1.0, "stop_strings": None, "force_words_ids": None, "constraints": None,
+    "forced_decoder_ids": None, "penalty_alpha": 0.0, "dola_layers": None, "watermarking_config": None,
+    "token_healing": False, "num_beam_groups": 1, "diversity_penalty": 0.0,
 }  # fmt: skip
 IGNORED_OF_TEXT = {"logits_scaling": 1.0, "final_logit_softcapping": None, "attn_logit_softcapping": None}
 
@@ -270,9 +272,11 @@ class GenerativeFamily(Family):
         return getattr(self.text_config, "max_position_embeddings", None)
 
     def image_token(self, token_id: int | None) -> str:
-        """Return the text of the token that stands for the image while a prompt is tokenised."""
-        token = None if token_id is None else self.tokenizer.convert_ids_to_tokens(token_id)
-        return token or ""
+        """Return the text of the token that stands for the image while a prompt is tokenised; '' if there is none."""
+        tokenizer = self.tokenizer
+        if token_id in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id):
+            return ""
+        return str(tokenizer.added_tokens_decoder.get(token_id, ""))
 
     def generate_tokens(
         self, embeddings: Float[Tensor, "n n_image n_text"], questions: Sequence[str], max_new_tokens: int = 16

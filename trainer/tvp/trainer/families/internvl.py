@@ -59,6 +59,5 @@ class InternVl(CausalFamily):
 def make(checkpoint: Checkpoint) -> InternVl:
     model = checkpoint.weights(InternVLForConditionalGeneration)
     tokenizer = checkpoint.tokenizer()
-    size = model.config.vision_config.image_size
-    size = size[0] if isinstance(size, (list, tuple)) else size
-    return InternVl(model, tokenizer, checkpoint.pixel_format(size), checkpoint.chat_template(tokenizer))
+    pixel_format = checkpoint.pixel_format(model.config.vision_config.image_size)
+    return InternVl(model, tokenizer, pixel_format, checkpoint.chat_template(tokenizer))
