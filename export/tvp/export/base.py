@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from tvp import sdk
-from tvp.sdk.errors import BundleError
+from tvp.sdk.errors import BundleError, ModelError, TvpError
 from tvp.sdk.formats.integrity import is_private, linked, list_files, private_folder, verify
 from tvp.sdk.formats.manifest import bases_in, read_base_manifest, write_manifest
 from tvp.sdk.formats.temporary import temporary_file
@@ -119,7 +119,17 @@ def _recorded(key: str) -> str:
 
 def _write(family: Family, key: str, folder: Path, precision: str, device: str) -> str:
     folder.mkdir()
-    manifest = kind_of(family).write(family, folder, fused=device != "tensorrt")
+    try:
+        manifest = kind_of(family).write(family, folder, fused=device != "tensorrt")
+    except (TvpError, OSError, MemoryError):
+        raise
+    except Exception as error:  # whatever transformers, torch and optimum raise for a model that they cannot trace
+        why = next(iter(str(error).splitlines()), "")
+        kind = getattr(getattr(family, "text_config", None), "model_type", family.name)
+        raise ModelError(
+            f"This {family.name} model cannot be exported: {kind!r} is not traced ({type(error).__name__}: {why}). "
+            "It can be trained on and evaluated. Exports are known to work with Llama, Qwen2, OPT, Gemma and T5 inside."
+        ) from error
     reduce_precision(folder, precision, device)
     for file in folder.glob("*.onnx"):
         make_readable(file)

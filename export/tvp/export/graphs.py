@@ -180,6 +180,7 @@ def write_graph(module: nn.Module, config: OnnxConfig, file: Path) -> None:
     with _keep_configs(module), warnings.catch_warnings():
         # Tracing warns about every Python number. The parity gate decides whether the graph is right.
         warnings.simplefilter("ignore")
+        torch._C._jit_set_onnx_log_enabled(False)  # it prints the whole graph where an operator is missing
         optimum_export(module, config, file, opset=OPSET, disable_dynamic_axes_fix=True)
 
 
