@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -177,10 +178,12 @@ def write_graph(module: nn.Module, config: OnnxConfig, file: Path) -> None:
         config: names, dynamic axes and example inputs.
         file: where to write the graph.
     """
-    with _keep_configs(module), warnings.catch_warnings():
+    # Where an operator is missing, torch prints the whole graph, although its log is off (it asks a function's name
+    # instead of calling it, in setup_onnx_logging of its utils.py).
+    quiet = mock.patch.object(torch._C, "_jit_onnx_log", lambda *_: None)
+    with _keep_configs(module), warnings.catch_warnings(), quiet:
         # Tracing warns about every Python number. The parity gate decides whether the graph is right.
         warnings.simplefilter("ignore")
-        torch._C._jit_set_onnx_log_enabled(False)  # it prints the whole graph where an operator is missing
         optimum_export(module, config, file, opset=OPSET, disable_dynamic_axes_fix=True)
 
 
