@@ -12,12 +12,12 @@ from safetensors.torch import load_file, save_file
 
 from tests.tiny import amend, save_tiny, save_tiny_guide
 from tvp.sdk.errors import ModelError, RequestError
-from tvp.trainer import families, hub
+from tvp.trainer import convert, families, hub
 from tvp.trainer.cli import train as train_command
 from tvp.trainer.config import TrainConfig
-from tvp.trainer.convert import _tokenizer
 from tvp.trainer.eval_cli import evaluate
 from tvp.trainer.losses import Guide
+from tvp.trainer.published import KINDS
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
 
@@ -85,6 +85,10 @@ def put(file, *path, value):
         ("config.json", ["vision_config", "model_type"], "timm_wrapper", "does not follow"),
         ("config.json", ["quantization_config"], {"quant_method": "fp8"}, "quantised"),
         ("config.json", ["text_config", "num_hidden_layers"], 10**9, "layers"),
+        ("config.json", ["text_config", "num_labels"], 10**9, "At most"),
+        ("config.json", ["text_config", "max_position_embeddings"], 10**12, "At most"),
+        ("config.json", ["vision_config", "image_size"], [10**6, 10**6], "At most"),
+        ("config.json", ["tvp_canvas"], 10**6, "At most"),
         ("config.json", ["tvp_prompt"], "\ud800 {image}{question}", "half a character"),
         ("config.json", ["\udfff"], 1, "half a character"),
         ("generation_config.json", ["custom_generate"], "evil/generate", "runs no code"),
@@ -129,7 +133,7 @@ def test_code_beside_the_weights_does_not_run(folder, guide, tmp_path):
         put(place / "tokenizer_config.json", "auto_map", value={"AutoTokenizer": ["evil.T", "evil.T"]})
         put(place / "tokenizer_config.json", "tokenizer_class", value="T")
     put(guide / "open_clip_config.json", "model_cfg", "text_cfg", "tokenizer_kwargs", value={"trust_remote_code": True})
-    for load in (families.load, Guide, _tokenizer):
+    for load in (families.load, Guide, convert._tokenizer):
         for place in (folder, guide):
             with pytest.raises(ModelError):
                 load(place)
@@ -166,12 +170,12 @@ def test_a_tokenizer_that_is_elsewhere_is_not_fetched(guide):
 def test_a_converted_tokenizer_writes_in_its_own_folder(folder, tmp_path):
     put(folder / "tokenizer_config.json", "chat_template", value=[{"name": "../../x", "template": "a"}])
     with pytest.raises(ModelError, match="names a chat template"):
-        _tokenizer(folder)
+        convert._tokenizer(folder)
     put(folder / "tokenizer_config.json", "chat_template", value=None)
-    tokenizer = _tokenizer(folder)
+    tokenizer = convert._tokenizer(folder)
     tokenizer.chat_template = {"default": "a", "../../x": "b"}
     with pytest.raises(ModelError, match="names a chat template"):
-        _tokenizer(tokenizer)
+        convert._tokenizer(tokenizer)
 
 
 @pytest.fixture
@@ -341,6 +345,32 @@ def test_weights_that_inflate_are_refused(folder):
         families.load(folder)
     (folder / "whole.bin").rename(folder / "pytorch_model.bin")
     families.load(folder)
+
+
+def test_a_conversion_looks_at_the_files_of_its_parts_too(tmp_path):
+    """Weights that inflate or have eight bits, an adapter, code, and positions in the words of transformers 5."""
+    for suffix, store in ((".pth", torch.save), (".safetensors", save_file)):
+        store({"a": torch.ones(2, 2).to(torch.float8_e4m3fn)}, tmp_path / f"eight{suffix}")
+        with pytest.raises(ModelError, match=r"float8_e4m3fn.*before it was quantised"):
+            convert._read(tmp_path / f"eight{suffix}")
+    with zipfile.ZipFile(tmp_path / "packed.pth", "w", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr("archive/data.pkl", b"0" * 10**6)
+    with pytest.raises(ModelError, match="is compressed"):
+        convert._read(tmp_path / "packed.pth")
+    plan, file = KINDS["minigpt4"], tmp_path / "config.json"
+    file.write_text(json.dumps({"model_type": "llama", "rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}}))
+    assert convert._text_config(plan, tmp_path).rope_theta == 5e5
+    for wrong, match in (
+        ({"auto_map": {"AutoConfig": "a.B"}}, "runs no code"),
+        ({"quantization_config": {"bits": 4}}, "quantised"),
+        ({"_attn_implementation_internal": "evil/kernel"}, "code of a hub"),
+    ):
+        file.write_text(json.dumps({"model_type": "llama", **wrong}))
+        with pytest.raises(ModelError, match=match):
+            convert._text_config(plan, tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match="holds an adapter"):
+        convert._read_folder(tmp_path)
 
 
 def test_half_a_character_in_a_label_is_refused(guide):

@@ -180,7 +180,7 @@ def write_graph(module: nn.Module, config: OnnxConfig, file: Path) -> None:
     """
     # Where an operator is missing, torch prints the whole graph, although its log is off (it asks a function's name
     # instead of calling it, in setup_onnx_logging of its utils.py).
-    quiet = mock.patch.object(torch._C, "_jit_onnx_log", lambda *_: None)
+    quiet = mock.patch.object(torch._C, "_jit_onnx_log", return_value=None)
     with _keep_configs(module), warnings.catch_warnings(), quiet:
         # Tracing warns about every Python number. The parity gate decides whether the graph is right.
         warnings.simplefilter("ignore")

@@ -33,7 +33,15 @@ SETTINGS = (
     OPEN_CLIP,
 )
 SETTINGS_OF_TOKENS = (TOKENIZER, "special_tokens_map.json", "chat_template.json", PROCESSOR)
-LARGEST, DEEPEST, MOST_LAYERS = 64 * 2**20, 32, 1000  # bytes, levels of nesting, layers
+LARGEST, DEEPEST = 64 * 2**20, 32  # bytes, levels of nesting
+# The most of what a loader builds before it reads a weight: tables of names and positions, layers.
+MOST = {
+    r"(.*_)?(layers|depth)": 1000,
+    r"num_labels": 10_000,
+    r"image_size|tvp_canvas": 8192,  # px
+    r"max_position_embeddings|max_sequence_length|n_positions": 2**22,
+    r"context_length|num_query_tokens": 2**16,
+}
 CODE = {"auto_map", "trust_remote_code", "custom_generate", "custom_pipelines"}
 KERNELS = {"kernel_config", "kernel_mapping", "kernels", "use_kernels", "hub_kernels"}
 # Names of other files and models.
@@ -274,8 +282,10 @@ def check_settings(found: dict[str, Any], about: str) -> None:
             )
         if key == "chat_template":
             refuse_names(value, about)
-        if isinstance(value, int) and value > MOST_LAYERS and re.search(r"(^|_)(layers|depth)$", key):
-            raise ModelError(f"{where} to {value}. At most {MOST_LAYERS} layers are read.")
+        if isinstance(value, int):
+            size = next((part for part in reversed(path) if not part.isdigit()), "")  # of a list, the list's
+            if value > (most := next((n for names, n in MOST.items() if re.fullmatch(names, size)), value)):
+                raise ModelError(f"{where} to {value}. At most {most} are read.")
 
 
 def _check_files_of_tokens(found: dict[str, Any], name: str) -> None:
