@@ -17,13 +17,12 @@ from tvp.sdk.errors import ModelError
 
 from .. import hub
 from ._gate import CONFIG, SETTINGS_OF_TOKENS, check_texts, check_weights, read_json, refuse_missing_tokens
-from ._translate import chat_template, config_of, is_generic, pixel_format, processor_of, tokenizer_options
+from ._translate import chat_template, config_of, is_generic, pixel_format, processor_of, side_of, tokenizer_options
 from .pixels import PixelFormat
 
 log = logging.getLogger("tvp.trainer")
 
 T = TypeVar("T")
-LARGEST_SIDE = 8192  # px
 # What every loader of transformers is told: to run no code of a checkpoint, and to ask no hub.
 SAFE = {"trust_remote_code": False, "local_files_only": True}
 
@@ -115,13 +114,7 @@ class Checkpoint:
         Args:
             size: side of the square that the vision encoder takes, px; or both of its sides.
         """
-        sides = {size} if isinstance(size, int) else set(size) if isinstance(size, list | tuple) else set()
-        side = sides.pop() if len(sides) == 1 else 0
-        if not isinstance(side, int) or not 0 < side <= LARGEST_SIDE:
-            raise ModelError(
-                f"The vision encoder of {self.name!r} takes pictures of the size {size!r}, which is no square of 1 to "
-                f"{LARGEST_SIDE} px."
-            )
+        side = side_of(size, self.name)
         # Without the file, transformers would silently use the defaults of the class, which are another model's.
         said = processor_of(self.folder, self.name)
         older = str(said.get("feature_extractor_type") or "").replace("FeatureExtractor", "ImageProcessor")

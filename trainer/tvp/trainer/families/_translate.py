@@ -26,6 +26,7 @@ STEPS = {
     "do_image_splitting",
     "do_pan_and_scan",
 }
+LARGEST_SIDE = 8192  # px
 SAME = 1e-6  # of a factor; 1/255 is written with six digits and more
 
 
@@ -117,6 +118,22 @@ def chat_template(folder: Path, name: str) -> Any:
         if found := read_json(folder / file, name).get("chat_template"):
             return found
     return None
+
+
+def side_of(size: Any, name: str) -> int:
+    """Return the side of the square that a vision encoder takes, px, from one number or from both sides.
+
+    Raises:
+        ModelError: it takes no square.
+    """
+    sides = {size} if isinstance(size, int) else set(size) if isinstance(size, list | tuple) else set()
+    side = sides.pop() if len(sides) == 1 else 0
+    if not isinstance(side, int) or not 0 < side <= LARGEST_SIDE:
+        raise ModelError(
+            f"The vision encoder of {name!r} takes pictures of the size {size!r}, which is no square of 1 to "
+            f"{LARGEST_SIDE} px."
+        )
+    return side
 
 
 def pixel_format(size: int, said: dict[str, Any], processor: Any, name: str) -> PixelFormat:

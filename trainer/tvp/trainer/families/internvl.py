@@ -16,6 +16,7 @@ from tvp.sdk.formats.layout import PromptLayout
 
 from ._checkpoint import Checkpoint
 from ._template import layout_of
+from ._translate import side_of
 from .causal import CausalFamily
 
 
@@ -59,5 +60,5 @@ class InternVl(CausalFamily):
 def make(checkpoint: Checkpoint) -> InternVl:
     model = checkpoint.weights(InternVLForConditionalGeneration)
     tokenizer = checkpoint.tokenizer()
-    pixel_format = checkpoint.pixel_format(model.config.vision_config.image_size)
-    return InternVl(model, tokenizer, pixel_format, checkpoint.chat_template(tokenizer))
+    size = side_of(model.config.vision_config.image_size, checkpoint.name)
+    return InternVl(model, tokenizer, checkpoint.pixel_format(size), checkpoint.chat_template(tokenizer))
