@@ -89,6 +89,37 @@ def test_a_template_without_one_picture_and_one_question_is_refused(folder, temp
     assert families.load(folder).layout.prompt == "{image}{question}"
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        "{{ 'a' * 9999999999 }}",
+        "{% set x = namespace(a='aaaaaaaaaa') %}{% for i in range(99) %}{% set x.a = x.a ~ x.a %}{% endfor %}",
+        "{% macro f() %}{{ f() }}{{ f() }}{% endmacro %}{{ f() }}",
+        "{% for i in range(99999) %}aaaaaaaaaa{% endfor %}",
+        "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
+    ],
+)
+def test_a_template_that_never_ends_is_refused(folder, template):
+    (folder / "chat_template.jinja").write_text(template)
+    with pytest.raises(ModelError, match="Set tvp_prompt"):
+        families.load(folder)
+    amend(folder, tvp_prompt="{image}{question}")
+    families.load(folder)
+
+
+def test_a_template_that_asks_for_the_date_is_the_same_every_day(folder, caplog):
+    message = "<|im_start|>user\n<image>\n{{ messages[0]['content'][1]['text'] }}<|im_end|>\n"
+    fallback = "{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% else %}26 Jul 2024{% endif %}\n"
+    (folder / "chat_template.jinja").write_text(fallback + message)
+    assert families.load(folder).layout.prompt.startswith("26 Jul 2024<|im_start|>user\n{image}")
+    assert "asks for today's date" in caplog.text
+    for volatile in ("{{ strftime_now('%d %b %Y') }}", "{{ [1, 2, 3] | random }}", "{{ lipsum() }}"):
+        (folder / "chat_template.jinja").write_text(volatile + message)
+        with pytest.raises(ModelError, match="Set tvp_prompt"):
+            families.load(folder)
+
+
 @pytest.mark.parametrize("prompt", ["What is this? {image}", "{image} {image} {question}", "{question} {image}"])
 def test_a_prompt_without_a_question_or_with_two_pictures_is_refused(folder, prompt):
     amend(folder, tvp_prompt=prompt)

@@ -11,7 +11,7 @@ import transformers as hf
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from tests.tiny import CANVAS, amend, save_tiny
+from tests.tiny import CANVAS, amend, save_tiny, save_tiny_guide
 from tvp.sdk.errors import ModelError
 from tvp.trainer import families
 from tvp.trainer.families._checkpoint import Checkpoint
@@ -155,6 +155,34 @@ def test_what_an_image_processor_does_besides_is_refused(tmp_path, settings, mat
         families.load(folder)
 
 
+def test_a_canvas_beyond_the_processors_limits_is_told(tmp_path, caplog):
+    folder = save_tiny("qwen2_5_vl", tmp_path)
+    families.load(folder)
+    assert not caplog.records
+    for limits in ({"min_pixels": 4 * CANVAS**2, "max_pixels": 9 * CANVAS**2}, {"min_pixels": 1, "max_pixels": 64}):
+        caplog.clear()
+        change(folder / "preprocessor_config.json", size=None, **limits)
+        families.load(folder)
+        assert "name another --canvas" in caplog.text
+
+
+@pytest.mark.parametrize(("field", "value"), [("interpolation", "random"), ("interpolation", "box"), ("mode", "L")])
+def test_what_open_clip_does_with_a_picture_besides_is_refused(tmp_path, field, value):
+    folder = save_tiny_guide(tmp_path)
+    config = read(folder / "open_clip_config.json")
+    config["preprocess_cfg"][field] = value
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="TVP resizes by"):
+        families.load(folder)
+
+
+def test_a_strategy_that_nobody_knows_is_refused(tmp_path):
+    folder = save_tiny("llava", tmp_path)
+    amend(folder, vision_feature_select_strategy="middle")
+    with pytest.raises(ModelError, match="supported are default and full"):
+        families.load(folder)
+
+
 def test_an_encoder_that_is_no_square_is_refused(tmp_path):
     checkpoint = Checkpoint("it", str(save_tiny("siglip", tmp_path)))
     assert checkpoint.pixel_format([CANVAS, CANVAS]) == checkpoint.pixel_format(CANVAS)
@@ -171,9 +199,11 @@ def test_an_adapter_beside_its_base_is_not_left_out(tmp_path):
     with pytest.raises(ModelError, match="weights of an adapter"):
         families.load(folder)
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "us/base"}')
-    with pytest.raises(ModelError, match=r"holds an adapter.*merge_and_unload"):
-        families.load(folder)
+    for file in ("adapter_config.json", "adapter_model.bin", "non_lora_trainables.bin"):
+        (folder / file).write_text('{"peft_type": "LORA", "base_model_name_or_path": "us/base"}')
+        with pytest.raises(ModelError, match=rf"holds an adapter \({file}.*merge_and_unload"):
+            families.load(folder)
+        (folder / file).unlink()
 
 
 def test_weights_without_a_place_are_told(tmp_path, caplog):

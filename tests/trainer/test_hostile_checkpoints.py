@@ -10,7 +10,7 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
-from tests.tiny import amend, save_tiny, save_tiny_guide
+from tests.tiny import save_tiny, save_tiny_guide
 from tvp.sdk.errors import ModelError, RequestError
 from tvp.trainer import convert, families, hub
 from tvp.trainer.cli import train as train_command
@@ -207,6 +207,33 @@ def test_offline_a_model_is_in_the_cache_or_refused(cache, monkeypatch):
     assert not hub.offline()
 
 
+def test_what_is_typed_is_fetched_and_looked_at_before_its_weights(made, tmp_path, monkeypatch):
+    """A hub that sends what a pattern asks for; the files are looked at where they arrive."""
+    asked = []
+    home = tmp_path / "arrived"
+    home.mkdir()
+
+    def snapshot_download(name, *, allow_patterns, local_files_only):
+        asked.append((name, local_files_only, sorted(allow_patterns)))
+        for file in made.iterdir():
+            if any(file.match(pattern) for pattern in allow_patterns) and not (home / file.name).exists():
+                (home / file.name).write_bytes(file.read_bytes())
+        return str(home)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    assert families.load("us/model").layout == families.load(made).layout
+    assert [(name, local) for name, local, _ in asked] == [("us/model", False)] * 2
+    assert "model.safetensors" in asked[1][2]
+    put(home / "config.json", "auto_map", value={"AutoConfig": "evil.Config"})
+    asked.clear()
+    with pytest.raises(ModelError, match="runs no code"):
+        families.load("us/model")
+    assert len(asked) == 1, "no weights of a refused model are fetched"
+    with pytest.raises(ModelError, match="no such folder, and no hub id"):
+        families.load("../us/model/x")
+
+
 @pytest.mark.parametrize("field", ["models", "guide"])
 def test_a_name_in_somebodys_toml_is_not_fetched(cache, tmp_path, field):
     names = {"models": ["zoo:llava"], "guide": "zoo:guide"} | {
@@ -217,37 +244,6 @@ def test_a_name_in_somebodys_toml_is_not_fetched(cache, tmp_path, field):
     result = CliRunner().invoke(train_command, ["-c", str(own), "-o", str(tmp_path / "run")])
     assert isinstance(result.exception, ModelError), result.output
     assert "a name in a file is not fetched" in str(result.exception)
-
-
-@pytest.mark.parametrize(
-    "template",
-    [
-        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
-        "{{ 'a' * 9999999999 }}",
-        "{% set x = namespace(a='aaaaaaaaaa') %}{% for i in range(99) %}{% set x.a = x.a ~ x.a %}{% endfor %}",
-        "{% macro f() %}{{ f() }}{{ f() }}{% endmacro %}{{ f() }}",
-        "{% for i in range(99999) %}aaaaaaaaaa{% endfor %}",
-        "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
-    ],
-)
-def test_a_template_that_never_ends_is_refused(folder, template, monkeypatch):
-    (folder / "chat_template.jinja").write_text(template)
-    with pytest.raises(ModelError, match="Set tvp_prompt"):
-        families.load(folder)
-    amend(folder, tvp_prompt="{image}{question}")
-    families.load(folder)
-
-
-def test_a_template_that_asks_for_the_date_is_the_same_every_day(folder, caplog):
-    message = "<|im_start|>user\n<image>\n{{ messages[0]['content'][1]['text'] }}<|im_end|>\n"
-    fallback = "{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% else %}26 Jul 2024{% endif %}\n"
-    (folder / "chat_template.jinja").write_text(fallback + message)
-    assert families.load(folder).layout.prompt.startswith("26 Jul 2024<|im_start|>user\n{image}")
-    assert "asks for today's date" in caplog.text
-    for volatile in ("{{ strftime_now('%d %b %Y') }}", "{{ [1, 2, 3] | random }}", "{{ lipsum() }}"):
-        (folder / "chat_template.jinja").write_text(volatile + message)
-        with pytest.raises(ModelError, match="Set tvp_prompt"):
-            families.load(folder)
 
 
 @pytest.mark.parametrize(

@@ -87,15 +87,18 @@ def add_weights(name: str, place: str, folder: Path, fetch: bool = True) -> None
         return
     patterns: Collection[str]
     for patterns in WEIGHTS:
-        index = folder / f"{patterns[0]}.index.json"
-        patterns = _shards(index) if index.is_file() else patterns
+        patterns = _shards(folder / f"{patterns[0]}.index.json") or patterns
         _snapshot(name, place, patterns, fetch)
         if any(fnmatch.filter((file.name for file in folder.iterdir()), pattern) for pattern in patterns):
             return
 
 
 def _shards(index: Path) -> set[str]:
-    return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    """Return the names of the files that an index lists; none if it is not there, or damaged, which its reader says."""
+    try:
+        return {str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return set()
 
 
 def _snapshot(name: str, place: str, patterns: Collection[str], fetch: bool) -> Path:

@@ -67,6 +67,8 @@ TOKENS = (
     "vocab.json",
     "vocab.txt",
 )
+# Of peft, and of LLaVA's own training.
+ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "non_lora_trainables.bin")
 POINTER = b"version https://git-lfs.github.com/spec/"
 TYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"}  # that TVP reads from safetensors
 ALONE = re.compile("[\ud800-\udfff]")
@@ -115,8 +117,9 @@ def check_weights(folder: Path, name: str) -> None:
                 raise ModelError(f"{index.name} of {name!r} names the file {shard!r}, which is outside of its folder.")
             if not (folder / shard).is_file():
                 raise ModelError(f"The checkpoint of {name!r} is incomplete: it lacks {shard}. Download it again.")
-    safe, pickled = sorted(folder.glob("*.safetensors")), sorted(folder.glob("*.bin"))
-    if not safe and not pickled and not list(folder.glob("*.pth")):
+    safe = sorted(folder.glob("*.safetensors"))
+    pickled = [file for pattern in ("*.bin", "*.pth", "*.pt") for file in sorted(folder.glob(pattern))]
+    if not safe and not pickled:
         raise ModelError(
             f"The checkpoint of {name!r} is incomplete: it has no weights (*.safetensors or *.bin). Download it again."
         )
@@ -238,10 +241,10 @@ def refuse_missing_tokens(folder: Path, name: str) -> None:
 
 def refuse_adapter(folder: Path, name: str) -> None:
     """Refuse a folder with an adapter, which would be left out silently."""
-    if (folder / "adapter_config.json").is_file():
+    if found := [file for file in ADAPTERS if (folder / file).is_file()]:
         raise ModelError(
-            f"{name!r} holds an adapter (adapter_config.json), which TVP does not load: the model would answer without "
-            "it. Merge it first: PeftModel.from_pretrained(base, folder).merge_and_unload().save_pretrained(new). "
+            f"{name!r} holds an adapter ({found[0]}), which TVP does not load: the model would answer without it. "
+            "Merge it first: PeftModel.from_pretrained(base, folder).merge_and_unload().save_pretrained(new). "
             "If you want the model without it, remove the adapter's files."
         )
 

@@ -161,6 +161,16 @@ def pixel_format(size: int, said: dict[str, Any], processor: Any, name: str) -> 
     if steps.get("do_resize") is False:
         raise ModelError(f"{about} does not resize (do_resize is false), and TVP always does. Set it to true.")
     _refuse_crop(steps, about)
+    least, most = (steps.get(key) for key in ("min_pixels", "max_pixels"))
+    if (isinstance(least, int) and size**2 < least) or (isinstance(most, int) and size**2 > most):
+        log.warning(
+            "%s shows pictures of %s to %s pixels. TVP shows the canvas of %d x %d px as it is: name another --canvas.",
+            about,
+            least,
+            most,
+            size,
+            size,
+        )
     resample = getattr(processor, "resample", None)
     resample = 3 if resample is None else int(resample)
     if resample not in PILLOW:

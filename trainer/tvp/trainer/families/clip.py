@@ -24,7 +24,7 @@ from ._checkpoint import SAFE, Checkpoint
 from ._gate import OPEN_CLIP, check_texts, check_weights, read_json
 from ._translate import tokenizer_options
 from .family import Family
-from .pixels import PixelFormat
+from .pixels import KERNELS, PixelFormat
 
 OPEN_CLIP_WEIGHTS = ("open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 
@@ -216,6 +216,11 @@ def make_open_clip(name: str, fetch: bool = True) -> ContrastiveFamily:
     if isinstance(size, tuple) and size[0] != size[1]:
         raise ModelError(f"{name!r} takes pictures of {size[0]} x {size[1]} px. TVP shows squares.")
     preprocess = getattr(model.visual, "preprocess_cfg", {})
+    filter, mode = preprocess.get("interpolation", "bicubic"), preprocess.get("mode", "RGB")
+    if filter not in KERNELS or mode != "RGB":
+        raise ModelError(
+            f"{name!r} resizes by {filter!r} and reads {mode!r}. TVP resizes by {', '.join(KERNELS)}, and reads 'RGB'."
+        )
     bias = getattr(model, "logit_bias", None)
     return ContrastiveFamily(
         model,
@@ -223,7 +228,7 @@ def make_open_clip(name: str, fetch: bool = True) -> ContrastiveFamily:
             size[0] if isinstance(size, tuple) else size,
             tuple(model.visual.image_mean or open_clip.OPENAI_DATASET_MEAN),
             tuple(model.visual.image_std or open_clip.OPENAI_DATASET_STD),
-            preprocess.get("interpolation", "bicubic"),
+            filter,
         ),
         model.encode_image,
         tokenizer,

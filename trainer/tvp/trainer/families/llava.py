@@ -72,6 +72,9 @@ def make(checkpoint: Checkpoint) -> Llava:
     encoder = checkpoint.config.get("vision_config", {}).get("model_type", "clip_vision_model")
     if encoder not in ENCODERS:
         raise ModelError(f"This LLaVA has the vision encoder {encoder!r}; supported are {', '.join(ENCODERS)}.")
+    strategy = checkpoint.config.get("vision_feature_select_strategy", "default")
+    if strategy not in ("default", "full"):
+        raise ModelError(f"This LLaVA selects its features by {strategy!r}; supported are default and full.")
     model = checkpoint.weights(CLASSES[checkpoint.kind])
     tokenizer = checkpoint.tokenizer()
     pixel_format = checkpoint.pixel_format(model.config.vision_config.image_size)
