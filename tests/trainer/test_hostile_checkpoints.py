@@ -83,6 +83,13 @@ def put(file, *path, value):
         ("config.json", ["transformers_weights"], "../other.safetensors", "does not follow"),
         ("config.json", ["vision_config", "backbone"], "evil/backbone", "does not follow"),
         ("config.json", ["vision_config", "model_type"], "timm_wrapper", "does not follow"),
+        ("config.json", ["vision_config", "model_type"], "detr", "vision encoder"),
+        ("config.json", ["text_config", "model_type"], "detr", "no family has"),
+        ("config.json", ["text_config", "model_type"], ["llama"], "no family has"),
+        ("config.json", ["tokenizer_class"], "AutoModel", "tokenizer class 'AutoModel'"),
+        ("tokenizer_config.json", ["tokenizer_class"], "RagRetriever", "tokenizer class 'RagRetriever'"),
+        ("tokenizer_config.json", ["tokenizer_class"], 3, "tokenizer class 3"),
+        ("preprocessor_config.json", ["image_processor_type"], "PretrainedConfig", "image processor"),
         ("config.json", ["quantization_config"], {"quant_method": "fp8"}, "quantised"),
         ("config.json", ["text_config", "num_hidden_layers"], 10**9, "layers"),
         ("config.json", ["text_config", "num_labels"], 10**9, "At most"),
@@ -107,7 +114,7 @@ def test_a_file_that_names_code_or_other_files_is_refused(folder, file, path, va
     put(folder / file, *path, value=value)
     with pytest.raises(ModelError, match=match) as refused:
         families.load(folder)
-    assert file in str(refused.value)
+    assert file in str(refused.value) or match in ("vision encoder", "image processor")
     str(refused.value).encode()
 
 
@@ -137,6 +144,12 @@ def test_code_beside_the_weights_does_not_run(folder, guide, tmp_path):
         for place in (folder, guide):
             with pytest.raises(ModelError):
                 load(place)
+    for name in ("RagRetriever", "AutoModel"):
+        put(guide / "tokenizer_config.json", "tokenizer_class", value=name)
+        put(guide / "tokenizer_config.json", "auto_map", value=None)
+        put(guide / "open_clip_config.json", "model_cfg", "text_cfg", "tokenizer_kwargs", value={})
+        with pytest.raises(ModelError, match=f"the tokenizer class '{name}'"):
+            Guide(guide)
     result = CliRunner().invoke(evaluate, ["-m", str(guide), "--n", "1"])
     assert result.exit_code == 1
     assert isinstance(result.exception, ModelError)

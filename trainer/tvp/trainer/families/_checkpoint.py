@@ -11,12 +11,21 @@ from typing import Any, TypeVar
 import torch
 from safetensors import safe_open
 from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.image_processing_utils import BaseImageProcessor
 from transformers.models.auto.image_processing_auto import get_image_processor_class_from_name
 
 from tvp.sdk.errors import ModelError
 
 from .. import hub
-from ._gate import CONFIG, SETTINGS_OF_TOKENS, check_texts, check_weights, read_json, refuse_missing_tokens
+from ._gate import (
+    CONFIG,
+    SETTINGS_OF_TOKENS,
+    check_parts,
+    check_texts,
+    check_weights,
+    read_json,
+    refuse_missing_tokens,
+)
 from ._translate import chat_template, config_of, is_generic, pixel_format, processor_of, side_of, tokenizer_options
 from .pixels import PixelFormat
 
@@ -80,6 +89,7 @@ class Checkpoint:
         """
         hub.add_weights(self.name, self.place, self.folder, self._fetch)
         check_weights(self.folder, self.name)
+        check_parts(self.config, f"config.json of {self.name!r}")
         model, report = self._read(
             lambda: architecture.from_pretrained(
                 self.folder,
@@ -120,6 +130,8 @@ class Checkpoint:
         older = str(said.get("feature_extractor_type") or "").replace("FeatureExtractor", "ImageProcessor")
         kind = str(said.get("image_processor_type") or older)
         slow = get_image_processor_class_from_name(kind.removesuffix("Fast").removesuffix("Pil")) if kind else None
+        if slow is not None and not issubclass(slow, BaseImageProcessor):
+            raise ModelError(f"The image processor of {self.name!r} is a {kind}, which is none of transformers.")
         if slow is None:
             processor = self._read(lambda: AutoImageProcessor.from_pretrained(self.folder, use_fast=False, **SAFE))
         else:

@@ -58,6 +58,13 @@ QUANTISED = {"quantization_config", "compression_config"}
 ATTENTION = re.compile(r"_?attn_implementation(_internal)?")
 KINDS_OF_ATTENTION = {"eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"}
 TEMPLATE_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
+# Parts of the families besides the causal language models.
+PARTS = {
+    *("blip_2_vision_model", "clip_vision_model", "idefics3_vision", "instructblip_vision_model", "internvl_vision"),
+    *("siglip_vision_model", "smolvlm_vision", "blip_2_qformer", "instructblip_qformer"),
+    *("clip_text_model", "siglip_text_model", "t5", "mt5", "umt5", "chatglm", "qwen2_vl_text", "qwen2_5_vl_text"),
+    *("qwen2_vl", "qwen2_5_vl", "idefics3", "smolvlm"),  # as the first releases called their parts
+}
 # Files of tokens, of which a tokenizer needs one.
 TOKENS = (
     "tokenizer.json",
@@ -95,10 +102,34 @@ def check_texts(folder: Path, name: str, settings: Sequence[str] = SETTINGS) -> 
         found = read_json(folder / file, name)
         if file != "special_tokens_map.json":  # its keys are names of tokens
             check_settings(found, f"{file} of {name!r}")
+    for file in (TOKENIZER, CONFIG):  # the second where the first says nothing
+        if (folder / file).is_file():
+            _refuse_class(read_json(folder / file, name).get("tokenizer_class"), f"{file} of {name!r}")
     if (folder / TOKENIZER).is_file():
         _check_files_of_tokens(read_json(folder / TOKENIZER, name), name)
     if (folder / OPEN_CLIP).is_file():
         _check_open_clip(folder, name)
+
+
+def check_parts(config: dict[str, Any], about: str) -> None:
+    """Refuse parts that no family has: some of transformers' models fetch a backbone of their own when they are built.
+
+    Args:
+        config: of a model.
+        about: which file it is, for messages.
+
+    Raises:
+        ModelError: as said.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    for path, value in walk(config, about):
+        known = isinstance(value, str) and (value in PARTS or value in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+        if len(path) > 1 and path[-1] == "model_type" and value and not known:
+            raise ModelError(
+                f"{about} sets {_spell(path)} to {value!r}, which no family has as a part. Language models are those "
+                f"of transformers; others are {', '.join(sorted(PARTS))}."
+            )
 
 
 def check_weights(folder: Path, name: str) -> None:
@@ -289,6 +320,21 @@ def check_settings(found: dict[str, Any], about: str) -> None:
             size = next((part for part in reversed(path) if not part.isdigit()), "")  # of a list, the list's
             if value > (most := next((n for names, n in MOST.items() if re.fullmatch(names, size)), value)):
                 raise ModelError(f"{where} to {value}. At most {most} are read.")
+
+
+def _refuse_class(kind: Any, about: str) -> None:
+    """Refuse a class of tokenizers that is none: transformers would look up any of its names, a model's too."""
+    import transformers
+
+    known = [getattr(transformers, f"{kind}{end}", None) for end in ("", "Fast")]
+    if kind in (None, "TokenizersBackend") or any(
+        isinstance(found, type) and issubclass(found, transformers.PreTrainedTokenizerBase) for found in known
+    ):
+        return
+    raise ModelError(
+        f"{about} names the tokenizer class {kind!r}, which transformers does not have. If a tokenizer.json is there, "
+        "write PreTrainedTokenizerFast in its place."
+    )
 
 
 def _check_files_of_tokens(found: dict[str, Any], name: str) -> None:
