@@ -143,6 +143,10 @@ def test_pixels_are_scaled_as_the_processor_scales_them(tmp_path, name, settings
         ({"do_flip_channel_order": True}, "do_flip_channel_order"),
         ({"do_grayscale": True}, "do_grayscale"),
         ({"rescale_offset": True}, "rescale_offset"),
+        ({"image_std": [0.5, 0.0, 0.5]}, "deviations above 0"),
+        ({"image_mean": ["a", "b", "c"]}, "needs numbers"),
+        ({"image_mean": [0.5, float("nan"), 0.5]}, "needs numbers"),
+        ({"rescale_factor": float("inf")}, "positive number"),
         ({"rescale_factor": 0}, "positive number"),
         ({"rescale_factor": "1/255"}, "positive number"),
         ({"size": {"shortest_edge": 2 * CANVAS}}, "middle of a picture"),
@@ -236,6 +240,14 @@ def test_settings_of_answers_that_are_not_followed_are_told(tmp_path, caplog):
     told = caplog.text
     assert all(part in told for part in ("repetition_penalty=1.2", "suppress_tokens=[5]", "stop_strings=['###']"))
     assert "num_beams" not in told
+
+
+@pytest.mark.parametrize("end", [10**9, -1, "</s>", [2, 10**9]])
+def test_an_end_that_is_no_token_is_refused(tmp_path, end):
+    folder = save_tiny("llava", tmp_path)
+    change(folder / "generation_config.json", eos_token_id=end)
+    with pytest.raises(ModelError, match="eos_token_id"):
+        families.load(folder)
 
 
 def test_an_image_token_that_the_tokenizer_lacks_is_refused(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import zipfile
 
 import pytest
@@ -12,14 +13,14 @@ from safetensors.torch import load_file, save_file
 
 from tests.tiny import save_tiny, save_tiny_guide
 from tvp.sdk.errors import ModelError, RequestError
-from tvp.trainer import convert, families, hub
-from tvp.trainer.cli import train as train_command
-from tvp.trainer.config import TrainConfig
+from tvp.trainer import convert, families
 from tvp.trainer.eval_cli import evaluate
 from tvp.trainer.losses import Guide
 from tvp.trainer.published import KINDS
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+
+pytestmark = pytest.mark.usefixtures("no_network")
 
 
 @pytest.fixture(scope="module")
@@ -41,21 +42,6 @@ def folder(made, tmp_path):
 @pytest.fixture
 def guide(tmp_path):
     return save_tiny_guide(tmp_path / "guide")
-
-
-@pytest.fixture(autouse=True)
-def no_network(monkeypatch):
-    """Whatever asks a hub or a server fails the test: a ModelError would hide it from an assertion."""
-    asked = []
-
-    def ask(*arguments, **options):
-        asked.append(arguments)
-        raise OSError("no network")
-
-    monkeypatch.setattr("socket.create_connection", ask)
-    monkeypatch.setattr("socket.getaddrinfo", ask)
-    yield
-    assert not asked
 
 
 def put(file, *path, value):
@@ -191,74 +177,6 @@ def test_a_converted_tokenizer_writes_in_its_own_folder(folder, tmp_path):
         convert._tokenizer(tokenizer)
 
 
-@pytest.fixture
-def cache(tmp_path, monkeypatch, folder, guide):
-    """A hub's cache that holds two models, `us/model` and `us/guide`."""
-    for name, place in (("model", folder), ("guide", guide)):
-        home = tmp_path / "hub" / f"models--us--{name}"
-        (home / "refs").mkdir(parents=True)
-        (home / "refs" / "main").write_text("0" * 40)
-        (home / "snapshots").mkdir()
-        place.rename(home / "snapshots" / ("0" * 40))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    return tmp_path / "hub"
-
-
-def test_offline_a_model_is_in_the_cache_or_refused(cache, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert families.load("us/model").name == "llava"
-    Guide("hf-hub:us/guide")
-    for load in (families.load, families.refuse_unknown, lambda name: Guide(f"hf-hub:{name}")):
-        with pytest.raises(ModelError, match=r"nothing is fetched \(--offline.*hf download us/other"):
-            load("us/other")
-    for name in ("ViT-B-32@openai", "roberta-ViT-B-32@laion2b_s12b_b32k"):
-        with pytest.raises(ModelError, match="nothing is fetched"):
-            Guide(name)
-    monkeypatch.delenv("HF_HUB_OFFLINE")
-    result = CliRunner().invoke(evaluate, ["-m", "us/other", "--offline"])
-    assert "nothing is fetched" in str(result.exception)
-    assert not hub.offline()
-
-
-def test_what_is_typed_is_fetched_and_looked_at_before_its_weights(made, tmp_path, monkeypatch):
-    """A hub that sends what a pattern asks for; the files are looked at where they arrive."""
-    asked = []
-    home = tmp_path / "arrived"
-    home.mkdir()
-
-    def snapshot_download(name, *, allow_patterns, local_files_only):
-        asked.append((name, local_files_only, sorted(allow_patterns)))
-        for file in made.iterdir():
-            if any(file.match(pattern) for pattern in allow_patterns) and not (home / file.name).exists():
-                (home / file.name).write_bytes(file.read_bytes())
-        return str(home)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    assert families.load("us/model").layout == families.load(made).layout
-    assert [(name, local) for name, local, _ in asked] == [("us/model", False)] * 2
-    assert "model.safetensors" in asked[1][2]
-    put(home / "config.json", "auto_map", value={"AutoConfig": "evil.Config"})
-    asked.clear()
-    with pytest.raises(ModelError, match="runs no code"):
-        families.load("us/model")
-    assert len(asked) == 1, "no weights of a refused model are fetched"
-    with pytest.raises(ModelError, match="no such folder, and no hub id"):
-        families.load("../us/model/x")
-
-
-@pytest.mark.parametrize("field", ["models", "guide"])
-def test_a_name_in_somebodys_toml_is_not_fetched(cache, tmp_path, field):
-    names = {"models": ["zoo:llava"], "guide": "zoo:guide"} | {
-        field: ["us/other"] if field == "models" else "hf-hub:us/other"
-    }
-    own = tmp_path / "own.toml"
-    own.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in {"task": "count", **names}.items()))
-    result = CliRunner().invoke(train_command, ["-c", str(own), "-o", str(tmp_path / "run")])
-    assert isinstance(result.exception, ModelError), result.output
-    assert "a name in a file is not fetched" in str(result.exception)
-
-
 @pytest.mark.parametrize(
     "name", ["config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json", "chat_template.jinja"]
 )
@@ -314,6 +232,23 @@ def test_what_is_no_table_is_named(folder, name, text):
     (folder / name).write_bytes(text.encode("utf-8", "surrogatepass"))
     with pytest.raises(ModelError, match=name):
         families.load(folder)
+
+
+def test_what_is_no_file_is_not_read(folder):
+    """A named pipe would be waited for."""
+    (folder / "chat_template.jinja").write_text(" " * 2**20 + "a")
+    with pytest.raises(ModelError, match=r"chat_template\.jinja of .* at most 1 MiB"):
+        families.load(folder)
+    (folder / "chat_template.jinja").unlink()
+    for name in ("model.safetensors", "config.json", "tokenizer.json", "preprocessor_config.json"):
+        whole = (folder / name).read_bytes()
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+        with pytest.raises(ModelError):
+            families.load(folder)
+        (folder / name).unlink()
+        (folder / name).write_bytes(whole)
+    families.load(folder)
 
 
 def test_weights_of_eight_bits_are_named(folder):
@@ -385,7 +320,3 @@ def test_a_conversion_looks_at_the_files_of_its_parts_too(tmp_path):
 def test_half_a_character_in_a_label_is_refused(guide):
     with pytest.raises(RequestError, match="half a character"):
         Guide(guide).text_features(["a \ud800"])
-
-
-def test_a_configuration_made_in_code_may_name_a_hub():
-    assert hub.is_fetched(TrainConfig(models=("us/model",)).models[0], None)

@@ -29,11 +29,12 @@ SETTINGS = (
     PROCESSOR,
     TOKENIZER,
     "special_tokens_map.json",
+    "added_tokens.json",
     "chat_template.json",
     OPEN_CLIP,
 )
-SETTINGS_OF_TOKENS = (TOKENIZER, "special_tokens_map.json", "chat_template.json", PROCESSOR)
-LARGEST, DEEPEST = 64 * 2**20, 32  # bytes, levels of nesting
+SETTINGS_OF_TOKENS = (TOKENIZER, "special_tokens_map.json", "added_tokens.json", "chat_template.json", PROCESSOR)
+LARGEST, LARGEST_TEMPLATE, DEEPEST = 64 * 2**20, 2**20, 32  # bytes, bytes, levels of nesting
 # The most of what a loader builds before it reads a weight: tables of names and positions, layers.
 MOST = {
     r"(.*_)?(layers|depth)": 1000,
@@ -100,8 +101,11 @@ def check_texts(folder: Path, name: str, settings: Sequence[str] = SETTINGS) -> 
         if not (folder / file).is_file():
             continue
         found = read_json(folder / file, name)
-        if file != "special_tokens_map.json":  # its keys are names of tokens
+        if file not in ("special_tokens_map.json", "added_tokens.json"):  # their keys are names of tokens
             check_settings(found, f"{file} of {name!r}")
+    for template in folder.rglob("*.jinja"):
+        if not template.is_file() or template.stat().st_size > LARGEST_TEMPLATE:
+            raise ModelError(f"{template.name} of {name!r} is no chat template: a file of at most 1 MiB is read.")
     for file in (TOKENIZER, CONFIG):  # the second where the first says nothing
         if (folder / file).is_file():
             _refuse_class(read_json(folder / file, name).get("tokenizer_class"), f"{file} of {name!r}")
@@ -150,6 +154,9 @@ def check_weights(folder: Path, name: str) -> None:
                 raise ModelError(f"The checkpoint of {name!r} is incomplete: it lacks {shard}. Download it again.")
     safe = sorted(folder.glob("*.safetensors"))
     pickled = [file for pattern in ("*.bin", "*.pth", "*.pt") for file in sorted(folder.glob(pattern))]
+    for file in [*safe, *pickled]:
+        if not file.is_file():
+            raise ModelError(f"{file.name} of {name!r} is no file. Download it again.")
     if not safe and not pickled:
         raise ModelError(
             f"The checkpoint of {name!r} is incomplete: it has no weights (*.safetensors or *.bin). Download it again."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -150,8 +151,10 @@ def pixel_format(size: int, said: dict[str, Any], processor: Any, name: str) -> 
     """
     about = f"The image processor of {name!r}"
     mean, std = (said.get(key) for key in ("image_mean", "image_std"))
-    if any(not isinstance(v, list | tuple) or len(v) != 3 for v in (mean, std)):
+    if not isinstance(mean, list | tuple) or not isinstance(std, list | tuple) or len(mean) != 3 or len(std) != 3:
         raise ModelError(f"{about} has mean {mean} and deviation {std}. TVP needs three of each.")
+    if not all(map(_is_number, [*mean, *std])) or not all(v > 0 for v in std):
+        raise ModelError(f"{about} has mean {mean} and deviation {std}. TVP needs numbers, and deviations above 0.")
     steps = {**vars(processor), **said}
     unknown = sorted(key for key, on in steps.items() if key.startswith("do_") and on and key not in STEPS)
     if steps.get("rescale_offset"):
@@ -180,13 +183,17 @@ def pixel_format(size: int, said: dict[str, Any], processor: Any, name: str) -> 
     if steps.get("do_normalize") is False:
         mean, std = [0.0] * 3, [1.0] * 3
     if abs(factor - 1) > SAME:
-        mean, std = ([v / factor for v in values] for values in (mean or (), std or ()))
-    return PixelFormat(size, tuple(mean or ()), tuple(std or ()), PILLOW[resample])
+        mean, std = ([v / factor for v in values] for values in (mean, std))
+    return PixelFormat(size, tuple(mean), tuple(std), PILLOW[resample])
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _factor(steps: dict[str, Any], about: str) -> float:
     factor = steps.get("rescale_factor", 1 / 255)
-    if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor < 1e6:
+    if not _is_number(factor) or not 0 < factor < 1e6:
         raise ModelError(f"{about} sets rescale_factor to {factor!r}. It must be a positive number.")
     return float(factor)
 

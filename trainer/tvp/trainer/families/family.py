@@ -247,6 +247,12 @@ class GenerativeFamily(Family):
         ends = [end for end in (ends if isinstance(ends, list) else [ends]) if end is not None]
         if not ends:
             raise ModelError("Neither generation_config.json nor the tokenizer says which token ends an answer.")
+        n = len(self.embed_tokens.weight)  # type: ignore[arg-type]
+        if not all(isinstance(end, int) and 0 <= end < n for end in ends):
+            raise ModelError(
+                f"The answers of this checkpoint end with the tokens {ends}, but its tokens have the ids 0 to {n - 1}. "
+                "Correct eos_token_id in generation_config.json, or take the tokenizer of the same release."
+            )
         # Training teaches the first one: of several, the one that ends a turn in the model's chats.
         return tuple(sorted(ends, key=lambda end: end != self.tokenizer.eos_token_id))
 
