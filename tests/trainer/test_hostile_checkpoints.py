@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -275,6 +276,12 @@ def test_shards_are_files_of_their_folder(folder, tmp_path):
         families.load(folder)
 
 
+def test_what_a_training_run_leaves_beside_the_weights_is_no_hindrance(folder):
+    for name in ("training_args.bin", "optimizer.pt", "rng_state.pth"):
+        torch.save({"arguments": Path("/tmp")}, folder / name)
+    families.load(folder)
+
+
 def test_weights_that_inflate_are_refused(folder):
     weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
@@ -285,7 +292,7 @@ def test_weights_that_inflate_are_refused(folder):
     ):
         for info in plain.infolist():
             packed.writestr(info.filename, plain.read(info))
-    with pytest.raises(ModelError, match="is compressed"):
+    with pytest.raises(ModelError, match="is packed"):
         families.load(folder)
     (folder / "whole.bin").rename(folder / "pytorch_model.bin")
     families.load(folder)
@@ -299,7 +306,7 @@ def test_a_conversion_looks_at_the_files_of_its_parts_too(tmp_path):
             convert._read(tmp_path / f"eight{suffix}")
     with zipfile.ZipFile(tmp_path / "packed.pth", "w", zipfile.ZIP_DEFLATED) as packed:
         packed.writestr("archive/data.pkl", b"0" * 10**6)
-    with pytest.raises(ModelError, match="is compressed"):
+    with pytest.raises(ModelError, match="is packed"):
         convert._read(tmp_path / "packed.pth")
     plan, file = KINDS["minigpt4"], tmp_path / "config.json"
     file.write_text(json.dumps({"model_type": "llama", "rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}}))

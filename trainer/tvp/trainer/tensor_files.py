@@ -47,13 +47,23 @@ def load_tensors(file: Path, device: torch.device | str = "cpu", mapped: bool = 
         UnpicklingError: the file holds more than tensors, or declares more than it holds.
         Exception: whatever else its damage leads to.
     """
+    in_zip = check_tensors(file)
+    return torch.load(file, map_location=device, weights_only=True, mmap=mapped and in_zip)
+
+
+def check_tensors(file: Path) -> bool:
+    """Go through a file of `torch.save` without its numbers; raises as `load_tensors` does.
+
+    Returns:
+        Whether it is of torch's newer format, which can be mapped.
+    """
     if file.exists() and not file.is_file():  # a pipe may never begin
         raise _refused("it is a folder, a pipe or a device")
     with open(file, "rb") as stream:
         in_zip = stream.read(len(_ZIP)) == _ZIP
         stream.seek(0)
         (_check_zip if in_zip else _check_row)(stream)
-    return torch.load(file, map_location=device, weights_only=True, mmap=mapped and in_zip)
+    return in_zip
 
 
 def _check_zip(stream: BinaryIO) -> None:

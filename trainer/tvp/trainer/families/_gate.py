@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import re
-import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from tvp.sdk.errors import ModelError
+
+from ..tensor_files import check_tensors
 
 CONFIG, TOKENIZER, PROCESSOR, OPEN_CLIP = (
     "config.json",
@@ -153,7 +154,10 @@ def check_weights(folder: Path, name: str) -> None:
             if not (folder / shard).is_file():
                 raise ModelError(f"The checkpoint of {name!r} is incomplete: it lacks {shard}. Download it again.")
     safe = sorted(folder.glob("*.safetensors"))
-    pickled = [file for pattern in ("*.bin", "*.pth", "*.pt") for file in sorted(folder.glob(pattern))]
+    every = sorted([*folder.glob("*.bin"), *folder.glob("*.pth")])
+    # Of a training run's folder, these alone are loaded: training_args.bin, for one, holds more than tensors.
+    named = [file for file in every if re.match(r"(open_clip_)?(pytorch_)?model[.-]", file.name)]
+    pickled = named or ([] if safe else every)
     for file in [*safe, *pickled]:
         if not file.is_file():
             raise ModelError(f"{file.name} of {name!r} is no file. Download it again.")
@@ -169,7 +173,12 @@ def check_weights(folder: Path, name: str) -> None:
                 f"which TVP does not read. Take the weights of the model before it was quantised, in BF16 for instance."
             )
     for file in pickled:
-        refuse_compressed(file)
+        try:
+            check_tensors(file)
+        except Exception as error:  # the unpickler raises whatever the damage leads to
+            raise ModelError(
+                f"The checkpoint of {name!r} is incomplete or damaged: {file.name}: {error} Download it again."
+            ) from error
 
 
 def read_json(file: Path, name: str) -> dict[str, Any]:
@@ -244,17 +253,6 @@ def refuse_pointers(folder: Path, name: str) -> None:
                 f"{file.name} of {name!r} is a git-LFS pointer and not the file itself. Run `git lfs pull` in its "
                 "folder, or download it again."
             )
-
-
-def refuse_compressed(file: Path) -> None:
-    """Refuse a torch file that inflates: torch itself stores tensors as they are."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            types = {info.compress_type for info in archive.infolist()}
-    except (OSError, zipfile.BadZipFile):
-        return  # torch's older format, or damaged: the loader will say
-    if types - {zipfile.ZIP_STORED}:
-        raise ModelError(f"{file} is compressed, which torch's own files are not. Download it again.")
 
 
 def refuse_names(templates: Any, about: str) -> None:
