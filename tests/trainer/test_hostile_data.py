@@ -6,6 +6,8 @@ import io
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,7 +18,7 @@ from PIL import Image
 from tvp.sdk.errors import DataError
 from tvp.trainer import matrix, tasks
 from tvp.trainer.data import Jsonl, parquet, split
-from tvp.trainer.data.pages import unpacked_size
+from tvp.trainer.data.pages import unpacked_sizes
 
 
 def opened(folder, task="custom", part="train", **options):
@@ -248,23 +250,47 @@ def test_the_headers_of_pages_say_what_pyarrow_says(tmp_path):
                 data_page_size=1000, row_group_size=100, write_statistics=True, write_page_checksum=True,
             )  # fmt: skip
             about = pq.ParquetFile(file).metadata
+            parts = [
+                about.row_group(i).column(j) for i in range(about.num_row_groups) for j in range(about.num_columns)
+            ]
+            asked = [part for part in parts if part.path_in_schema != "image.path"]
             with open(file, "rb") as stream:
-                for i in range(about.num_row_groups):
-                    for j in range(about.num_columns):
-                        part = about.row_group(i).column(j)
-                        headers = part.total_uncompressed_size - unpacked_size(stream, part)
-                        assert 0 < headers < 2500  # the footer counts them too
+                sizes = unpacked_sizes(stream, {"image.bytes", "label"})
+            assert len(sizes) == len(asked) == 10
+            for size, part in zip(sizes, asked, strict=True):
+                assert 0 < part.total_uncompressed_size - size < 2500  # the footer counts the headers too
 
 
 @pytest.mark.parametrize(
-    "damage", [b"", b"\x00", b"\xff" * 20, b"\x1c" * 50, b"\x15\x80" * 20, b"\x19\xfc" + b"\xff" * 9]
+    "footer", [b"", b"\x00", b"\xff" * 20, b"\x1c" * 50, b"\x19" * 50, b"\x15\x80" * 20, b"\x19\xfc" + b"\xff" * 9]
 )
-def test_a_damaged_header_of_a_page_is_told(tmp_path, damage):
-    class Part:
-        data_page_offset, has_dictionary_page, total_compressed_size = 0, False, 100
+def test_a_damaged_footer_is_told(tmp_path, footer):
+    file = io.BytesIO(footer + len(footer).to_bytes(4, "little") + b"PAR1")
+    with pytest.raises(ValueError, match=r"it (has no footer|is|lacks)|its footer"):
+        unpacked_sizes(file, {"label"})
 
-    with pytest.raises(ValueError, match=r"a page (has no size|is damaged|is cut off|is too deep)"):
-        unpacked_size(io.BytesIO(damage), Part)
+
+def test_a_damaged_parquet_file_is_told_and_ends_no_process(tmp_path):
+    """pyarrow ends it where statistics are damaged and their column is asked for."""
+    write_parquet(tmp_path / "train.parquet", [b"x"] * 20, use_dictionary=False)
+    code = """if True:
+        import random, sys
+        from pathlib import Path
+        from tvp.sdk.errors import DataError
+        from tvp.trainer.data import Parquet
+        file, rng = Path(sys.argv[1]), random.Random(0)
+        whole, told = file.read_bytes(), 0
+        for _ in range(1500):
+            data = bytearray(whole)
+            data[rng.randrange(len(data))] = rng.randrange(256)
+            file.write_bytes(data)
+            try:
+                Parquet(file.parent, "train", "?")
+            except DataError:
+                told += 1
+        assert told > 100
+    """
+    subprocess.run([sys.executable, "-c", code, tmp_path / "train.parquet"], check=True, timeout=120)
 
 
 def test_the_commands_stay_in_the_folder_unless_they_are_told_otherwise(tmp_path, monkeypatch):

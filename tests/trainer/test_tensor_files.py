@@ -6,6 +6,7 @@ import io
 import os
 import pickle
 import resource
+import tracemalloc
 import zipfile
 from collections import Counter
 
@@ -152,6 +153,24 @@ def test_a_memo_is_no_larger_than_its_file(tmp_path):
     save(tmp_path / "a.pt", {"a": torch.zeros(2)})
     rewritten(tmp_path / "a.pt", lambda data: b"\x80\x02]r\xff\xff\xff\xff.")
     assert load_tensors(tmp_path / "a.pt") == []
+
+
+@pytest.mark.parametrize(
+    "code", [b"\x96" + bytes(4) + b"\x10\0\0\0", b"\x8e" + bytes(4) + b"\x10\0\0\0", b"X\xff\xff\xff\xff"]
+)
+def test_no_room_is_made_for_a_text_or_bytes_that_are_not_there(tmp_path, code):
+    """A byte array and bytes of 64 GB, and a text of 4 GB; in both formats."""
+    save(tmp_path / "new.pt", [])
+    rewritten(tmp_path / "new.pt", lambda data: b"\x80\x05" + code + b".")
+    data = save(tmp_path / "old.pt", "here", _use_new_zipfile_serialization=False).read_bytes()
+    (tmp_path / "old.pt").write_bytes(data.replace(b"X\4\0\0\0here", code))
+    for name in ("new.pt", "old.pt"):
+        tracemalloc.start()
+        with pytest.raises((pickle.UnpicklingError, KeyError, EOFError)):
+            load_tensors(tmp_path / name)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 2**20
 
 
 def test_convert_and_training_tell_it_in_their_own_words(tmp_path):

@@ -15,6 +15,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from pickle import BYTEARRAY8
 from typing import Any, BinaryIO, ClassVar, NamedTuple
 
 import torch
@@ -95,8 +96,9 @@ def _check_zip(stream: BinaryIO) -> None:
 def _check_row(stream: BinaryIO) -> None:
     """Check torch's format before 1.6: pickles of a magic number, a version, the system, the content; then numbers."""
     size = os.fstat(stream.fileno()).st_size
+    bounded = _Bounded(stream, size)
     for _ in range(4):
-        reader = _Reader(stream, size)
+        reader = _Reader(bounded, size)
         reader.load()
     declared = sum(reader.storages.values())
     if declared > size:
@@ -105,6 +107,19 @@ def _check_row(stream: BinaryIO) -> None:
 
 def _refused(why: str) -> pickle.UnpicklingError:
     return pickle.UnpicklingError(f"{why[0].upper()}{why[1:]}. Do not use it.")
+
+
+class _Bounded:
+    """A file that is not asked for more than it has, since room for that would be made first."""
+
+    def __init__(self, stream: BinaryIO, size: int) -> None:
+        self._stream, self._size = stream, size
+        self.readline = stream.readline
+
+    def read(self, n: int) -> bytes:
+        if n > self._size:
+            raise _refused("it declares a text that is longer than the file")
+        return self._stream.read(n)
 
 
 class _Storage(NamedTuple):
@@ -126,7 +141,10 @@ class _Reader(pickle._Unpickler):
         storages: bytes that each storage must have, by its key.
     """
 
-    def __init__(self, stream: BinaryIO, size: int) -> None:
+    # Room for a byte array would be made before its bytes are read; torch reads none.
+    dispatch: ClassVar = {code: load for code, load in pickle._Unpickler.dispatch.items() if code != BYTEARRAY8[0]}
+
+    def __init__(self, stream: BinaryIO | _Bounded, size: int) -> None:
         super().__init__(stream, encoding="utf-8")
         self.storages: dict[str, int] = {}
         self._left = MOST_VIEWS * size

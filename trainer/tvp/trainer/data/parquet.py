@@ -11,7 +11,7 @@ from typing import Any
 
 from tvp.sdk import errors, read_image
 
-from .pages import unpacked_size
+from .pages import unpacked_sizes
 from .places import resolved_file
 from .sample import CAPTION, SPLITS, Question, Row, Sample, check_names, report
 
@@ -152,16 +152,15 @@ def _unpack(file: Path, opened: Any, columns: list[str]) -> tuple[list[Any], lis
 
     A stranger's file of some KB may declare gigabytes, or repeat one value a million times.
     """
-    about, n_bytes = opened.metadata, file.stat().st_size
+    n_rows, n_bytes = opened.metadata.num_rows, file.stat().st_size
     factor, more = MOST_UNPACKED
     allowed = factor * n_bytes + more
-    if about.num_rows > max(MOST_ROWS, n_bytes // 64):
+    if n_rows > max(MOST_ROWS, n_bytes // 64):
         raise errors.DataError(
-            f"{file} declares {about.num_rows:,} rows in {n_bytes:,} bytes. So many pictures do not fit. Do not use it."
+            f"{file} declares {n_rows:,} rows in {n_bytes:,} bytes. So many pictures do not fit. Do not use it."
         )
-    parts = [about.row_group(i).column(j) for i in range(about.num_row_groups) for j in range(about.num_columns)]
     with open(file, "rb") as stream:
-        sizes = [unpacked_size(stream, part) for part in parts if part.path_in_schema in columns]
+        sizes = unpacked_sizes(stream, columns)
     images, labels, unpacked = [], [], sum(sizes)
     if unpacked <= allowed:
         unpacked = 0
@@ -176,4 +175,6 @@ def _unpack(file: Path, opened: Any, columns: list[str]) -> tuple[list[Any], lis
             f"{file} of {n_bytes:,} bytes unpacks to more than {allowed:,}. Pictures are compressed already, so this "
             "file repeats them, or is made to fill the memory. Do not use it, or write each picture to a file."
         )
+    if len(labels) != n_rows:
+        raise ValueError(f"it declares {n_rows:,} rows and has {len(labels):,}")
     return images, labels
