@@ -21,6 +21,7 @@ from .errors import ImageError, RequestError
 
 ImageLike = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
 Background = str | tuple[int, int, int]
+Reader = Callable[[ImageLike], NDArray[np.uint8]]
 
 MAX_RATIO = 100  # of the sides: a narrow strip would be enlarged to gigabytes before its middle is cut out
 MAX_SLOW = 4_000_000  # pixels of a file that Pillow decodes in Python, which takes some seconds
@@ -98,9 +99,20 @@ def read_image(
     Raises:
         ImageError: the picture is unreadable, cut off or empty, above a limit, or one side is more than 100 times the
             other.
-        RequestError: the background is no colour.
+        RequestError: the limits or the background are wrong.
     """
-    reading = _Reading(limits, parse_background(background))
+    return make_reader(limits, background)(source)
+
+
+def make_reader(limits: ImageLimits, background: Background) -> Reader:
+    """Return `read_image` with these settings, which are checked once; raises RequestError where they are wrong."""
+    if not isinstance(limits, ImageLimits):
+        raise RequestError(f"The limits are a {type(limits).__name__}; give ImageLimits(pixels=…, bytes=…, seconds=…).")
+    colour = _parse_background(background)
+    return lambda source: _read(source, _Reading(limits, colour))
+
+
+def _read(source: ImageLike, reading: _Reading) -> NDArray[np.uint8]:
     if isinstance(source, np.ndarray):
         return _from_array(source, reading)
     if isinstance(source, Image.Image):
@@ -131,15 +143,16 @@ def read_image(
         raise _damaged(error, reading) from error
 
 
-def parse_background(colour: Background) -> tuple[int, int, int]:
-    """Return a colour as (r, g, b), each from 0 to 255; raises RequestError where it is none."""
+def _parse_background(colour: Background) -> tuple[int, int, int]:
     try:
         values = ImageColor.getrgb(colour) if isinstance(colour, str) else tuple(colour)
         if len(values) == 3 and all(type(value) is int and 0 <= value <= 255 for value in values):
             return values[0], values[1], values[2]
     except (TypeError, ValueError):
         pass
-    raise RequestError(f"The background is {colour!r}; it must be a colour such as 'white', '#ffffff' or (255, 255, 255).")
+    raise RequestError(
+        f"The background is {colour!r}; it must be a colour such as 'white', '#ffffff' or (255, 255, 255)."
+    )
 
 
 @dataclass

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
 from ._generation import Generation, Options
 from ._models.model import Model, Request, check_text
+from ._runtime.fork import refuse_fork
 from .errors import RequestError
 from .formats.manifest import TaskManifest
 
@@ -19,6 +21,11 @@ class Requests:
 
     def __init__(self, model: Model, manifest: TaskManifest) -> None:
         self._model, self._manifest = model, manifest
+        self._process = os.getpid()
+
+    def refuse_fork(self) -> None:
+        """Raise RequestError in a process that was forked since the task was loaded."""
+        refuse_fork(self._process, self._manifest.name)
 
     def ask(self, question: str | None, options: Options) -> Request:
         """Return a question with its options."""
@@ -37,6 +44,7 @@ class Requests:
 
     def question(self, question: str | None) -> Any:
         """Return a parsed question."""
+        self.refuse_fork()
         if question is None:
             question = self._manifest.question
             if not question:

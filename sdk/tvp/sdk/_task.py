@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ._check import CheckReport, check
 from ._generation import Options
-from ._image import ImageLike, read_image
+from ._image import ImageLike, Reader
 from ._models.model import Model, Request
 from ._requests import Requests
 from ._results import Answer, Ranked
@@ -32,8 +32,8 @@ class Task:
     """A loaded task. `sdk.load` makes one; `close()` or `with` closes it.
 
     Several threads may ask it at once. On Linux, start a service that does so for long with MALLOC_ARENA_MAX=2: each
-    of glibc's heaps, up to eight a core, keeps the most memory that it ever held. A task does not survive a fork: each
-    process loads its own.
+    of glibc's heaps, up to eight a core, keeps the most memory that it ever held. A task does not survive a fork: in a
+    forked process it can be closed, and asking it raises RequestError. Each process loads its own.
 
     A task is of a kind. A `causal` or `seq2seq` task writes its answers. A `contrastive` task (CLIP, SigLIP) chooses:
     `rank` scores any labels, and `ask`, `stream` and `ask_many` answer with the best of the task's own labels. It
@@ -44,11 +44,12 @@ class Task:
         manifest: what the bundle says about the task.
     """
 
-    def __init__(self, folder: Path, manifest: TaskManifest, model: Model, preprocess: Any) -> None:
+    def __init__(self, folder: Path, manifest: TaskManifest, model: Model, preprocess: Any, read: Reader) -> None:
         self.folder = folder
         self.manifest = manifest
         self._model: Model | None = model
         self._preprocess = preprocess
+        self._read = read
         self._requests: Requests | None = Requests(model, manifest)
 
     @property
@@ -184,14 +185,16 @@ class Task:
 
     def pixel_values(self, image: ImageLike) -> NDArray[np.float32]:
         """Return the vision encoder's input: float32 (1, 3, size, size), with the prompt in it."""
+        self._open_requests()
         session = self._preprocess  # `close` in another thread may take it
         if session is None:
             raise self._closed()
-        return run(session, "pixel_values", {"image": read_image(image)})
+        return run(session, "pixel_values", {"image": self._read(image)})
 
     @property
     def model(self) -> Model:
         """The opened base, which other tasks may share."""
+        self._open_requests()
         model = self._model
         if model is None:
             raise self._closed()
@@ -214,6 +217,7 @@ class Task:
         requests = self._requests
         if requests is None:
             raise self._closed()
+        requests.refuse_fork()
         return requests
 
     def _closed(self) -> RequestError:
