@@ -282,8 +282,8 @@ def _open(data: bytes, reading: _Reading) -> Image.Image:
     own = Image.MAX_IMAGE_PIXELS  # the program's, at the double of which Image.open refuses a picture
     if own and image.width * image.height > 2 * own:
         raise reading.error(
-            f"has {image.width} x {image.height} pixels; this program has set Pillow's Image.MAX_IMAGE_PIXELS to {own:,}, "
-            "and at most twice as many are allowed. Shrink it"
+            f"has {image.width} x {image.height} pixels; this program allows twice Pillow's Image.MAX_IMAGE_PIXELS, "
+            f"which is {own:,}. Shrink it"
         )
     _refuse_slow(image, len(data), reading)
     stream.n_left = MAX_READS + len(data) // 256

@@ -30,7 +30,11 @@ class Requests:
     def ask(self, question: str | None, options: Options) -> Request:
         """Return a question with its options."""
         generation = self.generation(options)
-        return self._model.request(self.question(question), generation, self._manifest.labels)
+        return self.request(self.question(question), generation)
+
+    def request(self, question: Any, generation: Generation) -> Request:
+        """Return a parsed question with its options."""
+        return self._model.request(question, generation, self._manifest.labels)
 
     def rank(self, question: str | None, labels: Sequence[str] | None) -> tuple[Any, Any]:
         """Return a question and the labels to score, both parsed."""
