@@ -107,7 +107,7 @@ def read_image(
 def make_reader(limits: ImageLimits, background: Background) -> Reader:
     """Return `read_image` with these settings, which are checked once; raises RequestError where they are wrong."""
     if not isinstance(limits, ImageLimits):
-        raise RequestError(f"The limits are a {type(limits).__name__}; give ImageLimits(pixels=…, bytes=…, seconds=…).")
+        raise RequestError(f"limits is {limits!r}; give ImageLimits(pixels=…, bytes=…, seconds=…).")
     colour = _parse_background(background)
     return lambda source: _read(source, _Reading(limits, colour))
 

@@ -10,6 +10,8 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ._image_avif import frame_sizes
+
 MAX_PIECES = 100_000  # of a file: chunks, blocks, markers, strips. Those of cameras and programs have some hundreds.
 MAX_SCANS = 100  # of a JPEG. Programs write some ten.
 MAX_PROFILES = 8  # colour profiles of a PNG, which has one. Each may unfold to 1 MiB.
@@ -113,7 +115,7 @@ def declared(data: bytes, format: str) -> Declared:
             case "TIFF":
                 return _tiff(data)
             case "AVIF" | "HEIF":
-                return _boxes(data)
+                return _boxes(data, format)
     except (IndexError, struct.error):
         raise Refused("is damaged or cut off: its header ends too early. Give the whole file") from None
     return Declared()
@@ -250,14 +252,19 @@ def _tiff_entries(data: bytes) -> Iterator[tuple[int, int, int]]:
         yield tag, count, value
 
 
-def _boxes(data: bytes) -> Declared:
+def _boxes(data: bytes, format: str) -> Declared:
     """Read every size in a HEIC or AVIF file: of the picture, of its tiles and of its thumbnails."""
-    width = height = 0
+    sizes = [(0, 0)]
     for number, found in enumerate(re.finditer(rb"ispe", data)):
         if number == MAX_PIECES:
             raise too_many("sizes")
         if found.end() + 12 <= len(data):
-            wide, tall = struct.unpack_from(">II", data, found.end() + 4)
-            if wide * tall > width * height:
-                width, height = wide, tall
+            sizes.append(struct.unpack_from(">II", data, found.end() + 4))
+    if format == "AVIF":
+        try:
+            sizes += frame_sizes(data)
+        except ValueError as error:
+            raise Refused(str(error)) from None
+    width, height = max(sizes, key=lambda size: size[0] * size[1])
+    # The decoder keeps brightness and colours, gives their mixture as bytes, and Pillow copies these.
     return Declared(width, height, 17)
