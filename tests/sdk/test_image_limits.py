@@ -320,7 +320,7 @@ def test_limits_that_are_none(wrong):
 
 
 def test_limits_of_another_kind(one_bundle):
-    with pytest.raises(RequestError, match="limits is {.*}; give ImageLimits"):
+    with pytest.raises(RequestError, match=r"limits is \{.*\}; give ImageLimits"):
         read_image(PICTURE, {"pixels": 3})
     with pytest.raises(RequestError, match="limits is 3; give"):
         sdk.load(one_bundle, limits=3)
@@ -386,4 +386,5 @@ def test_pillows_own_limit_is_the_programs(monkeypatch):
         warnings.simplefilter("error")
         for data in files[:-1]:
             assert read_image(data).shape == PICTURE.shape
+        assert read_image(Image.new("L", (2500, 2000))).shape == (2000, 2500, 3)  # the program's own picture
     assert Image.MAX_IMAGE_PIXELS == 47 * 61 - 1
