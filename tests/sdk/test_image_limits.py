@@ -19,7 +19,7 @@ from tests.pictures import PICTURE, SMOOTH, chunk, encode
 from tests.sdk.test_hostile_images import bounded
 from tvp import sdk
 from tvp.sdk import ImageLimits, _image, read_image
-from tvp.sdk._image_avif import frame_sizes
+from tvp.sdk._image_avif import frame_sizes, read_items
 from tvp.sdk.errors import ImageError, RequestError
 
 BLANK = Image.new("RGB", (8, 8), (200, 30, 40))
@@ -90,6 +90,65 @@ def test_a_jpeg_of_a_million_markers():
     refused(data[:2] + b"\xff\xfe\0\2" * 1_000_000 + data[2:], "more than 100,000 markers")
 
 
+def test_a_jpeg_of_thousands_of_exif_blocks():
+    data, block = encode(SMOOTH, "JPEG"), b"\xff\xe1" + struct.pack(">H", 65_002) + b"Exif\0\0" + bytes(64_994)
+    refused(data[:2] + block * 500 + data[2:], "more than 100 blocks of EXIF data")
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF", pytest.param("AVIF", marks=avif)])
+def test_thousands_of_broken_tags_are_no_flood_of_warnings(format):
+    """The orientation is found, and nothing is said of what is broken behind it."""
+    n = 900
+    tags = struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0)
+    tags += b"".join(struct.pack(">HHII", number, 7, 100_000, 8) for number in range(40_000, 40_000 + n))
+    exif = b"MM\0*" + struct.pack(">IH", 8, n + 1) + tags + bytes(4)
+    plain = encode(SMOOTH, "PNG")
+    if format == "PNG":
+        data = plain[:33] + chunk(b"eXIf", exif) + plain[33:]
+    elif format == "JPEG":
+        data, plain = encode(SMOOTH, "JPEG", exif=b"Exif\0\0" + exif), encode(SMOOTH, "JPEG")
+    elif format == "TIFF":
+        rows = dict.fromkeys(range(40_000, 40_000 + n), (7, 100_000, 8)) | {274: (3, 1, 6), 273: (4, 1, 8)}
+        data = tiff(rows | {278: (4, 1, 16), 279: (4, 1, 256)}, bytes(256))
+    else:
+        with warnings.catch_warnings(action="ignore"):
+            data = encode(SMOOTH, format, exif=b"Exif\0\0" + exif if format == "WEBP" else exif)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        read = read_image(data)
+    # Of TIFF itself, Pillow reads all tags as often as it likes; they are at most 1,000.
+    assert len(said) <= (3 * n if format in ("TIFF", "AVIF") else 0)
+    if format in ("PNG", "JPEG"):
+        assert (read == np.rot90(read_image(plain), -1)).all()
+    elif format == "WEBP":
+        assert read.shape == (61, 47, 3)
+    if format in ("TIFF", "AVIF"):
+        more = struct.pack(">HHII", 50_000, 7, 1, 0) * 1000
+        many = exif[:8] + struct.pack(">H", 1001) + more + struct.pack(">HHII", 50_000, 7, 1, 0) + bytes(4)
+        with warnings.catch_warnings(action="ignore"):
+            data = many if format == "TIFF" else encode(SMOOTH, "AVIF", exif=many)
+        refused(data, "more than 1,000 tags")
+
+
+def test_the_orientation_of_other_metadata():
+    """XMP, and the text in which ImageMagick keeps EXIF data."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    block = b"Exif\0\0" + exif.tobytes()[6:]
+    profile = f"\nexif\n{len(block):8}\n" + "\n".join(block.hex()[at : at + 72] for at in range(0, 2 * len(block), 72))
+    xmp = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    for more in (
+        chunk(b"tEXt", b"Raw profile type exif\0" + profile.encode() + b"\n"),
+        chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp),
+    ):
+        plain = encode(SMOOTH)
+        assert (read_image(plain[:33] + more + plain[33:]) == np.rot90(SMOOTH, -1)).all()
+    assert read_image(encode(SMOOTH, "JPEG", xmp=xmp)).shape == (61, 47, 3)
+    turned = Image.fromarray(SMOOTH)
+    turned.getexif()[0x0112] = 6  # which never was in a file
+    assert (read_image(turned) == np.rot90(SMOOTH, -1)).all()
+
+
 def test_a_jpeg_of_fill_bytes():
     """A run of 0xff, which a careless expression would look through from each of its bytes."""
     data = encode(SMOOTH, "JPEG")
@@ -153,8 +212,8 @@ def test_a_tiff_of_a_million_strips():
 
 
 def test_a_tiff_of_endless_tags():
-    refused(b"II+\0\x08\0\0\0" + struct.pack("<QQ", 16, 2**62), "more than 100,000 tags")
-    refused(b"II*\0" + struct.pack("<IH", 8, 65_535), "header ends too early")
+    refused(b"II+\0\x08\0\0\0" + struct.pack("<QQ", 16, 2**62), "more than 1,000 tags")
+    refused(b"II*\0" + struct.pack("<IH", 8, 1000), "header ends too early")
 
 
 @pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "tiff_deflate", "jpeg", "packbits"])
@@ -211,7 +270,9 @@ def test_avif_is_read_as_pillow_reads_it(tmp_path):
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
 @pytest.mark.parametrize("size", [(1, 1), (61, 47), (640, 480)])
 def test_the_frames_of_an_avif_say_their_size(mode, size):
-    assert set(frame_sizes(encode(Image.new(mode, size), "AVIF"))) == {size}
+    items = list(read_items(encode(Image.new(mode, size), "AVIF", exif=b"MM\0*\0\0\0\x08" + bytes(6))))
+    assert {kind for kind, _ in items} == {b"av01", b"Exif"}
+    assert {tuple(*frame_sizes(content)) for kind, content in items if kind == b"av01"} == {size}
 
 
 @avif

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageColor
+from PIL.JpegImagePlugin import JpegImageFile
 
-from ._image_headers import Refused, declared, find_format, name_other
+from ._image_headers import Refused, declared, find_format, name_other, orientation
 from .errors import ImageError, RequestError
 
 ImageLike = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
@@ -30,13 +31,12 @@ MEMORY = 10  # bytes a permitted pixel, and some for small pictures
 SMALL = 2**25
 STRIP = 2**21  # pixels converted at once
 SCANNED = 10**9  # pixels a second: no decoder goes over a picture faster
-ORIENTATION = 0x0112  # of EXIF
 # Orientation -> quarter turns to the left, then whether to swap left and right.
 UPRIGHT = {2: (0, True), 3: (2, False), 4: (2, True), 5: (3, True), 6: (3, False), 7: (1, True), 8: (1, False)}
 # The formats of cameras and phones, and Pillow's class for each. Pillow opens many more, some by starting programs.
 PLUGINS = {
     "PNG": "PIL.PngImagePlugin:PngImageFile",
-    "JPEG": "PIL.JpegImagePlugin:JpegImageFile",
+    "JPEG": "tvp.sdk._image:_Jpeg",
     "WEBP": "PIL.WebPImagePlugin:WebPImageFile",
     "GIF": "PIL.GifImagePlugin:GifImageFile",
     "BMP": "PIL.BmpImagePlugin:BmpImageFile",
@@ -60,6 +60,8 @@ class ImageLimits:
         seconds: for reading a picture. What the file declares is refused before anything is decoded, where it must
             take longer. Time is then looked at whenever the decoder takes more of the file, and between steps.
             Decoders of WebP, AVIF, HEIC and TIFF take all at once and are not interrupted: `pixels` bounds them.
+
+    Of a PIL image, which its caller has opened, `pixels` and the time behind its decoder count.
     """
 
     pixels: int = 100_000_000
@@ -117,7 +119,7 @@ def _read(source: ImageLike, reading: _Reading) -> NDArray[np.uint8]:
         return _from_array(source, reading)
     if isinstance(source, Image.Image):
         reading.name = "the PIL image"
-        return _decode(source, reading)
+        return _decode(source, reading, opened_here=False)
     if isinstance(source, bytes | bytearray | memoryview):
         reading.name = "the image data"
         reading.check_bytes(memoryview(source).nbytes)
@@ -134,7 +136,7 @@ def _read(source: ImageLike, reading: _Reading) -> NDArray[np.uint8]:
         raise reading.error("is empty (0 bytes). Give another picture")
     try:
         with _open(data, reading) as image:
-            return _decode(image, reading)
+            return _decode(image, reading, opened_here=True)
     except ImageError:
         raise
     except Image.DecompressionBombError as error:  # the program's own limit, in those classes that look at it
@@ -287,9 +289,16 @@ def _open(data: bytes, reading: _Reading) -> Image.Image:
         )
     _refuse_slow(image, len(data), reading)
     stream.n_left = MAX_READS + len(data) // 256
+    if format == "TIFF":
+        image.is_animated = True  # type: ignore[attr-defined]  # or all EXIF data is read at the end
     if format == "JPEG":
         image.decodermaxblock = 2**14  # type: ignore[attr-defined]  # so that time is looked at often
     return image
+
+
+class _Jpeg(JpegImageFile):
+    def _read_dpi_from_exif(self) -> None:
+        """Read nothing: Pillow would read all EXIF data for it; see `orientation`."""
 
 
 def _plugin(format: str) -> Callable[[io.BytesIO], Any] | None:
@@ -325,30 +334,33 @@ def _from_array(array: NDArray[np.uint8], reading: _Reading) -> NDArray[np.uint8
     return np.ascontiguousarray(array)
 
 
-def _decode(image: Image.Image, reading: _Reading) -> NDArray[np.uint8]:
+def _decode(image: Image.Image, reading: _Reading, *, opened_here: bool) -> NDArray[np.uint8]:
     reading.check_size(*image.size)
     try:
         image.load()
-        turned, mirrored = UPRIGHT.get(_orientation(image), (0, False))
+        turned, mirrored = _turned(image, opened_here)
         pixels = np.rot90(_to_rgb(image, reading), turned)
         return np.ascontiguousarray(pixels[:, ::-1] if mirrored else pixels)
     except ImageError:
         raise
-    except MemoryError as error:
-        raise reading.error("needs more memory than there is. Give a smaller picture") from error
-    except Exception as error:  # as in read_image
+    except Exception as error:  # as in _read
         raise _damaged(error, reading) from error
 
 
 def _damaged(error: Exception, reading: _Reading) -> ImageError:
+    if isinstance(error, MemoryError):
+        return reading.error("needs more memory than there is. Give a smaller picture")
     return reading.error(f"is damaged or cut off: {str(error).rstrip('.') or type(error).__name__}")
 
 
-def _orientation(image: Image.Image) -> int:
-    try:
-        return int(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # a picture whose metadata is damaged can still be read
-        return 1
+def _turned(image: Image.Image, opened_here: bool) -> tuple[int, bool]:
+    """Return how to turn an image upright, as in UPRIGHT."""
+    if not opened_here:  # it may hold EXIF data that was never in a file
+        try:
+            return UPRIGHT.get(int(image.getexif().get(0x0112, 1)), (0, False))
+        except Exception:  # a picture whose metadata is damaged can still be read
+            return 0, False
+    return UPRIGHT.get(orientation(image.info), (0, False)) if image.format != "TIFF" else (0, False)  # Pillow turns it
 
 
 def _to_rgb(image: Image.Image, reading: _Reading) -> NDArray[np.uint8]:

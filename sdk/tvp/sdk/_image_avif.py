@@ -15,11 +15,11 @@ SEQUENCE_HEADER = 1  # obu_type
 MAX_BOXES = 10_000  # and items, extents, units of a picture; those of programs have some tens
 
 
-def frame_sizes(data: bytes) -> Iterator[tuple[int, int]]:
-    """Yield width and height of every coded frame of the pictures in an AVIF file.
+def read_items(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yield kind and bytes of each item of an AVIF file that is a coded frame (`av01`) or its EXIF data (`Exif`).
 
     Raises:
-        ValueError: it is an animation, or has no frames where it says that they are.
+        ValueError: it is an animation, or does not say where its frames are.
         IndexError, struct.error: it is cut off.
     """
     boxes = dict(_boxes(data, 0, len(data)))
@@ -31,17 +31,10 @@ def frame_sizes(data: bytes) -> Iterator[tuple[int, int]]:
     meta = dict(_boxes(data, start + 4, end))
     if b"iloc" not in meta or b"iinf" not in meta:
         raise ValueError("does not say where its pictures are. Save it again")
-    coded = set(_coded_items(data, *meta[b"iinf"]))
-    n_found = 0
+    kinds = dict(_kinds(data, *meta[b"iinf"]))
     for item, content in _contents(data, meta[b"iloc"], meta.get(b"idat", (0, 0))):
-        if item in coded:
-            sizes = list(_sequence_sizes(content))
-            if not sizes:
-                raise ValueError("has a frame without a header. Save it again")
-            n_found += 1
-            yield from sizes
-    if not n_found:
-        raise ValueError("has no frames. Give another file")
+        if kinds.get(item) in (b"av01", b"Exif"):
+            yield kinds[item], content
 
 
 def _boxes(data: bytes, at: int, end: int) -> Iterator[tuple[bytes, tuple[int, int]]]:
@@ -61,16 +54,16 @@ def _boxes(data: bytes, at: int, end: int) -> Iterator[tuple[bytes, tuple[int, i
     raise ValueError(f"has more than {MAX_BOXES:,} boxes. Save it again")
 
 
-def _coded_items(data: bytes, start: int, end: int) -> Iterator[int]:
-    """Yield the numbers of the items that are coded frames."""
+def _kinds(data: bytes, start: int, end: int) -> Iterator[tuple[int, bytes]]:
+    """Yield number and kind of each item."""
     at = start + (6 if data[start] == 0 else 8)  # behind version, flags and the number of entries
     for kind, (entry, _) in _boxes(data, at, end):
         version = data[entry]
         wide = version >= 3
         (item,) = struct.unpack_from(">I" if wide else ">H", data, entry + 4)
         place = entry + (10 if wide else 8)  # behind the number of a protection
-        if kind == b"infe" and version >= 2 and data[place : place + 4] == b"av01":
-            yield item
+        if kind == b"infe" and version >= 2:
+            yield item, data[place : place + 4]
 
 
 def _contents(data: bytes, iloc: tuple[int, int], idat: tuple[int, int]) -> Iterator[tuple[int, bytes]]:
@@ -104,12 +97,12 @@ def _contents(data: bytes, iloc: tuple[int, int], idat: tuple[int, int]) -> Iter
         yield item, b"".join(pieces)
 
 
-def _sequence_sizes(content: bytes) -> Iterator[tuple[int, int]]:
-    """Yield the size that each sequence header among the units of a frame gives."""
-    at = 0
+def frame_sizes(content: bytes) -> list[tuple[int, int]]:
+    """Return width and height that each header of a coded frame gives; raises ValueError where there is none."""
+    at, sizes = 0, []
     for _ in range(MAX_BOXES):
         if at >= len(content):
-            return
+            break
         head = content[at]
         at += 2 if head & 4 else 1
         size = len(content) - at
@@ -122,9 +115,13 @@ def _sequence_sizes(content: bytes) -> Iterator[tuple[int, int]]:
                 if byte < 128:
                     break
         if head >> 3 & 15 == SEQUENCE_HEADER:
-            yield _sequence_size(content[at : at + min(size, 256)])
+            sizes.append(_sequence_size(content[at : at + min(size, 256)]))
         at += size
-    raise ValueError(f"has more than {MAX_BOXES:,} units. Save it again")
+    else:
+        raise ValueError(f"has more than {MAX_BOXES:,} units. Save it again")
+    if not sizes:
+        raise ValueError("has a frame without a header. Save it again")
+    return sizes
 
 
 def _sequence_size(header: bytes) -> tuple[int, int]:

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from ._image_avif import frame_sizes
+from ._image_avif import frame_sizes, read_items
 
 MAX_PIECES = 100_000  # of a file: chunks, blocks, markers, strips. Those of cameras and programs have some hundreds.
 MAX_SCANS = 100  # of a JPEG. Programs write some ten.
+MAX_EXIF = 100  # blocks of 64 KiB in a JPEG. Cameras write one.
+MAX_TAGS = 1000  # of EXIF or TIFF. Cameras write some hundred.
 MAX_PROFILES = 8  # colour profiles of a PNG, which has one. Each may unfold to 1 MiB.
 LARGE_TILE = 2048 * 2048  # pixels of a TIFF's tile that is larger than its picture; common are 256 x 256
 RGBA_AND_RGB = 7  # bytes a pixel: Pillow's own picture, and the array that is made of it
@@ -129,7 +132,7 @@ JPEG_MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])", re.DOTALL)  # in a scan
 
 
 def _jpeg(data: bytes) -> Declared:
-    width = height = n_scans = 0
+    width = height = n_scans = n_exif = 0
     samples, buffered, at = 3.0, False, 2
     for _ in range(MAX_PIECES):
         found = JPEG_MARKER.search(data, at)
@@ -145,6 +148,10 @@ def _jpeg(data: bytes) -> Declared:
             n_scans += 1
             if n_scans > MAX_SCANS:
                 raise too_many("scans", MAX_SCANS)
+        elif marker == 0xE1 and data[at + 2 : at + 6] == b"Exif":
+            n_exif += 1
+            if n_exif > MAX_EXIF:  # which Pillow joins, one after the other
+                raise too_many("blocks of EXIF data", MAX_EXIF)
         elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and length >= 8:
             tall, wide, n_layers = struct.unpack_from(">HHB", data, at + 3)
             width, height = max(width, wide), max(height, tall)
@@ -207,6 +214,8 @@ def _gif(data: bytes) -> Declared:
 
 TIFF_SIZES = {1: 1, 3: 2, 4: 4, 6: 1, 8: 2, 9: 4, 16: 8, 17: 8}  # bytes of the types that are whole numbers
 WIDTH, HEIGHT, BITS, STRIPS, SAMPLES, ROWS, TILE_WIDTH, TILE_HEIGHT, TILES = 256, 257, 258, 273, 277, 278, 322, 323, 324
+ORIENTATION = 274
+XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 
 
 def _tiff(data: bytes) -> Declared:
@@ -236,8 +245,8 @@ def _tiff_entries(data: bytes) -> Iterator[tuple[int, int, int]]:
     (at,) = struct.unpack_from(order + number, data, 8 if big else 4)
     (n_entries,) = struct.unpack_from(order + ("Q" if big else "H"), data, at)
     at += 8 if big else 2
-    if n_entries > MAX_PIECES:
-        raise too_many("tags")
+    if n_entries > MAX_TAGS:
+        raise too_many("tags", MAX_TAGS)
     n_bytes = struct.calcsize(number)  # of a value
     for _ in range(n_entries):
         tag, kind, count = struct.unpack_from(order + entry, data, at)
@@ -262,9 +271,38 @@ def _boxes(data: bytes, format: str) -> Declared:
             sizes.append(struct.unpack_from(">II", data, found.end() + 4))
     if format == "AVIF":
         try:
-            sizes += frame_sizes(data)
+            for kind, content in read_items(data):
+                if kind == b"av01":
+                    sizes += frame_sizes(content)
+                else:  # Pillow reads it when it opens the file
+                    _orientation_of(content[4 + int.from_bytes(content[:4], "big") :])
         except ValueError as error:
             raise Refused(str(error)) from None
     width, height = max(sizes, key=lambda size: size[0] * size[1])
     # The decoder keeps brightness and colours, gives their mixture as bytes, and Pillow copies these.
     return Declared(width, height, 17)
+
+
+def orientation(info: Mapping[Any, Any]) -> int:
+    """Return the orientation of EXIF or XMP data, from what Pillow found beside a picture.
+
+    Pillow's own reading warns of every broken tag, of which there may be 65,000, and Python keeps the text of each
+    warning.
+    """
+    exif = info.get("exif")
+    try:
+        if exif is None and "Raw profile type exif" in info:  # as ImageMagick writes it into PNG
+            exif = bytes.fromhex("".join(info["Raw profile type exif"].split("\n")[3:]))
+        if exif and (found := _orientation_of(exif)):
+            return found
+    except (Refused, ValueError, IndexError, struct.error):  # a picture whose metadata is damaged can still be read
+        pass
+    xmp = info.get("XML:com.adobe.xmp") or info.get("xmp") or b""
+    match = XMP_ORIENTATION.search(xmp.encode("utf-8", "replace") if isinstance(xmp, str) else xmp)
+    return int(match[1]) if match else 1
+
+
+def _orientation_of(exif: bytes) -> int:
+    while exif.startswith(b"Exif\0\0"):
+        exif = exif[6:]
+    return next((value for tag, _, value in _tiff_entries(exif) if tag == ORIENTATION), 0)
