@@ -42,6 +42,8 @@ def fork(work):
 task = sdk.load(folder)
 view = task.see(picture)
 expected = view.ask("What?").tokens
+begun, running = task.stream(picture, "What?"), task.stream(picture, "What?")
+next(running)
 """
 
 
@@ -74,6 +76,8 @@ ENDS = {
             lambda: next(view.stream("What?")),
             lambda: view.rank("What?", labels=["a"]),
             lambda: next(view.decode("What?", 3)),
+            lambda: next(begun),
+            lambda: next(running),
         ):
             try:
                 call()
