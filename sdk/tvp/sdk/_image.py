@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -53,15 +54,15 @@ HEIC = "It is a HEIC picture, as phones take them; `pip install 'tvp-edge[heif]'
 class ImageLimits:
     """What a picture may cost. A service that reads strangers' pictures sets less than the defaults.
 
+    Of a PIL image, which its caller has opened, only `pixels` counts, and the time behind its decoder.
+
     Attributes:
-        pixels: width times height. Reading takes at most 10 bytes for each of these, and 32 MiB. A format that needs
-            more for a pixel (WebP, AVIF, HEIC) may have fewer.
+        pixels: width times height. Beside the file, reading takes at most 10 bytes for each of these, and 32 MiB. A
+            format that needs more for a pixel (WebP, AVIF, HEIC) may have fewer.
         bytes: of the file.
         seconds: for reading a picture. What the file declares is refused before anything is decoded, where it must
             take longer. Time is then looked at whenever the decoder takes more of the file, and between steps.
             Decoders of WebP, AVIF, HEIC and TIFF take all at once and are not interrupted: `pixels` bounds them.
-
-    Of a PIL image, which its caller has opened, `pixels` and the time behind its decoder count.
     """
 
     pixels: int = 100_000_000
@@ -69,7 +70,7 @@ class ImageLimits:
     seconds: float = 30.0
 
     def __post_init__(self) -> None:
-        for name, kinds in (("pixels", int), ("bytes", int), ("seconds", int | float)):
+        for name, kinds in (("pixels", Integral), ("bytes", Integral), ("seconds", Real)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, kinds) or not value > 0:
                 raise RequestError(f"ImageLimits.{name} is {value!r}; it must be a number above 0.")

@@ -189,7 +189,7 @@ def _webp(data: bytes) -> Declared:
     else:
         raise too_many("chunks")
     # The decoder keeps two canvases, gives one as bytes, and Pillow copies these twice.
-    return Declared(width, height, 17)
+    return Declared(width, height, 18)
 
 
 def _gif(data: bytes) -> Declared:
@@ -280,7 +280,7 @@ def _boxes(data: bytes, format: str) -> Declared:
             raise Refused(str(error)) from None
     width, height = max(sizes, key=lambda size: size[0] * size[1])
     # The decoder keeps brightness and colours, gives their mixture as bytes, and Pillow copies these.
-    return Declared(width, height, 17)
+    return Declared(width, height, 18)
 
 
 def orientation(info: Mapping[Any, Any]) -> int:
