@@ -72,7 +72,7 @@ class ImageLimits:
     def __post_init__(self) -> None:
         for name, kinds in (("pixels", Integral), ("bytes", Integral), ("seconds", Real)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, kinds) or not value > 0:
+            if isinstance(value, bool) or not isinstance(value, kinds) or not float(value) > 0:
                 raise RequestError(f"ImageLimits.{name} is {value!r}; it must be a number above 0.")
 
 
