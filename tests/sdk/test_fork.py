@@ -16,7 +16,7 @@ import gc, multiprocessing, os, signal, socket, sys, threading, time, warnings
 import numpy as np
 from tvp import sdk
 from tvp.sdk.errors import RequestError
-from tvp.sdk._runtime import providers, sharing
+from tvp.sdk._runtime import providers, sharing, stopping
 
 warnings.simplefilter("ignore", DeprecationWarning)  # Python's own, of forks with threads
 folder, picture = sys.argv[1], np.zeros((10, 10, 3), np.uint8)
@@ -127,7 +127,7 @@ def test_a_fork_while_threads_of_the_parent_hold_every_lock(one_bundle):
         held, done = threading.Barrier(2), threading.Event()
         def hold():
             with sharing._locks_lock, sharing._locks.setdefault(task.manifest.base, sharing._Lock()).lock:
-                with providers._preloading, view._lock:
+                with providers._preloading, view._lock, stopping._changed:
                     held.wait()
                     done.wait()
         threading.Thread(target=hold, daemon=True).start()
@@ -136,9 +136,26 @@ def test_a_fork_while_threads_of_the_parent_hold_every_lock(one_bundle):
             try:
                 view.ask("What?")
             except RequestError:
-                assert sdk.load(folder).ask(picture, "What?").tokens == expected
+                assert sdk.load(folder).ask(picture, "What?", time_limit=60).tokens == expected
         print(fork(work))
         done.set()
+        """,
+        one_bundle,
+    )
+    assert said == "0\n"
+
+
+def test_a_signal_of_a_fork_stops_no_run_of_its_parent(one_bundle):
+    said = run(
+        """
+        stopping.stop_on_signals()
+        def work():
+            signal.signal(signal.SIGTERM, lambda *_: None)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert sdk.load(folder).ask(picture, "What?", time_limit=60).tokens == expected
+        print(fork(work))
+        time.sleep(0.2)  # ten times as long as the parent's thread would need
+        assert task.ask(picture, "What?").tokens == expected
         """,
         one_bundle,
     )
