@@ -43,10 +43,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def read_picture(file: Path) -> np.ndarray:
-    """(height, width, 3), uint8: upright, transparent pixels on black; not for pictures of 16 bits a channel."""
+    """(height, width, 3), uint8: upright, transparent pixels on white; not for pictures of 16 bits a channel."""
     picture = ImageOps.exif_transpose(Image.open(file)).convert("RGBA")
-    black = Image.new("RGBA", picture.size, (0, 0, 0, 255))
-    return np.asarray(Image.alpha_composite(black, picture).convert("RGB"))
+    white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
+    return np.asarray(Image.alpha_composite(white, picture).convert("RGB"))
 
 
 def load_tokenizer(file: Path) -> Tokenizer:

@@ -208,11 +208,43 @@ def test_a_bad_request_among_many_is_refused(task):
         task.ask_many([(b"not read", "What?"), (PICTURES[0], "")])
     with pytest.raises(RequestError, match="batch is 0"):
         task.ask_many(REQUESTS, batch=0)
-    with pytest.raises(ImageError):
+    with pytest.raises(ImageError, match=r"^picture 2 of 2: The image data is empty"):
         task.ask_many([(PICTURES[0], "What?"), (b"", "What?")])
+    with pytest.raises(RequestError, match="errors is 'ignore'"):
+        task.ask_many(REQUESTS, errors="ignore")
     for requests in (PICTURES, [PICTURES[0], "What?"], "abc", [(PICTURES[0],)]):
         with pytest.raises(RequestError, match="pairs"):
             task.ask_many(requests)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 40])
+def test_one_bad_picture_among_many_costs_its_own_answer_only(task, batch):
+    pictures: list = [PICTURES[number % len(PICTURES)] for number in range(40)]
+    pictures[16] = "no such file.png"
+    pictures[20] = pictures[21] = pictures[22] = b"no picture"
+    questions = ["What?"] * 40
+    questions[7], questions[39] = " ", "What? " * 4000
+    bad = {7: "question 8", 16: "picture 17", 20: "picture 21", 21: "picture 22", 22: "picture 23", 39: "question 40"}
+    answers = task.ask_many(list(zip(pictures, questions, strict=True)), batch=batch, errors="return", max_new_tokens=2)
+    assert len(answers) == 40
+    for number, answer in enumerate(answers):
+        if number in bad:
+            assert isinstance(answer, (ImageError, RequestError))
+            assert str(answer).startswith(f"{bad[number]} of 40: The ")
+            assert isinstance(answer.__cause__, type(answer))
+        else:
+            assert answer.tokens == task.ask(pictures[number], "What?", max_new_tokens=2).tokens
+    with pytest.raises(RequestError, match=r"^question 8 of 40: The question is empty"):
+        task.ask_many(list(zip(pictures, questions, strict=True)), batch=batch)
+    with pytest.raises(ImageError, match=r"^picture 17 of 40: The image file no such file.png cannot be read"):
+        task.ask_many([(picture, "What?") for picture in pictures], batch=batch)
+
+
+def test_a_batch_of_bad_pictures_runs_nothing(task, monkeypatch):
+    monkeypatch.setattr(type(task.model), "see", lambda *_: pytest.fail("the model ran"))
+    answers = task.ask_many([(b"", "What?"), (b"x", "What?")], errors="return")
+    assert [type(answer) for answer in answers] == [ImageError, ImageError]
+    assert task.ask_many([], errors="return") == []
 
 
 def test_pictures_of_all_kinds_in_one_list(task, tmp_path):

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from tvp.sdk import read_image
-from tvp.sdk.errors import ImageError
+from tvp.sdk.errors import ImageError, RequestError
 
 
 def encode(image, format="PNG", **options):
@@ -53,11 +53,33 @@ def test_modes_are_converted():
     assert np.abs(read_image(encode(cmyk, "JPEG")).astype(int) - [255, 0, 0]).max() < 8
 
 
-def test_alpha_is_laid_on_black():
+def test_alpha_is_laid_on_white():
     clear = Image.new("RGBA", (4, 4), (200, 100, 50, 0))
     half = Image.new("RGBA", (4, 4), (200, 100, 50, 128))
-    assert (read_image(encode(clear)) == 0).all()
-    assert np.abs(read_image(encode(half)).astype(int) - [100, 50, 25]).max() <= 1
+    assert (read_image(encode(clear)) == 255).all()
+    assert np.abs(read_image(encode(half)).astype(int) - [227, 177, 152]).max() <= 1
+
+
+def test_a_black_drawing_without_a_background_is_seen():
+    drawing = np.zeros((9, 9, 4), np.uint8)
+    drawing[4, :, 3] = 255  # a line
+    read = read_image(encode(Image.fromarray(drawing)))
+    assert (read[4] == 0).all()
+    assert (np.delete(read, 4, 0) == 255).all()
+
+
+@pytest.mark.parametrize("background", ["#0a141e", (10, 20, 30)])
+def test_another_background(background):
+    assert (read_image(Image.new("RGBA", (4, 4)), background=background) == [10, 20, 30]).all()
+    grey = Image.fromarray(np.full((4, 4), 300, np.uint16))
+    grey.info["transparency"] = 300
+    assert (read_image(grey, background=background) == [10, 20, 30]).all()
+
+
+@pytest.mark.parametrize("background", ["whyte", (1, 2), (1, 2, 256), (1, 2, 3.0), "#ffffff00", None, 3])
+def test_a_background_that_is_no_colour(background):
+    with pytest.raises(RequestError, match="must be a colour"):
+        read_image(np.zeros((4, 4, 3), np.uint8), background=background)
 
 
 def test_an_animation_gives_its_first_frame():

@@ -18,20 +18,20 @@ from tvp.sdk.errors import ImageError
 CHANNELS = {GREY: 1, RGB: 3, GREY_ALPHA: 2, RGB_ALPHA: 4}
 
 
-def on_black(values, alpha):
-    return values * (alpha / 255)
+def on_white(values, alpha):
+    return values * (alpha / 255) + 255 - alpha
 
 
 @pytest.mark.parametrize("colour", CHANNELS)
 @pytest.mark.parametrize("depth", [8, 16])
 def test_every_depth_and_channel_of_png(colour, depth):
-    """Greys of 16 bits are rounded to 8, other channels keep their upper 8; alpha is laid on black."""
+    """Greys of 16 bits are rounded to 8, other channels keep their upper 8; alpha is laid on white."""
     stored = np.random.default_rng(1).integers(0, 2**depth, (9, 13, CHANNELS[colour]))
     rows = [row.astype(">u2" if depth == 16 else "u1").tobytes() for row in stored]
     read = read_image(png(13, 9, depth, colour, rows)).astype(float)
     levels = np.rint(stored / 257) if colour == GREY and depth == 16 else stored >> (depth - 8)
     if colour in (GREY_ALPHA, RGB_ALPHA):
-        assert np.abs(read - on_black(levels[..., :-1], levels[..., -1:])).max() <= 1
+        assert np.abs(read - on_white(levels[..., :-1], levels[..., -1:])).max() <= 1
     else:
         assert (read == levels).all()
 
@@ -57,7 +57,7 @@ def test_a_palette_with_transparency(depth):
     plain = png(16, 6, depth, PALETTE, rows, (b"PLTE", colours.tobytes()))
     assert (read_image(plain) == colours[values]).all()
     clear = png(16, 6, depth, PALETTE, rows, (b"PLTE", colours.tobytes()), (b"tRNS", alphas.tobytes()))
-    assert np.abs(read_image(clear) - on_black(colours[values], alphas[values])).max() <= 1
+    assert np.abs(read_image(clear) - on_white(colours[values], alphas[values])).max() <= 1
 
 
 @pytest.mark.parametrize("colour", [GREY, RGB])
@@ -70,7 +70,7 @@ def test_one_colour_that_is_transparent(colour, depth):
     key = stored[1, 2].astype(">u2").tobytes()
     read = read_image(png(4, 4, depth, colour, [row.astype(kind).tobytes() for row in stored], (b"tRNS", key)))
     expected = np.full((4, 4, 3), 200)
-    expected[1, 2] = 0
+    expected[1, 2] = 255
     assert (read == expected).all()
 
 
@@ -111,16 +111,23 @@ def test_every_mode_of_pillow_is_read_or_refused(mode):
     try:
         read = read_image(Image.new(mode, (5, 4)))
     except ImageError:
-        assert mode in ("LAB", "RGBa", "La", "I;16L", "I;16N")  # of which Pillow itself knows no way to RGB
+        assert mode in ("LAB", "La", "I;16L", "I;16N")  # of which Pillow itself knows no way to RGB
     else:
         assert read.shape == (4, 5, 3)
-        assert mode in ("YCbCr", "CMYK") or (read == 0).all()
+        clear = mode in ("LA", "PA", "RGBA", "La", "RGBa")
+        assert mode in ("YCbCr", "CMYK", "LAB") or (read == (255 if clear else 0)).all()
+
+
+def test_the_a_of_lab_is_no_alpha():
+    read = read_image(Image.new("LAB", (4, 4), (255, 128, 128)))
+    assert (read >= 250).all()
+    assert (read_image(Image.new("LAB", (4, 4), (0, 128, 128)), background="red") <= 5).all()
 
 
 def test_a_grey_with_alpha_and_a_palette_with_alpha():
     grey, alpha = PICTURE[..., 0], PICTURE[..., 1]
     stored = Image.merge("LA", [Image.fromarray(grey), Image.fromarray(alpha)])
-    expected = on_black(grey.astype(float), alpha.astype(float))[:, :, None]
+    expected = on_white(grey.astype(float), alpha.astype(float))[:, :, None]
     for source in (stored, encode(stored), encode(stored, "WEBP", lossless=True, exact=True)):
         assert np.abs(read_image(source) - expected).max() <= 1
 
@@ -137,12 +144,12 @@ def test_of_an_animation_the_first_frame_is_read(format):
 
 
 def test_a_first_frame_that_is_smaller_than_its_canvas():
-    """A GIF's frame of 2 x 1 at (1, 2) of 4 x 4: around it is its background, which is transparent: black."""
+    """A GIF's frame of 2 x 1 at (1, 2) of 4 x 4: around it is its background, which is transparent: white."""
     colours = bytes([9, 9, 9, 250, 20, 30, 40, 50, 60, 1, 2, 3])
     head = b"GIF89a" + struct.pack("<HHBBB", 4, 4, 0x91, 0, 0) + colours
     control = b"\x21\xf9\x04\x01\0\0\0\0"  # colour 0 is transparent
     frame = b"\x2c" + struct.pack("<HHHHB", 1, 2, 2, 1, 0) + b"\x02\x02\x8c\x53\x00\x3b"
-    expected = np.zeros((4, 4, 3))
+    expected = np.full((4, 4, 3), 255)
     expected[2, 1:3] = [250, 20, 30]
     codes = int("101001001100"[::1], 2)  # end, 1, 1, clear; the first in the lowest bits
     frame = frame[:10] + b"\x02\x02" + struct.pack("<H", codes) + b"\0;"

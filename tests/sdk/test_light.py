@@ -38,6 +38,7 @@ def test_the_public_names():
     assert sorted(sdk.__all__) == [
         "Answer",
         "ImageLike",
+        "ImageLimits",
         "Options",
         "Ranked",
         "Task",

@@ -10,6 +10,7 @@ import io
 import json
 import pickle
 import shutil
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -407,6 +408,15 @@ def test_bad_class_folders_are_named(tmp_path):
     write_classes(tmp_path / "test", cow=1)
     with pytest.raises(DataError, match=r"no training pictures of .*cow, but of cat, dog"):
         opened(tmp_path, "custom", "test")
+
+
+def test_a_phones_pictures_in_class_folders_are_read_or_say_what_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    write_classes(tmp_path / "train", cat=1, dog=1)
+    (tmp_path / "train" / "dog" / "00.png").unlink()
+    (tmp_path / "train" / "dog" / "00.HEIC").write_bytes(b"\0\0\0\x0cftypheic" + bytes(99))
+    with pytest.raises(DataError, match=r"00\.HEIC.*pip install 'tvp-edge\[heif\]'"):
+        opened(tmp_path, "custom")[1]
 
 
 def test_bad_pictures_in_class_folders_are_named_or_left_out(tmp_path):

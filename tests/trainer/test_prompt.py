@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from tvp.sdk import read_image
 from tvp.sdk.errors import DataError, RequestError
 from tvp.trainer.families.pixels import PixelFormat, resize_matrix, to_pixels
 from tvp.trainer.prompt import Geometry, Prompt, fitted_size
@@ -178,3 +179,13 @@ def test_the_file_keeps_the_names_of_its_format(tmp_path):
     about |= {"format": "1", "geometry": '{"canvas": 20, "inner": 12, "fit": "crop"}'}
     save_file({"frame": torch.zeros(3, 20, 20)}, file, about)
     assert Prompt.load(file).geometry == Geometry(20, 12, "crop", "around")
+
+
+def test_a_transparent_picture_is_seen_as_the_sdk_sees_it():
+    """Its hidden colour is nobody's: what PIL's own conversion to RGB would show."""
+    drawing = Image.new("RGBA", (20, 20), (9, 9, 9, 0))
+    drawing.paste((0, 0, 0, 255), (5, 5, 15, 15))
+    seen = Geometry(20, 20).shrink(drawing)
+    assert (seen == read_image(drawing)).all()
+    assert seen[0, 0].tolist() == [255] * 3
+    assert seen[10, 10].tolist() == [0] * 3

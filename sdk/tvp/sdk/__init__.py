@@ -18,7 +18,7 @@ from . import errors
 if TYPE_CHECKING:
     from ._doctor import doctor
     from ._generation import Options
-    from ._image import ImageLike, read_image
+    from ._image import ImageLike, ImageLimits, read_image
     from ._load import load
     from ._results import Answer, Ranked
     from ._store import home, tasks
@@ -32,6 +32,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 __all__ = [
     "Answer",
     "ImageLike",
+    "ImageLimits",
     "Options",
     "Ranked",
     "Task",
@@ -46,7 +47,7 @@ __all__ = [
 
 _HOMES = {
     "_doctor": ("doctor",),
-    "_image": ("ImageLike", "read_image"),
+    "_image": ("ImageLike", "ImageLimits", "read_image"),
     "_generation": ("Options",),
     "_load": ("load",),
     "_results": ("Answer", "Ranked"),

@@ -6,6 +6,7 @@ import logging
 import os
 from pathlib import Path
 
+from ._image import DEFAULT, Background, ImageLimits, Reader, make_reader
 from ._models import open_model
 from ._models.graph_shapes import check_preprocess
 from ._runtime.machine import threads as number_of_threads
@@ -27,6 +28,8 @@ def load(
     providers: Providers = "auto",
     threads: int | None = None,
     verify_files: bool = True,
+    limits: ImageLimits = DEFAULT,
+    background: Background = "white",
 ) -> Task:
     """Load a task.
 
@@ -47,16 +50,19 @@ def load(
             several processes share a machine.
         verify_files: check the sha256 of every file first. Leave it on unless you trust the storage. A file of a
             loaded base is not read again while its inode, size and times stay the same. Without it, links are refused.
+        limits: what a picture may cost; see `ImageLimits`.
+        background: what shows through transparent pixels of pictures: `white`, another name, `#rrggbb` or (r, g, b).
 
     Raises:
         BundleError: the bundle is missing, damaged, of a newer format, or without its base.
         ProviderError: a provider is unknown or does not start.
-        RequestError: the number of threads is out of its range.
+        RequestError: the number of threads is out of its range, or the limits or the background are wrong.
     """
+    read = make_reader(limits, background)
     n_threads = number_of_threads(threads)
     folder = find(task)
     try:
-        return _open(folder, providers, n_threads, verify_files)
+        return _open(folder, providers, n_threads, verify_files, read)
     except BundleError as error:
         if Path(task).suffix == ".tvp" and folder != Path(task).absolute():
             raise BundleError(
@@ -66,7 +72,7 @@ def load(
         raise
 
 
-def _open(folder: Path, providers: Providers, threads: int, verify_files: bool) -> Task:
+def _open(folder: Path, providers: Providers, threads: int, verify_files: bool, read: Reader) -> Task:
     manifest = read_task_manifest(folder / "manifest.json")
     base = read_base_manifest(folder / "base" / "manifest.json")
     if base.digest != manifest.base:
@@ -98,4 +104,4 @@ def _open(folder: Path, providers: Providers, threads: int, verify_files: bool) 
         log.warning("%s Running the %s on the CPU instead.", reason, part)
     preprocess = open_session(folder / "preprocess.onnx", ON_CPU, manifest.files, threads)
     check_preprocess(preprocess, model.parts.sessions["vision_encoder"])
-    return Task(folder, manifest, model, preprocess)
+    return Task(folder, manifest, model, preprocess, read)

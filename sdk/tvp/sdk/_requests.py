@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
 from ._generation import Generation, Options
 from ._models.model import Model, Request, check_text
+from ._runtime.fork import refuse_fork
 from .errors import RequestError
 from .formats.manifest import TaskManifest
 
@@ -19,11 +21,20 @@ class Requests:
 
     def __init__(self, model: Model, manifest: TaskManifest) -> None:
         self._model, self._manifest = model, manifest
+        self._process = os.getpid()
+
+    def refuse_fork(self) -> None:
+        """Raise RequestError in a process that was forked since the task was loaded."""
+        refuse_fork(self._process, self._manifest.name)
 
     def ask(self, question: str | None, options: Options) -> Request:
         """Return a question with its options."""
         generation = self.generation(options)
-        return self._model.request(self.question(question), generation, self._manifest.labels)
+        return self.request(self.question(question), generation)
+
+    def request(self, question: Any, generation: Generation) -> Request:
+        """Return a parsed question with its options."""
+        return self._model.request(question, generation, self._manifest.labels)
 
     def rank(self, question: str | None, labels: Sequence[str] | None) -> tuple[Any, Any]:
         """Return a question and the labels to score, both parsed."""
@@ -37,6 +48,7 @@ class Requests:
 
     def question(self, question: str | None) -> Any:
         """Return a parsed question."""
+        self.refuse_fork()
         if question is None:
             question = self._manifest.question
             if not question:

@@ -8,14 +8,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Literal, Unpack, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ._check import CheckReport, check
 from ._generation import Options
-from ._image import ImageLike, read_image
+from ._image import ImageLike, Reader
 from ._models.model import Model, Request
 from ._requests import Requests
 from ._results import Answer, Ranked
@@ -23,7 +23,7 @@ from ._runtime.providers import CPU, PREPROCESS
 from ._runtime.sessions import run
 from ._runtime.stopping import StoppedError, stoppable
 from ._view import View, answer_together
-from .errors import RequestError
+from .errors import ImageError, RequestError, TvpError
 from .formats.golden import read_cases
 from .formats.manifest import TaskManifest
 
@@ -32,8 +32,8 @@ class Task:
     """A loaded task. `sdk.load` makes one; `close()` or `with` closes it.
 
     Several threads may ask it at once. On Linux, start a service that does so for long with MALLOC_ARENA_MAX=2: each
-    of glibc's heaps, up to eight a core, keeps the most memory that it ever held. A task does not survive a fork: each
-    process loads its own.
+    of glibc's heaps, up to eight a core, keeps the most memory that it ever held. A task does not survive a fork: in a
+    forked process it can be closed, and asking it raises RequestError. Each process loads its own.
 
     A task is of a kind. A `causal` or `seq2seq` task writes its answers. A `contrastive` task (CLIP, SigLIP) chooses:
     `rank` scores any labels, and `ask`, `stream` and `ask_many` answer with the best of the task's own labels. It
@@ -44,11 +44,12 @@ class Task:
         manifest: what the bundle says about the task.
     """
 
-    def __init__(self, folder: Path, manifest: TaskManifest, model: Model, preprocess: Any) -> None:
+    def __init__(self, folder: Path, manifest: TaskManifest, model: Model, preprocess: Any, read: Reader) -> None:
         self.folder = folder
         self.manifest = manifest
         self._model: Model | None = model
         self._preprocess = preprocess
+        self._read = read
         self._requests: Requests | None = Requests(model, manifest)
 
     @property
@@ -80,7 +81,10 @@ class Task:
         Raises:
             ImageError: the picture cannot be read.
         """
-        return self._see([image])[0]
+        (seen,) = self._see([image])
+        if isinstance(seen, ImageError):
+            raise seen
+        return seen
 
     def ask(self, image: ImageLike, question: str | None = None, **options: Unpack[Options]) -> Answer:
         """Answer a question about a picture with the likeliest tokens, unless options say otherwise.
@@ -129,9 +133,34 @@ class Task:
         question, labels = self._open_requests().rank(question, labels)
         return self.see(image).ranking(question, labels)
 
+    @overload
     def ask_many(
-        self, requests: Iterable[tuple[ImageLike, str | None]], *, batch: int = 8, **options: Unpack[Options]
-    ) -> list[Answer]:
+        self,
+        requests: Iterable[tuple[ImageLike, str | None]],
+        *,
+        batch: int = 8,
+        errors: Literal["raise"] = "raise",
+        **options: Unpack[Options],
+    ) -> list[Answer]: ...
+
+    @overload
+    def ask_many(
+        self,
+        requests: Iterable[tuple[ImageLike, str | None]],
+        *,
+        batch: int = 8,
+        errors: Literal["return"],
+        **options: Unpack[Options],
+    ) -> list[Answer | TvpError]: ...
+
+    def ask_many(
+        self,
+        requests: Iterable[tuple[ImageLike, str | None]],
+        *,
+        batch: int = 8,
+        errors: Literal["raise", "return"] = "raise",
+        **options: Unpack[Options],
+    ) -> Any:
         """Answer questions about pictures, several at a time. The answers are those of `ask`.
 
         A picture that comes several times in a row is encoded once. Every row of a batch draws as `ask` does with the
@@ -140,35 +169,68 @@ class Task:
         Args:
             requests: pairs of a picture and a question; None asks the task's own question.
             batch: number of pairs that are answered together, at least 1.
+            errors: what happens to a picture that cannot be read, or a question that cannot be asked. `raise`
+                (default) raises its error, and there are no answers. `return` puts the error in the answer's place,
+                and the others are answered. Its message begins with the place: "picture 17 of 40: …".
             options: see `Options`. `time_limit` is that of each answer, from the moment that the prompts of its batch
                 were read. `cancel` ends running answers where they are.
 
         Returns:
             The answers in order. Pairs that had not begun when `cancel` was set have none: the list is shorter. In
             `timing`, `see` is a picture's share of the encoding, and `total` holds the time of the whole batch.
+
+        Raises:
+            ImageError: a picture cannot be read.
+            RequestError: a question cannot be asked, or an option is wrong.
         """
         rows = list(requests)
         if wrong := [row for row in rows if not (isinstance(row, (tuple, list)) and len(row) == 2)]:
             raise RequestError(f"ask_many takes (picture, question) pairs, not a {type(wrong[0]).__name__} alone.")
         if not isinstance(batch, Integral) or isinstance(batch, bool) or batch < 1:
             raise RequestError(f"batch is {batch!r}; it must be a whole number of at least 1.")
+        if errors not in ("raise", "return"):
+            raise RequestError(f"errors is {errors!r}; it must be 'raise' or 'return'.")
         batch = int(batch)  # numpy's would overflow
         model, parser = self.model, self._open_requests()
-        cancel = parser.generation(options).cancel
-        parsed = [parser.ask(question, options) for _, question in rows]
-        for request in parsed:
-            model.refuse_too_long(request.question)
-        answers: list[Answer] = []
+        generation = parser.generation(options)
+        results: list[Answer | TvpError | None] = [None] * len(rows)
+
+        def fail(what: str, number: int, error: TvpError) -> None:
+            told = type(error)(f"{what} {number + 1} of {len(rows)}: {error}")
+            if errors == "raise":
+                raise told from error
+            told.__cause__, results[number] = error, told
+
+        parsed: dict[int, Request] = {}
+        for number, (_, text) in enumerate(rows):
+            try:
+                question = parser.question(text)
+                model.refuse_too_long(question)
+            except RequestError as error:
+                fail("question", number, error)
+            else:
+                parsed[number] = parser.request(question, generation)
         for start in range(0, len(rows), batch):
+            cancel = generation.cancel
             if cancel is not None and cancel.is_set():
-                break
+                return results[:start]
+            chosen = [number for number in range(start, min(start + batch, len(rows))) if number in parsed]
             try:
                 with stoppable(cancel, None):
-                    views = self._see([image for image, _ in rows[start : start + batch]])
+                    seen = self._see([rows[number][0] for number in chosen])
             except StoppedError:
-                break
-            answers += answer_together(views, parsed[start : start + batch])
-        return answers
+                return results[:start]
+            views: dict[int, View] = {}
+            for number, view in zip(chosen, seen, strict=True):
+                if isinstance(view, View):
+                    views[number] = view
+                else:
+                    fail("picture", number, view)
+            if views:
+                answers = answer_together([*views.values()], [parsed[number] for number in views])
+                for number, answer in zip(views, answers, strict=True):
+                    results[number] = answer
+        return results
 
     def check(self) -> CheckReport:
         """Replay the bundle's golden cases on this machine, as `tvp check` does.
@@ -184,14 +246,16 @@ class Task:
 
     def pixel_values(self, image: ImageLike) -> NDArray[np.float32]:
         """Return the vision encoder's input: float32 (1, 3, size, size), with the prompt in it."""
+        self._open_requests()
         session = self._preprocess  # `close` in another thread may take it
         if session is None:
             raise self._closed()
-        return run(session, "pixel_values", {"image": read_image(image)})
+        return run(session, "pixel_values", {"image": self._read(image)})
 
     @property
     def model(self) -> Model:
         """The opened base, which other tasks may share."""
+        self._open_requests()
         model = self._model
         if model is None:
             raise self._closed()
@@ -214,6 +278,7 @@ class Task:
         requests = self._requests
         if requests is None:
             raise self._closed()
+        requests.refuse_fork()
         return requests
 
     def _closed(self) -> RequestError:
@@ -232,8 +297,11 @@ class Task:
             raise StoppedError("time")
         return view, replace(request, generation=replace(generation, time_limit=left))
 
-    def _see(self, images: Sequence[ImageLike]) -> list[View]:
-        """Return a view for each picture; the same one where a picture comes several times in a row."""
+    def _see(self, images: Sequence[ImageLike]) -> list[View | ImageError]:
+        """Return a view for each picture, or why it cannot be read.
+
+        It is the same view where a picture comes several times in a row.
+        """
         began = time.perf_counter()
         model, requests = self.model, self._open_requests()
         places: list[int] = []
@@ -242,11 +310,19 @@ class Task:
             if not different or not _same(image, different[-1]):
                 different.append(image)
             places.append(len(different) - 1)
-        pixels = [self.pixel_values(image) for image in different]
-        states = model.see(np.concatenate(pixels) if len(pixels) > 1 else pixels[0])
-        seconds = (time.perf_counter() - began) / len(different)
-        views = [View(model, requests, state, seconds) for state in states]
-        return [views[place] for place in places]
+        results: list[View | ImageError | None] = [None] * len(different)
+        pixels: dict[int, NDArray[np.float32]] = {}
+        for place, image in enumerate(different):
+            try:
+                pixels[place] = self.pixel_values(image)
+            except ImageError as error:
+                results[place] = error
+        if pixels:
+            states = model.see(np.concatenate([*pixels.values()]) if len(pixels) > 1 else next(iter(pixels.values())))
+            seconds = (time.perf_counter() - began) / len(pixels)
+            for place, state in zip(pixels, states, strict=True):
+                results[place] = View(model, requests, state, seconds)
+        return [results[place] for place in places]  # type: ignore[misc]
 
 
 def _same(image: ImageLike, other: ImageLike) -> bool:

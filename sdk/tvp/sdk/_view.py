@@ -70,7 +70,14 @@ class View:
 
     def pieces(self, request: Request) -> Iterator[str]:
         with self._lock:
-            return self._model.stream(self._seen, request, time.perf_counter())
+            pieces = self._model.stream(self._seen, request, time.perf_counter())
+        return self._in_this_process(pieces)
+
+    def _in_this_process(self, pieces: Iterator[str]) -> Iterator[str]:
+        self._requests.refuse_fork()
+        for piece in pieces:
+            yield piece
+            self._requests.refuse_fork()
 
     def ranking(self, question: Any, labels: Any) -> list[Ranked]:
         with self._lock:

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from tvp.sdk import read_image
 from tvp.sdk.errors import DataError, RequestError
 
 from .files import write_whole
@@ -79,8 +80,7 @@ class Geometry:
 
     def shrink(self, picture: Image.Image | NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Fit a picture into its square on the canvas with Pillow's bicubic filter; returns uint8 (side, side, 3)."""
-        image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
-        image = image.convert("RGB")
+        image = Image.fromarray(read_image(picture) if isinstance(picture, Image.Image) else picture)
         width, height = fitted_size(image.width, image.height, self.side, self.fit)
         if (width, height) != image.size:
             image = image.resize((width, height), Image.Resampling.BICUBIC)

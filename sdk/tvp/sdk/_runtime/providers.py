@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ProviderError, near
+from .fork import in_child
 
 log = logging.getLogger("tvp.sdk")
 
@@ -29,6 +30,14 @@ FILE_NAMES = {"encoder_model": "encoder", "decoder_model_merged": "decoder"}  # 
 
 _preloading = threading.Lock()
 _preloaded: list[Any] = []
+
+
+def _renew_lock() -> None:
+    global _preloading
+    _preloading = threading.Lock()  # a thread of the parent may have held the old one
+
+
+in_child(_renew_lock)
 
 CUDA_OPTIONS = {
     "arena_extend_strategy": "kSameAsRequested",  # by default memory grows by powers of two

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ..errors import BundleError, ProviderError
 from ..formats.graph import check_graph
 from ..formats.integrity import Identity, private_folder
+from .fork import remember
 from .providers import CPU, CUDA, ON_CPU, TENSORRT, Chosen, Plan, onnxruntime, runs_on
 from .stopping import StoppedError, stopped
 
@@ -73,6 +74,7 @@ def open_session(file: Path, providers: Chosen, listed: Container[str] = (), thr
         if first == CPU:
             raise BundleError(f"onnxruntime cannot load {file}: {error}") from error
         raise ProviderError(f"{first} failed to start with {file.name}: {error}") from error
+    remember(session)
     missing = [name for name, _ in providers if name not in session.get_providers()]
     if missing:
         raise ProviderError(

@@ -10,6 +10,7 @@ from typing import Protocol, TypeVar
 
 from ..formats.integrity import refuse_links, verify
 from ..formats.manifest import BaseManifest
+from .fork import in_child
 from .providers import Plan
 from .sessions import Parts, TrimmedMemory, open_parts
 
@@ -37,6 +38,17 @@ _locks: weakref.WeakValueDictionary[str, _Lock] = weakref.WeakValueDictionary()
 _locks_lock = threading.Lock()
 
 
+def _begin_anew() -> None:
+    """Forget what the parent has open, and its locks, which one of its threads may have held."""
+    global _locks_lock
+    _opened.clear()
+    _locks.clear()
+    _locks_lock = threading.Lock()
+
+
+in_child(_begin_anew)
+
+
 def share(
     folder: Path,
     manifest: BaseManifest,
@@ -47,7 +59,7 @@ def share(
 ) -> ModelT:
     """Verify a base and open it, or return the model that another task has open on the same providers.
 
-    Threads that load the same base open it once; other bases do not wait for it.
+    Threads that load the same base open it once; other bases do not wait for it. A forked process opens its own.
 
     Args:
         folder: of the base.

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from .fork import in_child
 from .providers import onnxruntime
 
 PERIOD = 0.02  # seconds between two looks at the events and the clock
@@ -105,6 +106,18 @@ def _watch(one: Stoppable) -> None:
             _watcher = threading.Thread(target=_look_at_all, name="tvp-stopping", daemon=True)
             _watcher.start()
         _changed.notify()
+
+
+def _begin_anew() -> None:
+    """Forget the parent's runs, its threads, and its lock, which one of them may have held."""
+    global _changed, _watcher, _process
+    if _process is not None:
+        signal.set_wakeup_fd(-1)  # or this process's signals would stop the parent's runs
+    _changed, _watcher, _process = threading.Condition(), None, None
+    _watched.clear()
+
+
+in_child(_begin_anew)
 
 
 def _look_at_all() -> None:

@@ -13,7 +13,7 @@ from tvp.sdk import errors, read_image
 from .places import files_below, is_leftover, resolved, resolved_file
 from .sample import CAPTION, SPLITS, Question, Row, Sample, check_names, report
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif", ".heic", ".heif")
 TEST_SHARE = 5  # in a folder without splits, one of five pictures of a class is for the test
 
 
