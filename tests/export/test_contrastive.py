@@ -138,7 +138,7 @@ def test_a_second_task_on_a_model_shares_its_base(exported, monkeypatch):
     rows = plan(exported.model, tasks.get("scenes"), exported.folder / "another")
     assert [size for name, size, _ in rows if name.startswith("base/")] == [0, 0, 0]
     bases = [sorted((exported.folder / name / "base").iterdir()) for name in ("count", "scenes")]
-    assert all(a.samefile(b) for a, b in zip(*bases, strict=True))
+    assert all(a.samefile(b) for a, b in zip(*bases, strict=True) if a.name != "manifest.json")
     with sdk.load(exported.folder / "count") as a, sdk.load(exported.folder / "scenes") as b:
         assert a.model is b.model
         # the task has no labels, and its golden cases have those of its data

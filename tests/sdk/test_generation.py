@@ -12,6 +12,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from PIL import Image
+from tokenizers import Tokenizer
 
 from tvp import sdk
 from tvp.sdk._generation import Answering, AnswerText, Generation
@@ -343,3 +344,22 @@ def test_a_question_that_cannot_be_read_costs_no_picture(task):
     for way in (task.ask, task.stream, task.rank):
         with pytest.raises(RequestError, match="special token"):
             way(b"not read", "what is <image>?")
+
+
+def test_a_special_token_of_the_connector_is_refused(tmp_path):
+    """Its tokenizer is another one than the language model's, and has tokens of its own."""
+    unpack(GOLDENS / "instructblip-t5.tvp", tmp_path / "t5")
+    connector, language = (
+        Tokenizer.from_file(str(tmp_path / "t5" / "base" / name))
+        for name in ("connector_tokenizer.json", "tokenizer.json")
+    )
+    own, others = (
+        {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
+        for tokenizer in (connector, language)
+    )
+    assert own - others - {"[UNK]"}
+    with sdk.load(tmp_path / "t5") as task:
+        for token in own - {"[UNK]", "<unk>"}:
+            with pytest.raises(RequestError, match="special token"):
+                task.ask(PICTURES[0], f"what is {token}?")
+        task.ask(PICTURES[0], "what is [UNK] or 龘?", max_new_tokens=1)

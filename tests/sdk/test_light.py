@@ -114,7 +114,11 @@ print(CliRunner().invoke(cli, ['ask', '--help']).exit_code)
 def test_nothing_that_runs_code_is_unpickled():
     """Pickles run what their author wants; no package reads one, and arrays and checkpoints only without."""
     folders = [Path(importlib.import_module(f"tvp.{name}").__file__).parent for name in ("sdk", "export", "trainer")]
-    found = [line for folder in folders for file in sorted(folder.rglob("*.py")) for line in unpickles(file)]
+    files = [file for folder in folders for file in sorted(folder.rglob("*.py"))]
+    # It goes through a pickle in Python and calls nothing but what it lists, so that torch reads no other one.
+    (reader,) = (file for file in files if file.name == "tensor_files.py")
+    assert len(list(unpickles(reader))) == 1
+    found = [line for file in files if file != reader for line in unpickles(file)]
     assert not found, found
 
 

@@ -303,7 +303,13 @@ def test_what_was_opened_unseen_is_not_what_a_verified_load_gets(copy, linked):
                 assert other.model is seen.model
 
 
-@pytest.mark.parametrize("content", ['{"type": "Precompiled", "precompiled_charsmap": null}', '{"type": "No such"}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"type": "Precompiled", "precompiled_charsmap": null}',
+        '{"type": "Replace", "pattern": {"Regex": "("}, "content": ""}',
+    ],
+)
 def test_a_tokenizer_that_panics_is_a_bundle_error(copy, content):
     """Rust's panics are no Exceptions in Python."""
     file = copy / "base" / "tokenizer.json"

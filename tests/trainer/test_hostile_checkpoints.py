@@ -327,3 +327,12 @@ def test_a_conversion_looks_at_the_files_of_its_parts_too(tmp_path):
 def test_half_a_character_in_a_label_is_refused(guide):
     with pytest.raises(RequestError, match="half a character"):
         Guide(guide).text_features(["a \ud800"])
+
+
+def test_a_tokenizer_that_multiplies_a_text_is_refused(folder):
+    content = json.loads((folder / "tokenizer.json").read_text())
+    replace = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 30}
+    hostile = {"normalizer": {"type": "Sequence", "normalizers": [replace] * 12}}
+    (folder / "tokenizer.json").write_text(json.dumps(content | hostile))
+    with pytest.raises(ModelError, match="times as long"):
+        families.load(folder)

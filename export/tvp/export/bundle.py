@@ -15,6 +15,7 @@ from tvp.sdk.formats.golden import write_cases
 from tvp.sdk.formats.integrity import list_files
 from tvp.sdk.formats.manifest import ParityFacts, Provenance, TaskManifest, write_manifest
 from tvp.trainer import families
+from tvp.trainer.asking import answerable
 from tvp.trainer.data import Data, Scenes
 from tvp.trainer.evaluate import MAX_NEW_TOKENS
 from tvp.trainer.families import Family
@@ -95,6 +96,7 @@ def export(
         geometry = Geometry(family.pixel_format.size, family.pixel_format.size, task.fit)
     if data is None:
         data = Scenes(max(n_cases, N_GOLDEN), seed=7, camera=task.camera)
+    data = answerable(data, [(str(model), family)], geometry.canvas, task.free)
     cases = kind.cases(task, [data[i] for i in range(min(n_cases, len(data)))])
     exact = precision == "fp32"
     with written_whole(output, force) as work:

@@ -65,4 +65,4 @@ def _put(work: Path, output: Path) -> None:
 
 
 def _aside(output: Path) -> Path:
-    return output.with_name(f".{output.name}.replaced")
+    return output.parent / f".{output.name}.replaced"

@@ -18,7 +18,7 @@ from .._generation import Answering, Generation, log_softmax
 from .._results import Ranked
 from .._runtime.sessions import Parts, TrimmedMemory, run
 from ..errors import BundleError, RequestError
-from ..formats.layout import UNKNOWN, PromptTokenizer
+from ..formats.layout import UNKNOWN, PromptTokenizer, refuse_special_of_connector
 from ..formats.manifest import GenerativeManifest
 from ..formats.tokenizer import encode, read_tokenizer
 from .embeddings import TokenEmbeddings
@@ -138,6 +138,8 @@ class GenerativeModel(Generic[ManifestT, CacheT]):
         before, after = self.prompt_tokenizer.prompt_ids(question)
         if self._connector_tokenizer is None:
             return Question(question, before, after)
+        added = self._connector_tokenizer.get_added_tokens_decoder().values()
+        refuse_special_of_connector(question, [token.content for token in added if token.special])
         text = self.manifest.layout.prompt.replace("{image}", "").replace("{question}", question)
         ids, most = encode(self._connector_tokenizer, text), self.manifest.n_connector_positions
         if len(ids) > most:

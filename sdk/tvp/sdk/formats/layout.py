@@ -7,12 +7,13 @@ scoring, in PyTorch and on the edge.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from ..errors import RequestError
 
 UNKNOWN = "<unk>"  # SentencePiece's token for an unknown character; a question may contain one
+UNKNOWN_OF_CONNECTOR = ("[UNK]", "<unk>")  # of BERT, which Q-Formers are made of, and of SentencePiece
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,17 @@ class PromptTokenizer:
         refuse_half_characters(kind, text)
         if self.special_ids.intersection(self.encode(text, False)):
             raise RequestError(f"The {kind} contains a special token of the model: {text[:80]!r}. Leave it out.")
+
+
+def refuse_special_of_connector(question: str, tokens: Iterable[str]) -> None:
+    """Raise RequestError for a question that holds a special token of a connector's own tokenizer.
+
+    Args:
+        question: the text. An unknown character in it becomes the token for unknown ones, so ids would say too much.
+        tokens: texts of that tokenizer's special tokens.
+    """
+    if any(token in question for token in tokens if token not in UNKNOWN_OF_CONNECTOR):
+        raise RequestError(f"The question contains a special token of the model: {question[:80]!r}. Leave it out.")
 
 
 def refuse_half_characters(kind: str, text: str) -> None:

@@ -73,7 +73,7 @@ def refuse_unusual(file: Path) -> None:
 
 
 def _refused(file: Path, reason: str) -> BundleError:
-    return BundleError(f"The tokenizer {file} is refused: {reason}. Export the bundle again, from a model you trust.")
+    return BundleError(f"The tokenizer {file} is refused: {reason}. Take it from a source that you trust.")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

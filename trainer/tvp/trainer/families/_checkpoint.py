@@ -14,7 +14,8 @@ from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerB
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.models.auto.image_processing_auto import get_image_processor_class_from_name
 
-from tvp.sdk.errors import ModelError
+from tvp.sdk.errors import BundleError, ModelError
+from tvp.sdk.formats.tokenizer_parts import refuse_unusual
 
 from .. import hub
 from ._gate import (
@@ -184,6 +185,11 @@ def read_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
         ModelError: there is none that transformers reads without code from a hub.
     """
     refuse_missing_tokens(folder, name)
+    if (folder / "tokenizer.json").is_file():
+        try:
+            refuse_unusual(folder / "tokenizer.json")
+        except BundleError as error:
+            raise ModelError(str(error)) from error
     options = tokenizer_options(folder, name) | SAFE
     kind = PreTrainedTokenizerFast if is_generic(folder, name) else AutoTokenizer
     return reading(name, lambda: kind.from_pretrained(folder, **options))

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import InstructBlipForConditionalGeneration, PreTrainedTokenizerBase
 
 from tvp.sdk.errors import RequestError
-from tvp.sdk.formats.layout import PromptLayout
+from tvp.sdk.formats.layout import PromptLayout, refuse_special_of_connector
 
 from ._bliva_model import BlivaForConditionalGeneration
 from ._checkpoint import Checkpoint
@@ -72,6 +72,7 @@ class QuestionAwareFamily(GenerativeFamily):
 
     def qformer_ids(self, question: str) -> list[int]:
         """Return the prompt in the Q-Former's own tokens."""
+        refuse_special_of_connector(question, self.qformer_tokenizer.all_special_tokens)
         text = self.layout.prompt.replace("{image}", "").replace("{question}", question)
         ids: list[int] = self.qformer_tokenizer(text).input_ids
         if len(ids) > self.n_question_positions:
