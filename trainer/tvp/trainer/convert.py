@@ -11,8 +11,6 @@ from __future__ import annotations
 import copy
 import math
 import re
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -32,6 +30,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.modeling_utils import no_init_weights
 
 from tvp.sdk.errors import ModelError, near
+from tvp.sdk.formats.temporary import readable, temporary_folder
 
 from .families._checkpoint import read_tokenizer
 from .families._gate import (
@@ -135,18 +134,15 @@ def convert(
     reader = _tokenizer(qformer_tokenizer) if qformer_tokenizer is not None else None
 
     output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".tmp", dir=output.parent))
-    try:
+    with temporary_folder(output) as temporary:
         save_torch_state_dict(_apart(weights), temporary, metadata={"format": "pt"})
         config.save_pretrained(temporary)
         words.save_pretrained(temporary)
         processor.save_pretrained(temporary)
         if reader is not None:
             reader.save_pretrained(temporary / "qformer_tokenizer")
-        temporary.chmod(0o755)  # mkdtemp makes folders that only their owner reads
+        readable(temporary)
         temporary.rename(output)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return output
 
 
