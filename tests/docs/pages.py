@@ -117,8 +117,8 @@ def _shell(block: Block, where: str) -> str:
             continue
         if words[0] == "make":
             assert f"\n{words[1]}:" in (ROOT / "Makefile").read_text(encoding="utf-8"), f"{where}: {line}"
-        elif words[:2] == ["pip", "install"]:
-            pass  # test_snippets looks at these
+        elif words[:2] == ["pip", "install"] or words[:3] == ["python", "-m", "venv"]:
+            pass  # test_snippets looks at the first
         elif words[0] == "python" and words[1].endswith(".py"):
             inner = io.StringIO()
             with contextlib.redirect_stdout(inner):

@@ -158,7 +158,7 @@ def test_damaged_checkpoints_and_bad_devices_are_named(folder):
         whole = (folder / name).read_bytes()
         for part in (whole[: len(whole) // 2], b""):
             (folder / name).write_bytes(part)
-            with pytest.raises(ModelError, match="incomplete or damaged"):
+            with pytest.raises(ModelError, match=r"is (incomplete or )?damaged"):
                 families.load(folder)
         (folder / name).write_bytes(whole)
     with pytest.raises(RequestError, match="device 'abacus'"):

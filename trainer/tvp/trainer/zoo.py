@@ -26,8 +26,8 @@ def zoo_folder() -> Path:
         )
     if not named and not _models(IN_CHECKOUT):
         raise ModelError(
-            "The zoo's tiny models are in TVP's repository, not in the installed package. Clone the repository and run "
-            f"from there, or set {VARIABLE} to its folder samples/zoo."
+            "The zoo's tiny models are in TVP's repository, not in the installed package. Clone the repository and set "
+            f"{VARIABLE} to its folder samples/zoo, or install the clone with `pip install -e`."
         )
     return Path(named) if named else IN_CHECKOUT
 
