@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tvp.trainer import scenes
+from tvp.trainer import scenes, tasks
 from tvp.trainer.scenes import Camera, Scene, Shape
 
 PLANTED = Scene(
@@ -140,3 +140,15 @@ def test_the_bad_camera_dims_tints_and_keeps_its_range():
 
 def test_one_pixel_pictures_can_be_drawn():
     assert scenes.draw(Scene((), (0.2, 0.4, 0.6)), 1).tolist() == [[[51, 102, 153]]]
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, task in tasks.TASKS.items() if task.source == "scenes" and task.labels]
+)
+def test_a_tasks_labels_are_those_of_its_questions(name):
+    task = tasks.get(name)
+    data = tasks.open_data("scenes", task, "train", 60, seed=1)
+    questions = [question for i in range(len(data)) for question in data[i].questions]
+    assert {question.labels for question in questions} == {task.labels}
+    assert {question.answer for question in questions} <= set(task.labels)
+    assert not task.question or {question.text for question in questions} == {task.question}
