@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shutil
 import stat
@@ -13,6 +14,7 @@ import time
 import pytest
 from click.testing import CliRunner
 
+from tests.bundles import seal
 from tvp import sdk
 from tvp.sdk._runtime.sessions import _make_folders
 from tvp.sdk.cli import cli
@@ -35,12 +37,15 @@ def cached(packed):
 # The cache.
 
 
-def test_a_planted_bundle_is_not_loaded_in_place_of_the_file(packed, bundle, caplog):
-    """Of `bundle`, whose manifest is whole and another one."""
-    shutil.copytree(bundle, cached(packed))
-    other = (bundle / "manifest.json").read_bytes()
+def test_a_planted_bundle_is_not_loaded_in_place_of_the_file(packed, one_bundle, caplog):
+    """Its manifest is whole, and says another thing."""
+    shutil.copytree(one_bundle, cached(packed))
+    planted = cached(packed) / "manifest.json"
+    planted.write_bytes(seal(json.loads(planted.read_bytes()) | {"name": "planted"}))
+    sdk.load(cached(packed)).close()
     with sdk.load(packed) as task:
-        assert (task.folder / "manifest.json").read_bytes() != other
+        assert task.folder == cached(packed)
+        assert task.name == "count"
     assert "is not what it is named after" in caplog.text
 
 
