@@ -1,4 +1,7 @@
-"""Files made to cost time or memory: refused before they are decoded, quickly, and in no memory. Limits of a caller."""
+"""Files made to cost time or memory: refused before they are decoded, quickly, and in no memory. Limits of a caller.
+
+It is long because each format has its own hostile files, and all share the builders at the top.
+"""
 
 from __future__ import annotations
 
