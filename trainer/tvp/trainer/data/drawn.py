@@ -42,11 +42,11 @@ class Scenes:
             raise IndexError(index)
         rng = np.random.default_rng([self._seed, index])
         scene = scenes.make_scene(rng)
-        picture = scenes.draw(scene, self._size)
+        picture, clean = scenes.draw(scene, self._size), None
         if self._camera:
-            picture = self._camera.shoot(picture, rng)
+            picture, clean = self._camera.shoot(picture, rng), picture
         asked = []
         for k in range(self._n_questions):
             question = scenes.ask(scene, rng, self._topics[(index * self._n_questions + k) % len(self._topics)])
             asked.append(Question(question.text, question.answer, question.labels))
-        return Sample(picture, tuple(asked), scene.caption)
+        return Sample(picture, tuple(asked), scene.caption, clean)

@@ -31,11 +31,19 @@ class Question:
 
 @dataclass(frozen=True)
 class Sample:
-    """A picture, uint8 (height, width, 3), with its questions, and its caption for the guide."""
+    """A picture with its questions.
+
+    Attributes:
+        picture: uint8 (height, width, 3), as models are shown it.
+        questions: about the picture.
+        caption: for the guide.
+        clean: the picture before a camera spoilt it, uint8 (height, width, 3); None where no camera is known.
+    """
 
     picture: NDArray[np.uint8]
     questions: tuple[Question, ...]
     caption: str
+    clean: NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True)

@@ -31,4 +31,5 @@ class ThroughCamera:
     def __getitem__(self, index: int) -> Sample:
         sample = self._data[index]
         rng = np.random.default_rng([self._seed, index])
-        return replace(sample, picture=self._camera.shoot(sample.picture, rng))
+        clean = sample.picture if sample.clean is None else sample.clean
+        return replace(sample, picture=self._camera.shoot(sample.picture, rng), clean=clean)
