@@ -1,11 +1,11 @@
-"""The visual prompt: a learned frame of pixels around or over a picture, and the file that holds it."""
+"""The visual prompt: a lens before the picture, a learned frame around or over it, and the file that holds both."""
 
 from __future__ import annotations
 
 import io
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -23,8 +23,10 @@ from tvp.sdk import read_image
 from tvp.sdk.errors import DataError, RequestError
 
 from .files import write_whole
+from .lens import Lens, LensDesign
 
-FORMAT = 2  # of prompt files; 2 has frames that lie over the picture
+FORMAT = 3  # of prompt files; 2 has frames that lie over the picture, 3 has lenses
+LENS = "lens."  # what the names of a lens's tensors begin with
 IN_FILE = {"placement": "layout"}  # a field of Geometry -> its name in files of format 2
 Fit = Literal["crop", "pad"]
 Placement = Literal["around", "over"]
@@ -109,20 +111,22 @@ def fitted_size(width: int, height: int, side: int, fit: Fit) -> tuple[int, int]
 
 @dataclass
 class Prompt:
-    """A learned frame.
+    """What is done to every picture before a model sees it: a lens, a frame, or both.
 
     Args:
-        frame: float32 (3, canvas, canvas), with 1 for white; zero inside the frame.
-        geometry: where it lies.
-        pixel_range: `free`, or `image` for values that stay in [0, 1] and are rounded to 8 bits when shown, so that
-            the PNG is the whole prompt. Default `free`.
+        frame: float32 (3, canvas, canvas), with 1 for white; zero inside the frame. None for no frame.
+        geometry: where the picture and the frame lie. Without a frame, the picture fills the canvas.
+        pixel_range: of the frame: `free`, or `image` for values that stay in [0, 1] and are rounded to 8 bits when
+            shown, so that the PNG is the whole frame. Default `free`.
         facts: where it comes from: task, source models, method, configuration, validation, versions.
+        lens: acts on the picture in its place on the canvas, before the frame. Default: none.
     """
 
-    frame: Tensor
+    frame: Tensor | None
     geometry: Geometry
     pixel_range: PixelRange = "free"
     facts: dict[str, Any] = field(default_factory=dict)
+    lens: Lens | None = None
 
     @staticmethod
     def start(geometry: Geometry, pixel_range: PixelRange) -> Prompt:
@@ -136,13 +140,21 @@ class Prompt:
         return Prompt(frame.clone(), geometry, pixel_range)
 
     def on(self, canvas: Float[Tensor, "n 3 canvas canvas"]) -> Float[Tensor, "n 3 canvas canvas"]:
-        """Put the frame on canvases from `Geometry.show`; differentiable in `frame`."""
+        """Put the prompt on canvases from `Geometry.show`; differentiable in the frame and in the lens's values."""
+        if self.lens is not None:
+            edge, side = (self.geometry.canvas - self.geometry.side) // 2, self.geometry.side
+            canvas = F.pad(self.lens(canvas[..., edge : edge + side, edge : edge + side]), [edge] * 4)
+        if self.frame is None:
+            return canvas
         prompted = canvas + self.added().to(canvas.device)
         return prompted.clamp(0, 1) if self.merges else prompted
 
     def added(self) -> Float[Tensor, "3 canvas canvas"]:
         """Return what `on` adds to a canvas: the frame, as in the papers, or if it merges its distance from neutral."""
-        mask = self.geometry.mask().to(self.frame)
+        mask = self.geometry.mask()
+        if self.frame is None:
+            return torch.zeros_like(mask).expand(3, -1, -1)
+        mask = mask.to(self.frame)
         frame = self.frame * mask
         if self.pixel_range == "image":
             # Models see what an 8-bit picture can hold; the gradient passes through the rounding unchanged.
@@ -156,30 +168,39 @@ class Prompt:
         That is so for frames in the `image` range that lie over the picture, because adding could only brighten.
         Merging is image editors' *grain merge*: picture + frame - 128 in 8-bit levels, clipped at black and white.
         """
-        return self.pixel_range == "image" and self.geometry.placement == "over"
+        return self.frame is not None and self.pixel_range == "image" and self.geometry.placement == "over"
 
-    def picture(self) -> Image.Image:
-        """The frame as an 8-bit picture; in the `image` range nothing is lost."""
+    def picture(self) -> Image.Image | None:
+        """The frame as an 8-bit picture; in the `image` range nothing is lost. None where there is no frame."""
+        if self.frame is None:
+            return None
         levels = (self.frame.detach().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
         if self.merges:
             levels = torch.where(self.geometry.mask() > 0, levels, round(NEUTRAL * 255)).to(torch.uint8)
         return Image.fromarray(levels.permute(1, 2, 0).numpy())  # (3, h, w) -> (h, w, 3)
 
     def save(self, path: str | Path) -> None:
-        """Write the prompt to `path` (safetensors) and its picture to a PNG beside it, each whole or not at all."""
+        """Write the prompt to `path` (safetensors) and a frame's picture to a PNG beside it, each whole or not at all.
+
+        A prompt that needs nothing newer is written in format 2, which earlier versions read.
+        """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         about = {
-            "format": str(FORMAT),
+            "format": str(FORMAT if self.lens or self.frame is None else 2),
             "geometry": json.dumps({IN_FILE.get(name, name): value for name, value in vars(self.geometry).items()}),
             "pixel_range": self.pixel_range,
             "facts": json.dumps(self.facts),
         }
-        data = save({"frame": self.frame.detach().cpu().contiguous()}, metadata=about)
-        write_whole(path, data)
-        picture = io.BytesIO()
-        self.picture().save(picture, format="PNG")
-        write_whole(path.with_suffix(".png"), picture.getvalue())
+        tensors = {} if self.frame is None else {"frame": self.frame}
+        if self.lens is not None:
+            about["lens"] = json.dumps(self.lens.describe())
+            tensors |= {LENS + name: value for name, value in self.lens.values.items()}
+        write_whole(path, save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, about))
+        if picture := self.picture():
+            data = io.BytesIO()
+            picture.save(data, format="PNG")
+            write_whole(path.with_suffix(".png"), data.getvalue())
 
     @staticmethod
     def load(path: str | Path) -> Prompt:
@@ -194,15 +215,16 @@ class Prompt:
         try:
             with safe_open(path, "pt") as file:
                 about: Mapping[str, str] = file.metadata() or {}
-                frame = file.get_tensor("frame")
-            version = int(about["format"])
-            if version > FORMAT:
-                raise DataError(f"{path} is of prompt format {version}; this TVP reads up to {FORMAT}. Update TVP.")
+                version = int(about["format"])
+                if version > FORMAT:
+                    raise DataError(f"{path} is of prompt format {version}; this TVP reads up to {FORMAT}. Update TVP.")
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
             names = {stored: name for name, stored in IN_FILE.items()}
             geometry = Geometry(**{names.get(key, key): value for key, value in json.loads(about["geometry"]).items()})
             facts = json.loads(about["facts"])
             json.dumps(facts, ensure_ascii=False).encode()  # JSON can spell half a character, which no file can hold
             pixel_range = about["pixel_range"]
+            design = LensDesign(**json.loads(about["lens"])) if "lens" in about else None
         except RecursionError as error:
             raise DataError(f"{path} is not an intact prompt file: it is nested too deeply.") from error
         except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError, RequestError) as error:
@@ -210,8 +232,37 @@ class Prompt:
         side = geometry.canvas
         if type(side) is not int or type(geometry.inner) is not int or not isinstance(facts, dict):
             raise DataError(f"{path} is not an intact prompt file: sizes are whole numbers, and facts a table.")
-        if frame.shape != (3, side, side) or not frame.is_floating_point() or not torch.isfinite(frame.float()).all():
-            raise DataError(f"{path} is not an intact prompt file: its frame must be finite, (3, {side}, {side}).")
         if pixel_range not in get_args(PixelRange):
             raise DataError(f"{path} is not an intact prompt file: the pixel range {pixel_range!r} is unknown.")
-        return Prompt(frame.float(), geometry, pixel_range, facts)  # type: ignore[arg-type]
+        wanted = {LENS + name: value.shape for name, value in design.start().items()} if design else {}
+        if "frame" in tensors or design is None:
+            wanted["frame"] = torch.Size((3, side, side))
+        if {name: value.shape for name, value in tensors.items()} != wanted:
+            spelt = ", ".join(f"{name} {tuple(shape)}" for name, shape in wanted.items())
+            raise DataError(f"{path} is not an intact prompt file: its tensors must be {spelt}.")
+        for name, value in tensors.items():
+            if not value.is_floating_point() or not torch.isfinite(value.float()).all():
+                raise DataError(f"{path} is not an intact prompt file: the values of its {name} must be finite.")
+        if design is not None and "frame" not in tensors and geometry.inner != geometry.canvas:
+            raise DataError(f"{path} is not an intact prompt file: without a frame the picture fills the canvas.")
+        values = {name.removeprefix(LENS): value.float() for name, value in tensors.items() if name != "frame"}
+        frame = tensors["frame"].float() if "frame" in tensors else None
+        lens = Lens(design, values) if design else None
+        return Prompt(frame, geometry, pixel_range, facts, lens)  # type: ignore[arg-type]
+
+
+def compose(lens: Prompt, frame: Prompt) -> Prompt:
+    """Put the lens of one prompt before the frame of another.
+
+    The picture lies as the frame wants it. A kernel counts pixels of the canvas, so a lens does most on pictures of
+    the size at which it was learned.
+
+    Raises:
+        RequestError: the first prompt has no lens, or the second one no frame or a lens of its own.
+    """
+    if lens.lens is None:
+        raise RequestError("The prompt that was given as the lens has none; it is a frame alone.")
+    if frame.frame is None or frame.lens is not None:
+        has = "a lens of its own" if frame.frame is not None else "none; it is a lens alone"
+        raise RequestError(f"The prompt that was given as the frame has {has}. Give one that was learned without a lens.")
+    return replace(frame, lens=lens.lens, facts={"lens": lens.facts, "frame": frame.facts})
