@@ -38,6 +38,7 @@ from tvp.trainer import families
 from tvp.trainer.batches import load_batch
 from tvp.trainer.families.blip2 import Blip2
 from tvp.trainer.frame import Frame
+from tvp.trainer.learned import Learned
 from tvp.trainer.losses import Guide
 from tvp.trainer.prompt import Geometry, Prompt
 from tvp.trainer.step import CLEAN_BUDGET, Objective
@@ -95,14 +96,15 @@ class Ours:
         """The loss's gradient by the frame."""
         frame = Frame(prompt.geometry, prompt.pixel_range, 0, 0)
         frame.values = [prompt.frame.clone()]
+        learned = Learned(prompt.geometry, frame)
         batch = load_batch(self._data, indices, prompt.geometry, self._config.questions)
-        _, (gradient,) = self._objective(batch, frame, Team())
+        _, (gradient,) = self._objective(batch, learned, Team())
         return gradient
 
     def look(self, geometry: Geometry, indices: Sequence[int]) -> None:
         """See clean pictures and read all captions. The first picture says whether there is room to keep features."""
         for i in indices:
-            self._objective.clean[0]([i], geometry.show([self._data[i].picture]))
+            self._objective.references[0](load_batch(self._data, [i], geometry, 0))
         self._guide.text_features([self._data[i].caption for i in range(len(self._data))])
 
     def scores(self, embeddings: Tensor) -> Tensor:

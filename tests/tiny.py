@@ -19,6 +19,7 @@ from samples.zoo import guide, models, words
 from samples.zoo.save import save
 from tests.tokens import IMAGE, TEMPLATES, bytelevel, ids, marks, sentencepiece
 from tvp.trainer.frame import Frame
+from tvp.trainer.learned import Learned
 from tvp.trainer.prompt import Geometry
 
 CANVAS, PATCH, WIDTH, N_QUERIES = 64, 16, 32, 8
@@ -388,10 +389,10 @@ MAKERS: dict[str, Callable[[Path], Any]] = {
 }
 
 
-def random_frame(rank: int = 0) -> Frame:
-    """A frame of 8 px around 48, with random values."""
+def random_frame(rank: int = 0) -> Learned:
+    """A frame of 8 px around 48 to learn, with random values."""
     frame = Frame(Geometry(CANVAS, 48), "free", rank, 0)
     generator = torch.Generator().manual_seed(1)
     frame.values = [torch.rand(v.shape, generator=generator) for v in frame.values]
     frame.settle()
-    return frame
+    return Learned(frame.geometry, frame)

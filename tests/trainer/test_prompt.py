@@ -147,9 +147,9 @@ def test_damaged_missing_and_newer_files_are_refused(tmp_path):
         with pytest.raises(DataError, match="not an intact prompt"):
             Prompt.load(file)
     geometry = {"canvas": 20, "inner": 12, "fit": "crop", "layout": "around"}
-    about = {"format": "3", "geometry": json.dumps(geometry), "pixel_range": "free", "facts": "{}"}
+    about = {"format": "4", "geometry": json.dumps(geometry), "pixel_range": "free", "facts": "{}"}
     save_file({"frame": prompt.frame}, file, about)
-    with pytest.raises(DataError, match=r"format 3.*Update"):
+    with pytest.raises(DataError, match=r"format 4.*Update"):
         Prompt.load(file)
     save_file({"frame": torch.full((3, 20, 20), float("nan"))}, file, {**about, "format": "1"})
     with pytest.raises(DataError, match="finite"):

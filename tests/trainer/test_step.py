@@ -17,6 +17,7 @@ from tvp.sdk.errors import RequestError
 from tvp.trainer import families, tasks
 from tvp.trainer.batches import Batch, load_batch
 from tvp.trainer.frame import Frame
+from tvp.trainer.learned import Learned
 from tvp.trainer.losses import Guide
 from tvp.trainer.prompt import Geometry, Prompt
 from tvp.trainer.step import Objective
@@ -157,7 +158,7 @@ def test_clean_features_of_augmented_pictures_are_those_of_what_is_shown(config,
     """At a black frame L_FCA is zero only if the clean picture is augmented alike."""
     source = families.load(zoo[0])
     objective = Objective(config, data, [source], None, GEOMETRY)
-    frame = Frame(GEOMETRY, "free", 0, 0)
+    frame = Learned(GEOMETRY, Frame(GEOMETRY, "free", 0, 0))
     objective(load_batch(data, [0, 1], GEOMETRY, 2), frame, Team())  # fills what is remembered
     facts, _ = objective(load_batch(data, [0, 1], GEOMETRY, 2, ["colour"], [1]), frame, Team())
     assert facts["fca"] == pytest.approx(0, abs=1e-5)

@@ -29,8 +29,9 @@ from tvp.trainer.config import make_config
 from tvp.trainer.evaluate import accuracy, summarise
 from tvp.trainer.losses import Guide
 from tvp.trainer.prompt import Geometry, Prompt
+from tvp.trainer.references import References
 from tvp.trainer.run import claimed
-from tvp.trainer.step import CleanFeatures, Objective
+from tvp.trainer.step import Objective
 from tvp.trainer.team import Team
 from tvp.trainer.train import TrainConfig, train
 
@@ -124,10 +125,10 @@ def test_beyond_its_budget_clean_features_are_computed_by_batch(zoo):
     source = families.load(zoo[0])
     data = tasks.open_data("scenes", tasks.get("scenes"), "train", 8, 0)
     geometry = Geometry(64, 48)
-    kept = CleanFeatures(source, data, geometry, 4, 2**30)
-    forgetful = CleanFeatures(source, data, geometry, 4, 10)
-    canvas = geometry.show([data[i].picture for i in (1, 6)])
-    assert torch.allclose(kept([1, 6], canvas), forgetful([1, 6], canvas), atol=1e-5)
+    kept = References(source, data, geometry, "unprompted", 1, 4, 2**30)
+    forgetful = References(source, data, geometry, "unprompted", 1, 4, 10)
+    batch = load_batch(data, [1, 6], geometry, 0)
+    assert torch.allclose(kept(batch)[0], forgetful(batch)[0], atol=1e-5)
     assert all(group is None for group in forgetful._kept)
 
 

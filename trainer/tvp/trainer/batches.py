@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -27,6 +27,8 @@ class Batch:
         questions: for each sample, those that are asked.
         captions: for the guide, one for each sample.
         varied: whether the pictures are augmented, so that an index does not determine its picture.
+        clean: the same pictures as `pictures` before a camera spoilt them, or other good ones; None where there are
+            none.
     """
 
     indices: list[int]
@@ -34,6 +36,7 @@ class Batch:
     questions: list[tuple[Question, ...]]
     captions: list[str]
     varied: bool = False
+    clean: NDArray[np.uint8] | None = None
 
     def parts(self, n: int) -> list[Batch]:
         """Cut the batch into at most n batches of neighbours."""
@@ -45,6 +48,7 @@ class Batch:
                 [self.questions[i] for i in cut],
                 [self.captions[i] for i in cut],
                 self.varied,
+                None if self.clean is None else self.clean[cut],
             )
             for cut in cuts
         ]
@@ -71,22 +75,38 @@ def load_batch(
         seed: of the augmentations, together with the index of each sample.
     """
     pictures: list[NDArray[np.uint8]] = []
+    clean: list[NDArray[np.uint8]] = []
     questions, captions = [], []
     before = None
+
+    def shrink(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        # Both pictures of a pair are varied alike.
+        varied = augment(picture, augmentations, np.random.default_rng([*seed, i])) if augmentations else picture
+        return geometry.shrink(varied)
+
     for i in indices:
         sample = data[i]
-        if augmentations:
-            pictures.append(geometry.shrink(augment(sample.picture, augmentations, np.random.default_rng([*seed, i]))))
-        else:  # data gives the very same array for further rows about a picture
-            pictures.append(pictures[-1] if sample.picture is before else geometry.shrink(sample.picture))
+        # Data gives the very same array for further rows about a picture.
+        again = not augmentations and sample.picture is before
+        pictures.append(pictures[-1] if again else shrink(sample.picture))
+        if sample.clean is not None:
+            clean.append(shrink(sample.clean))
         before = sample.picture
         questions.append(sample.questions[:n_questions])
         captions.append(sample.caption)
-    return Batch(list(indices), np.stack(pictures), questions, captions, bool(augmentations))
+    both = np.stack(clean) if len(clean) == len(pictures) else None
+    return Batch(list(indices), np.stack(pictures), questions, captions, bool(augmentations), both)
 
 
 def read_batches(
-    config: TrainConfig, data: Data, geometry: Geometry, start: int, n_steps: int, team: Team
+    config: TrainConfig,
+    data: Data,
+    geometry: Geometry,
+    start: int,
+    n_steps: int,
+    team: Team,
+    n_questions: int,
+    like: Data | None = None,
 ) -> Iterator[Batch]:
     """Read this process's share of every batch, one step ahead while the step before runs.
 
@@ -94,18 +114,26 @@ def read_batches(
 
     Args:
         start, n_steps: the first step, and how many there are in all.
+        n_questions: most questions about each picture; 0 for none.
+        like: other good pictures, as many in every batch, in an order of their own. Default: none.
     """
-    n_batches = len(data) // config.batch
 
-    @lru_cache(1)
-    def order(epoch: int) -> NDArray[np.int64]:
-        return np.random.default_rng([config.seed, epoch]).permutation(len(data))
+    @lru_cache(4)
+    def order(n: int, epoch: int, *seed: int) -> NDArray[np.int64]:
+        return np.random.default_rng([config.seed, epoch, *seed]).permutation(n)
+
+    def mine(n: int, step: int, *seed: int) -> tuple[list[int], int]:
+        epoch, place = divmod(step, n // config.batch)
+        return order(n, epoch, *seed)[place * config.batch :][: config.batch].tolist()[team.rank :: team.size], epoch
 
     def load(step: int) -> Batch:
-        epoch, place_in_epoch = divmod(step, n_batches)
-        indices = order(epoch)[place_in_epoch * config.batch :][: config.batch].tolist()
-        mine = indices[team.rank :: team.size]
-        return load_batch(data, mine, geometry, config.questions, config.augment, [config.seed, epoch])
+        indices, epoch = mine(len(data), step)
+        batch = load_batch(data, indices, geometry, n_questions, config.augment, [config.seed, epoch])
+        if like is None:
+            return batch
+        others, epoch = mine(len(like), step, 1)
+        good = load_batch(like, others, geometry, 0, config.augment, [config.seed, epoch, 1])
+        return replace(batch, clean=good.pictures)
 
     if start >= n_steps:
         return

@@ -54,10 +54,35 @@ def _option(name: str, help: str) -> Callable[[F], F]:
 @_option(
     "method",
     "What to learn: vp, a frame over the full picture; evp, a frame around a smaller picture; "
-    "tvp, the same with the two losses that make a prompt transfer.",
+    "tvp, the same with the two losses that make a prompt transfer; lens, numbers that act on the picture itself.",
 )
 @_option("task", "Task to learn. An unknown name lists all tasks.")
 @_option("data", "Training data: scenes, a folder or a .jsonl file. Default: the task's own.")
+@click.option(
+    "--pairs",
+    nargs=2,
+    type=click.Path(),
+    metavar="SPOILT CLEAN",
+    help="Two folders of pictures with the same names, to learn a lens from, without questions or answers.",
+)
+@_option("pictures", "Folder of pictures from the device, without questions.")
+@_option("like", "Good pictures of other content, which the device's should be like: a folder, or scenes.")
+@_option(
+    "learn_from",
+    "What to learn from: answers, pairs, unpaired (--pictures and --like), pixels, or auto: what the data has.",
+)
+@_option("lens", "Lens to learn: colour, kernel, conv, none, or auto, which tries all.")
+@_option(
+    "lens_start",
+    "Start of the lens: identity; normalise, which brings each picture to one mean and spread; statistics, which "
+    "brings those of all pictures to the good ones'; or auto, which tries all.",
+)
+@_option("lens_width", "Channels inside a conv lens.")
+@_option("lens_depth", "Layers of channels inside a conv lens.")
+@_option("lens_update", "Rule that changes the lens, as of --update.")
+@_option("lens_lr", "Learning rate of the lens.")
+@_option("behind", "Prompt file with a lens, behind which a frame is learned.")
+@_option("frame", "Learn a frame.")
 @_option("guide", "CLIP model that TSE asks: open_clip's NAME@TAG or hf-hub:ID, a folder, or zoo:guide.")
 @_option("canvas", "Side of the square that models are shown, in pixels.")
 @_option("inner", "Side of the square inside the frame, in pixels.")
@@ -66,6 +91,10 @@ def _option(name: str, help: str) -> Callable[[F], F]:
 @_option("pixel_range", "Frame values: free, or image to keep them in [0, 1], so that a PNG holds the whole prompt.")
 @_option("rank", "Learn a smooth frame of this rank. 0 learns every pixel.")
 @_option("fca", "Weight of Feature Consistency Alignment, which keeps features close to those without a prompt.")
+@_option("reference", "What FCA compares with: the unprompted picture, or the clean one of a pair.")
+@_option("relative", "Measure FCA's distance relative to the length of its reference.")
+@_option("depths", "Depths of features that are compared: 1, the output; n, with n - 1 layers before it; 0, all.")
+@_option("balance", "Bring the gradients of several source models to one length.")
 @_option("tse", "Weight of Task Semantics Enrichment, which makes the picture fit its caption. 0 needs no guide.")
 @_option("contrast", "In TSE, compare each caption with the others of the batch.")
 @click.option(
@@ -111,6 +140,7 @@ def train(
     output: Path,
     own: Path | None,
     augment: tuple[str, ...],
+    pairs: tuple[str, str] | None,
     device: str,
     restart: bool,
     tensorboard: bool,
@@ -129,7 +159,7 @@ def train(
     A run that was interrupted continues from its last checkpoint: give the same command again.
     """
     given = {name: value for name, value in options.items() if value is not None}
-    given |= {name: value for name, value in (("models", models), ("augment", augment)) if value}
+    given |= {name: value for name, value in (("models", models), ("augment", augment), ("pairs", pairs)) if value}
     config = make_config(given, own)
     # Imported this late because it takes seconds, and a misspelt option should be told at once.
     from .train import train as run_training
@@ -149,5 +179,6 @@ def train(
         typed={*models, str(options["guide"])},
     )
     if Team().leads:
-        click.echo(f"validation accuracy {result.chosen['accuracy']:.1%}")
+        name, value = next((name, value) for name, value in result.chosen.items() if name != "step")
+        click.echo(f"validation {name} {value:.1%}")
         click.echo(f"wrote {output / 'prompt.safetensors'}")

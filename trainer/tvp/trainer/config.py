@@ -13,11 +13,16 @@ from tvp.sdk.errors import DataError, RequestError, near
 
 from . import tasks
 from .augment import AUGMENTATIONS
+from .lens import LensDesign, LensKind
 from .precision import Precision
 from .prompt import Fit, Geometry, PixelRange, Placement
 from .update import UpdateRule
 
-Method = Literal["vp", "evp", "tvp"]
+Method = Literal["vp", "evp", "tvp", "lens"]
+LearnFrom = Literal["auto", "answers", "pairs", "unpaired", "pixels"]
+LensChoice = Literal["none", "auto", LensKind]
+LensStart = Literal["identity", "normalise", "statistics", "auto"]
+Reference = Literal["unprompted", "clean"]
 FitOrTask = Literal["task", Fit]
 SHIPPED = files(__package__) / "configs"
 MOST_BYTES = 2**20  # of the user's file; TOML's reader takes long for much text
@@ -30,9 +35,22 @@ class TrainConfig:
 
     Args:
         models: source models, each a folder, a hub id or `zoo:NAME`. Their losses are averaged.
-        method: `vp`, `evp` or `tvp`: which file of configs/methods the other fields start from.
+        method: `vp`, `evp`, `tvp` or `lens`: which file of configs/methods the other fields start from.
         task: name of the task.
         data: where its pictures are, see `tvp.trainer.data`. Default '': the task's own.
+        pairs: two folders of pictures with the same names, in place of `data`: what the camera spoilt, and clean.
+        pictures: folder of pictures from the device, without questions, in place of `data`.
+        like: good pictures of other content, which the device's should be like: a folder, or the name of a source.
+        learn_from: what the loss asks for. `answers`: the right answers. `pairs`: the features of the clean picture.
+            `unpaired`: the moments of the features of other good pictures. `pixels`: the pixels of the clean picture.
+            `auto` takes pairs, unpaired or answers, the first for which there is data.
+        lens: the lens to learn, `colour`, `kernel` or `conv`; `none`; or `auto`, which tries all.
+        lens_start: `identity`, `normalise` (each picture is first brought to one mean and spread), `statistics` (the
+            mean and spread of the pictures is brought to those of the good ones), or `auto`, which tries all.
+        lens_width, lens_depth: channels and layers inside a `conv` lens.
+        lens_update, lens_lr: the lens's own update rule and learning rate.
+        behind: prompt file with a lens, behind which the frame is learned; '' for none.
+        frame: whether to learn a frame.
         guide: the CLIP model of TSE, not loaded where `tse` is 0.
         canvas: side of the square that models are shown, px.
         inner: side of the square inside the frame, px.
@@ -41,7 +59,12 @@ class TrainConfig:
             task says, since the fit may decide what can be seen.
         pixel_range: `free`, or `image` for a frame of 8-bit pixels.
         rank: 0 learns every pixel; r learns a product of two matrices of rank r.
-        fca: weight of Feature Consistency Alignment. 0.005 is the paper's on CIFAR-10.
+        fca: weight of Feature Consistency Alignment beside answers. 0.005 is the paper's on CIFAR-10.
+        reference: what it compares with: the picture as it is, `unprompted`, as in the paper; or the `clean` picture,
+            which only data from a camera or from pairs has. Pairs always compare with the clean picture.
+        relative: divide its distance by the length of the reference, so that weights carry over between models.
+        depths: depths of features that losses compare: 1, the output; n, with n - 1 layers before it; 0, all.
+        balance: bring the gradients of several source models to one length before they are added, so that none rules.
         tse: weight of Task Semantics Enrichment. 0.001 is the paper's on CIFAR-10.
         contrast: TSE asks the guide to prefer the right caption to the others of the batch, instead of scoring the
             right one alone.
@@ -73,6 +96,18 @@ class TrainConfig:
     method: Method = "tvp"
     task: str = "bad-camera"
     data: str = ""
+    pairs: tuple[str, ...] = ()
+    pictures: str = ""
+    like: str = ""
+    learn_from: LearnFrom = "answers"
+    lens: LensChoice = "none"
+    lens_start: LensStart = "identity"
+    lens_width: int = 16
+    lens_depth: int = 1
+    lens_update: UpdateRule = "adam"
+    lens_lr: float = 0.004
+    behind: str = ""
+    frame: bool = True
     guide: str = "zoo:guide"
     canvas: int = 224
     inner: int = 164
@@ -81,6 +116,10 @@ class TrainConfig:
     pixel_range: PixelRange = "free"
     rank: int = 0
     fca: float = 0.005
+    reference: Reference = "unprompted"
+    relative: bool = False
+    depths: int = 1
+    balance: bool = False
     tse: float = 0.001
     contrast: bool = False
     augment: tuple[str, ...] = ()
@@ -106,7 +145,19 @@ class TrainConfig:
         for name in ("batch", "accumulate", "questions", "epochs", "checkpoint_every", "n_train", "n_validation"):
             if getattr(self, name) < 1:
                 raise RequestError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        for name in ("fca", "tse", "lr", "steps", "warm_up", "rank", "validate_every", "patience", "seed"):
+        for name in (
+            "fca",
+            "tse",
+            "lr",
+            "lens_lr",
+            "depths",
+            "steps",
+            "warm_up",
+            "rank",
+            "validate_every",
+            "patience",
+            "seed",
+        ):
             if not getattr(self, name) >= 0:
                 raise RequestError(f"{name} is {getattr(self, name)}; it must not be negative.")
         for name, kind in CHOICES.items():
@@ -115,7 +166,16 @@ class TrainConfig:
                     f"The {name.replace('_', ' ')} {getattr(self, name)!r} is unknown; it is one of {', '.join(kind)}."
                 )
         geometry = Geometry(self.canvas, self.inner, placement=self.placement)
-        if geometry.edge == 0:
+        if not self.frame and self.lens == "none":
+            raise RequestError("There is nothing to learn: neither a frame nor a lens. Choose one with --lens.")
+        if self.behind and (self.lens != "none" or not self.frame):
+            raise RequestError(
+                "Behind a lens that is learned already, a frame is learned. Set frame, and no other lens."
+            )
+        if self.lens == "conv":
+            LensDesign("conv", width=self.lens_width, depth=self.lens_depth)
+        self._check_data()
+        if self.frame and geometry.edge == 0:
             raise RequestError(
                 f"An inner size of {self.inner} px leaves no room for a frame on a canvas of {self.canvas} px. "
                 "Make it smaller."
@@ -136,11 +196,32 @@ class TrainConfig:
                     f"Allowed there: {', '.join(allowed) or 'none'}."
                 )
 
+    def _check_data(self) -> None:
+        given = [name for name in ("data", "pairs", "pictures") if getattr(self, name)]
+        if len(given) > 1:
+            raise RequestError(f"{' and '.join(given)} both say where the pictures are. Give one of them.")
+        if self.pairs and len(self.pairs) != 2:
+            raise RequestError(f"pairs are two folders, what the camera spoilt and clean; these are {len(self.pairs)}.")
+        if self.like and self.learn_from in ("pairs", "pixels", "answers"):
+            raise RequestError(f"Learning from {self.learn_from} does not read other good pictures. Leave like out.")
+        if self.learn_from == "unpaired" and not self.like:
+            raise RequestError("Learning without pairs needs good pictures of other content. Name them with --like.")
+
+
+def _choices(kind: Any) -> tuple[str, ...]:
+    """Return the texts of a Literal; it may hold other Literals."""
+    return tuple(text for part in get_args(kind) for text in ((part,) if isinstance(part, str) else _choices(part)))
+
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    name: get_args(kind)
+    name: _choices(kind)
     for name, kind in (
         ("method", Method),
+        ("learn_from", LearnFrom),
+        ("lens", LensChoice),
+        ("lens_start", LensStart),
+        ("lens_update", UpdateRule),
+        ("reference", Reference),
         ("placement", Placement),
         ("fit", FitOrTask),
         ("pixel_range", PixelRange),
@@ -221,8 +302,9 @@ def _read(name: str, data: bytes, method: str = "") -> dict[str, Any]:
     except ValueError as error:  # no TOML, no UTF-8, or a number of thousands of digits
         raise DataError(f"{name} is not a TOML file: {error}") from error
     if method:
-        tables = {other: found.pop(other, {}) for other in CHOICES["method"]}
-        found |= tables[method]
+        # A field may be called as a method is, as `lens`; a table is meant for the method.
+        tables = {name: found.pop(name) for name in CHOICES["method"] if isinstance(found.get(name), dict)}
+        found |= tables.get(method, {})
     for old, new in RENAMED.items():
         if old in found and new in found:
             raise DataError(f"{name} sets both {old!r} and {new!r}, which are one field; keep {new!r}.")
@@ -231,7 +313,7 @@ def _read(name: str, data: bytes, method: str = "") -> dict[str, Any]:
     for key, value in found.items():
         if key not in known:
             raise DataError(f"{name} sets {key!r}, which is no field of a configuration.{near(key, known)}")
-        wanted: type = list if key in ("models", "augment") else type(known[key].default)
+        wanted: type = list if isinstance(known[key].default, tuple) or key == "models" else type(known[key].default)
         if wanted is float and type(value) is int:
             found[key] = float(value)
         elif type(value) is not wanted or (isinstance(value, list) and not all(isinstance(v, str) for v in value)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .prompt import Geometry, PixelRange, Prompt
+from .prompt import Geometry, PixelRange, start_frame
 
 
 class Frame:
@@ -22,7 +22,7 @@ class Frame:
 
     def __init__(self, geometry: Geometry, pixel_range: PixelRange, rank: int, seed: int) -> None:
         self.geometry, self.pixel_range = geometry, pixel_range
-        self.start = Prompt.start(geometry, pixel_range).frame
+        self.start = start_frame(geometry, pixel_range)
         self.mask = geometry.mask()
         self.low_rank = rank > 0
         if self.low_rank:
@@ -42,11 +42,6 @@ class Frame:
             return torch.mul(self.values[0], self.mask)
         frame: Tensor = (self.start + self.values[0] @ self.values[1]) * self.mask
         return frame.clamp(0, 1) if self.pixel_range == "image" else frame
-
-    @torch.no_grad()
-    def prompt(self) -> Prompt:
-        """The prompt that the values make now."""
-        return Prompt(self.pixels().detach(), self.geometry, self.pixel_range)
 
     def settle(self) -> None:
         """After a step, set values to zero inside the frame, and clip them to [0, 1] in the `image` range."""

@@ -116,6 +116,10 @@ class Lens:
         # The gradient passes through the clip: where the picture is white or black it must be able to come back.
         return picture + (picture.clamp(0, 1) - picture).detach()
 
+    def to(self, device: torch.device | str) -> Lens:
+        """Return the same lens on another device."""
+        return Lens(self.design, {name: value.to(device) for name, value in self.values.items()})
+
     def _convolved(self, picture: Tensor) -> Tensor:
         n = self.design.depth + 1
         features = _with_edges(picture, n)

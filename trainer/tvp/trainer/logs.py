@@ -21,7 +21,7 @@ NO_LOSS = ("step", "seconds", "rate")  # what a step's line holds besides the pa
 class Logs:
     """The file log.jsonl and, where it is wanted, the same for TensorBoard.
 
-    A line is one step or one validation; a validation's has `accuracy`.
+    A line is one step or one validation; a validation's has `accuracy` or `distance`.
 
     Args:
         folder: the run's.
@@ -44,7 +44,7 @@ class Logs:
         with open(self._path, "a", encoding="utf-8") as file:
             file.write(strict_json.dumps(line) + "\n")
         if self._board is not None:
-            kind = "validation" if "accuracy" in line else "train"
+            kind = "train" if "seconds" in line else "validation"
             for name, value in line.items():
                 if name != "step":
                     self._board.add_scalar(f"{kind}/{name}", value, int(line["step"]))
@@ -72,8 +72,9 @@ def draw_curves(path: Path, steps: Sequence[Line], validations: Sequence[Line]) 
     for axes, name in zip(all_axes, names, strict=False):
         axes.plot([line["step"] for line in steps], [line[name] for line in steps], linewidth=0.8)
         axes.set(title=name, xlabel="step")
-    all_axes[-1].plot([v["step"] for v in validations], [100 * v["accuracy"] for v in validations], marker="o")
-    all_axes[-1].set(title="validation accuracy, %", xlabel="step")
+    measured = next(name for name in validations[-1] if name != "step") if validations else "accuracy"
+    all_axes[-1].plot([v["step"] for v in validations], [100 * v[measured] for v in validations], marker="o")
+    all_axes[-1].set(title=f"validation {measured}, %", xlabel="step")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
     write_whole(path, buffer.getvalue())
@@ -81,7 +82,10 @@ def draw_curves(path: Path, steps: Sequence[Line], validations: Sequence[Line]) 
 
 def save_frame(folder: Path, prompt: Prompt, step: int) -> None:
     """Write the frame as it looks after a step, under frames/."""
+    picture = prompt.picture()
+    if picture is None:
+        return
     (folder / FRAMES).mkdir(exist_ok=True)
     buffer = io.BytesIO()
-    prompt.picture().save(buffer, format="PNG")
+    picture.save(buffer, format="PNG")
     write_whole(folder / FRAMES / f"{step:06d}.png", buffer.getvalue())

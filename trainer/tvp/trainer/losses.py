@@ -1,12 +1,14 @@
-"""The two losses that make a prompt transfer to other models, and the guide that one of them asks.
+"""The losses that make a prompt transfer to other models, and the guide that one of them asks.
 
-Source: "Exploring the Transferability of Visual Prompting for Multimodal Large Language Models"
-(CVPR 2024, arXiv 2404.11207), equations of section 3.
+Source of Feature Consistency Alignment and Task Semantics Enrichment: "Exploring the Transferability of Visual
+Prompting for Multimodal Large Language Models" (CVPR 2024, arXiv 2404.11207), equations of section 3. Moments are kin
+to those of ActMAD (CVPR 2023, arXiv 2211.12870), which moves the weights of a model; here the picture moves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -27,9 +29,59 @@ def feature_consistency(
 
     The distance is not squared. At distance zero its gradient is zero, not NaN.
     """
-    squared = (prompted - clean).square().sum(-1)
+    return distance(prompted, clean).mean()
+
+
+def distance(features: Float[Tensor, "n n_tokens width"], reference: Float[Tensor, "n n_tokens width"]) -> Tensor:
+    """Return for each picture the Euclidean distance of its features from the reference, averaged over tokens; (n)."""
+    squared = (features.float() - reference.float()).square().sum(-1)
     zero = squared == 0
-    return torch.where(zero, 0.0, squared.masked_fill(zero, 1.0).sqrt()).mean()
+    return torch.where(zero, 0.0, squared.masked_fill(zero, 1.0).sqrt()).mean(-1)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """The first and second moments of features, as sums over pictures, which parts of a batch add up to.
+
+    Args:
+        n_pictures, n_tokens: the number of pictures, and of tokens of all pictures.
+        sums: (4, width): of the features less `centre`, of their squares, of the pictures' mean tokens less `centre`,
+            and of the squares of these.
+        centre: (width), near the mean, so that differences of large numbers keep their digits.
+    """
+
+    n_pictures: int
+    n_tokens: int
+    sums: Float[Tensor, "4 width"]
+    centre: Float[Tensor, " width"]
+
+    @staticmethod
+    def of(features: Float[Tensor, "n n_tokens width"], centre: Float[Tensor, " width"]) -> Moments:
+        n, n_tokens = features.shape[:2]
+        moved = features.float() - centre
+        means = moved.mean(1)
+        sums = torch.stack([moved.sum((0, 1)), moved.square().sum((0, 1)), means.sum(0), means.square().sum(0)])
+        return Moments(n, n * n_tokens, sums, centre)
+
+    def __add__(self, other: Moments) -> Moments:
+        """Add the moments of other pictures, with the same centre."""
+        n_pictures, n_tokens = self.n_pictures + other.n_pictures, self.n_tokens + other.n_tokens
+        return Moments(n_pictures, n_tokens, self.sums + other.sums, self.centre)
+
+    def vectors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the mean, the spread over pictures and tokens, and the spread over pictures of the mean token."""
+        mean, square = self.sums[:2] / self.n_tokens
+        mean_of_means, square_of_means = self.sums[2:] / self.n_pictures
+        return mean + self.centre, _spread(square - mean**2), _spread(square_of_means - mean_of_means**2)
+
+    def distance(self, reference: Moments) -> Float[Tensor, ""]:
+        """Return the distance of the three vectors from the reference's, each relative to it, added up."""
+        pairs = zip(self.vectors(), reference.vectors(), strict=True)
+        return torch.stack([(mine - theirs).norm() / theirs.norm().clamp(min=1e-12) for mine, theirs in pairs]).sum()
+
+
+def _spread(variance: Tensor) -> Tensor:
+    return variance.clamp(min=1e-12).sqrt()  # the slope of a root at zero is infinite
 
 
 class Guide:

@@ -200,7 +200,10 @@ def evaluate_matrix(
 def eight_bit(prompt: Prompt) -> Prompt:
     """Return the prompt that its PNG holds: saved as a picture, and read back into [0, 1]."""
     buffer = io.BytesIO()
-    prompt.picture().save(buffer, "PNG")
+    picture = prompt.picture()
+    if picture is None:
+        raise RequestError("A lens has no picture; only a frame can be rounded to 8 bits.")
+    picture.save(buffer, "PNG")
     levels = torch.from_numpy(np.array(Image.open(buffer)))
     return replace(prompt, frame=levels.permute(2, 0, 1) / 255)  # (h, w, 3) -> (3, h, w)
 
@@ -209,7 +212,7 @@ def _asker(
     family: Family, geometry: Geometry, prompt: Prompt | None, task: TaskDefinition, batch: int, quiet: bool
 ) -> Callable[[Data], Accuracy]:
     if prompt is not None:
-        prompt = replace(prompt, frame=prompt.frame.to(family.device))
+        prompt = prompt.to(family.device)
     return lambda data: accuracy(family, data, geometry, prompt, task, batch, quiet)
 
 

@@ -109,6 +109,16 @@ def fitted_size(width: int, height: int, side: int, fit: Fit) -> tuple[int, int]
     return tuple(max(1, (length * side * 2 + reference) // (2 * reference)) for length in (width, height))  # type: ignore[return-value]
 
 
+def start_frame(geometry: Geometry, pixel_range: PixelRange) -> Float[Tensor, "3 canvas canvas"]:
+    """Return a frame before training.
+
+    It starts inside its range: from the edge of the range, as black is in the `image` range, half of all steps would
+    lead nowhere.
+    """
+    inside = {"around": DARK, "over": NEUTRAL}[geometry.placement]
+    return (geometry.mask().expand(3, -1, -1) * (inside if pixel_range == "image" else 0.0)).clone()
+
+
 @dataclass
 class Prompt:
     """What is done to every picture before a model sees it: a lens, a frame, or both.
@@ -130,14 +140,8 @@ class Prompt:
 
     @staticmethod
     def start(geometry: Geometry, pixel_range: PixelRange) -> Prompt:
-        """The frame before training.
-
-        It starts inside its range: from the edge of the range, as black is in the `image` range, half of all steps
-        would lead nowhere.
-        """
-        inside = {"around": DARK, "over": NEUTRAL}[geometry.placement]
-        frame = geometry.mask().expand(3, -1, -1) * (inside if pixel_range == "image" else 0.0)
-        return Prompt(frame.clone(), geometry, pixel_range)
+        """The prompt of a frame before training."""
+        return Prompt(start_frame(geometry, pixel_range), geometry, pixel_range)
 
     def on(self, canvas: Float[Tensor, "n 3 canvas canvas"]) -> Float[Tensor, "n 3 canvas canvas"]:
         """Put the prompt on canvases from `Geometry.show`; differentiable in the frame and in the lens's values."""
@@ -148,6 +152,11 @@ class Prompt:
             return canvas
         prompted = canvas + self.added().to(canvas.device)
         return prompted.clamp(0, 1) if self.merges else prompted
+
+    def to(self, device: torch.device | str) -> Prompt:
+        """Return the same prompt on another device."""
+        frame = None if self.frame is None else self.frame.to(device)
+        return replace(self, frame=frame, lens=self.lens.to(device) if self.lens else None)
 
     def added(self) -> Float[Tensor, "3 canvas canvas"]:
         """Return what `on` adds to a canvas: the frame, as in the papers, or if it merges its distance from neutral."""
@@ -264,5 +273,7 @@ def compose(lens: Prompt, frame: Prompt) -> Prompt:
         raise RequestError("The prompt that was given as the lens has none; it is a frame alone.")
     if frame.frame is None or frame.lens is not None:
         has = "a lens of its own" if frame.frame is not None else "none; it is a lens alone"
-        raise RequestError(f"The prompt that was given as the frame has {has}. Give one that was learned without a lens.")
+        raise RequestError(
+            f"The prompt that was given as the frame has {has}. Give one that was learned without a lens."
+        )
     return replace(frame, lens=lens.lens, facts={"lens": lens.facts, "frame": frame.facts})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -20,13 +21,14 @@ from tvp.sdk.errors import DataError, RequestError
 
 from .config import RENAMED, TrainConfig, to_toml
 from .files import write_whole
-from .frame import Frame
+from .learned import Learned
 from .logs import CURVES, NO_LOSS, Line, Logs, draw_curves, save_frame
 from .prompt import Prompt
 from .step import Objective
 from .team import Team
 from .tensor_files import load_tensors
 from .update import Update
+from .validation import score_of
 
 log = logging.getLogger("tvp.trainer")
 
@@ -39,23 +41,23 @@ class Progress:
 
     Attributes:
         step: steps done.
-        values: the learned values, `Frame.values`.
-        update: state of the update rule.
+        values: the learned values, `Learned.values`.
+        moments: state of the update rule of each group of values.
         scale, n_good: state of the loss scaling, see `Objective`.
         steps, validations: the lines of the log.
-        best: the best validation accuracy so far.
+        best: the score of the best validation so far, see `score_of`.
         best_values: the learned values that reached it.
         stale: validations since then.
     """
 
     step: int = 0
     values: list[Tensor] = field(default_factory=list)
-    update: dict[str, Any] = field(default_factory=dict)
+    moments: list[Any] = field(default_factory=list)
     scale: float = 1.0
     n_good: int = 0
     steps: list[Line] = field(default_factory=list)
     validations: list[Line] = field(default_factory=list)
-    best: float = -1.0
+    best: float = -math.inf
     best_values: list[Tensor] = field(default_factory=list)
     stale: int = 0
 
@@ -83,13 +85,13 @@ class Run:
 
     @contextmanager
     def opened(
-        self, identity: dict[str, Any], frame: Frame, update: Update, objective: Objective, resume: bool
+        self, identity: dict[str, Any], learned: Learned, updates: Sequence[Update], objective: Objective, resume: bool
     ) -> Iterator[None]:
         """Keep other runs out of the folder, and go on from its checkpoint.
 
         Args:
             identity: what the run is made of, see `Prepared.identity`.
-            frame, update, objective: what a checkpoint holds the state of; restored from it.
+            learned, updates, objective: what a checkpoint holds the state of; restored from it.
             resume: go on from a checkpoint; without, delete it.
 
         Raises:
@@ -97,12 +99,12 @@ class Run:
             RequestError: another run is writing here, or the checkpoint is of another configuration, of other
                 weights or of other data.
         """
-        self._identity, self._frame, self._update, self._objective = identity, frame, update, objective
+        self._identity, self._learned, self._updates, self._objective = identity, learned, updates, objective
         with claimed(self.folder) if self._team.leads else nullcontext():
             if not resume and self._team.leads:
                 (self.folder / CHECKPOINT).unlink(missing_ok=True)
             self._team.wait()
-            self._restore(load_checkpoint(self.folder, identity, frame))
+            self._restore(load_checkpoint(self.folder, identity, learned))
             if self._team.leads:
                 lines = [*self.progress.steps, *self.progress.validations]
                 self._logs = Logs(self.folder, lines, self.step, self._tensorboard)
@@ -115,8 +117,9 @@ class Run:
     def _restore(self, progress: Progress | None) -> None:
         if progress is None:
             return
-        self.progress, self._frame.values = progress, progress.values
-        self._update.restore(progress.update)
+        self.progress, self._learned.values = progress, progress.values
+        for update, moments in zip(self._updates, progress.moments, strict=True):
+            update.moments = [(first, second) for first, second in moments]
         self._objective.scale, self._objective.n_good = progress.scale, progress.n_good
         log.info("resumed after step %d", progress.step)
 
@@ -138,7 +141,7 @@ class Run:
         """The last step's figures, for a progress bar."""
         shown = {name: f"{value:.3f}" for name, value in self.progress.steps[-1].items() if name not in NO_LOSS}
         if self.progress.validations:
-            shown["validation"] = f"{self.progress.validations[-1]['accuracy']:.1%}"
+            shown["validation"] = f"{abs(score_of(self.progress.validations[-1])):.1%}"
         return shown
 
     def add_step(self, facts: Line, rate: float, seconds: float) -> None:
@@ -148,23 +151,23 @@ class Run:
         if self._logs:
             self._logs.add(self.progress.steps[-1])
 
-    def add_validation(self, accuracy: float) -> None:
-        """Log a validation, draw the curves and the frame, and remember the frame if it is the best so far."""
-        progress = self.progress
-        progress.validations.append({"step": self.step, "accuracy": accuracy})
-        if accuracy > progress.best:
-            progress.best, progress.best_values, progress.stale = accuracy, [v.clone() for v in self._frame.values], 0
+    def add_validation(self, measured: Line) -> None:
+        """Log a validation, draw the curves and the prompt, and remember the values if they are the best so far."""
+        progress, score = self.progress, score_of(measured)
+        progress.validations.append({"step": self.step, **measured})
+        if score > progress.best:
+            progress.best, progress.best_values, progress.stale = score, [v.clone() for v in self._learned.values], 0
         else:
             progress.stale += 1
         if self._logs:
             self._logs.add(progress.validations[-1])
             draw_curves(self.folder / CURVES, progress.steps, progress.validations)
-            save_frame(self.folder, self._frame.prompt(), self.step)
+            save_frame(self.folder, self._learned.prompt(), self.step)
 
     def keep(self) -> None:
         """Write the checkpoint."""
         progress = self.progress
-        progress.values, progress.update = self._frame.values, self._update.state()
+        progress.values, progress.moments = self._learned.values, [update.moments for update in self._updates]
         progress.scale, progress.n_good = self._objective.scale, self._objective.n_good
         if self._team.leads:
             save_checkpoint(self.folder, self._identity, progress)
@@ -176,9 +179,9 @@ class Run:
         """
         chosen = self.progress.validations[-1]
         if config.patience and self.progress.best_values:
-            self._frame.values = self.progress.best_values
-            chosen = max(self.progress.validations, key=lambda line: line["accuracy"])
-        prompt = self._frame.prompt()
+            self._learned.values = self.progress.best_values
+            chosen = max(self.progress.validations, key=score_of)
+        prompt = self._learned.prompt()
         prompt.facts = {
             "method": config.method,
             "task": config.task,
@@ -224,7 +227,7 @@ def save_checkpoint(folder: Path, identity: dict[str, Any], progress: Progress) 
     write_whole(folder / CHECKPOINT, buffer.getvalue())
 
 
-def load_checkpoint(folder: Path, identity: dict[str, Any], frame: Frame) -> Progress | None:
+def load_checkpoint(folder: Path, identity: dict[str, Any], learned: Learned) -> Progress | None:
     """Read the progress that a folder holds; None where it holds none.
 
     Raises:
@@ -235,11 +238,11 @@ def load_checkpoint(folder: Path, identity: dict[str, Any], frame: Frame) -> Pro
     if not path.exists():
         return None
     try:
-        state = load_tensors(path, frame.mask.device)
+        state = load_tensors(path, learned.device)
         theirs = _in_todays_names(json.loads(state.pop("identity")))
         changed = _changes(theirs, json.loads(json.dumps(identity)))
         progress = Progress(**state)
-        complete = progress.step > 0 and _is_whole(progress, [value.shape for value in frame.values])
+        complete = progress.step > 0 and _is_whole(progress, learned)
     except Exception as error:  # the unpickler raises whatever the damage leads to
         raise DataError(f"The checkpoint {path} is damaged: {error}. Start anew with --restart.") from error
     if changed:
@@ -252,14 +255,19 @@ def load_checkpoint(folder: Path, identity: dict[str, Any], frame: Frame) -> Pro
     return progress
 
 
-def _is_whole(progress: Progress, shapes: Sequence[torch.Size]) -> bool:
-    """Whether all fields are of their types, and the tensors have these shapes."""
+def _is_whole(progress: Progress, learned: Learned) -> bool:
+    """Whether all fields are of their types, and the tensors have the shapes of the learned values."""
     if any(type(getattr(progress, name)) is not type(value) for name, value in vars(Progress()).items()):
         return False
-    sets = [progress.values, *zip(*progress.update["moments"], strict=True)]
-    sets += [progress.best_values] if progress.best_values else []
+    shapes = [value.shape for value in learned.values]
+    if len(progress.moments) != len(learned.groups):
+        return False
+    sets = [(progress.values, shapes)]
+    sets += [(progress.best_values, shapes)] if progress.best_values else []
+    for group, moments in zip(learned.groups, progress.moments, strict=True):
+        sets += [(list(one), shapes[group]) for one in zip(*moments, strict=True)]
     lines = [*progress.steps, *progress.validations]
-    return all([value.shape for value in values] == list(shapes) for values in sets) and all(
+    return all([value.shape for value in values] == wanted for values, wanted in sets) and all(
         isinstance(name, str) and isinstance(value, int | float) for line in lines for name, value in line.items()
     )
 

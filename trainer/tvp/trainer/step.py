@@ -7,85 +7,37 @@ mean of each part is weighted by its share of the batch's pictures, questions an
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from tvp.sdk.errors import RequestError
 
 from .batches import Batch
 from .config import TrainConfig
-from .data import Data
+from .data import Data, Question
 from .families import Family
-from .frame import Frame
-from .losses import Guide, feature_consistency
-from .prompt import Geometry, Prompt
+from .features import features
+from .learned import Learned
+from .losses import Guide, Moments, distance
+from .preparation import Prepared
+from .prompt import Geometry
+from .references import References
 from .team import Team
 
-CLEAN_BUDGET = 2 * 2**30  # bytes of clean features kept in memory, all source models together
+CLEAN_BUDGET = 2 * 2**30  # bytes of reference features kept in memory, all source models together
 FIRST_SCALE, LEAST_SCALE = 2.0**14, 2.0**-10  # of a loss in float16, whose gradients would vanish without a scale
 RAISE_SCALE_AFTER = 500  # steps without an overflow
 
 
-class CleanFeatures:
-    """A model's features of pictures with a black frame, each computed once.
-
-    These are the image embeddings, or the output of the vision encoder if the embeddings depend on the question.
-
-    They are computed in fixed groups of neighbouring indices. So a picture's features have the same bits whichever
-    batch asks for them first, and a resumed run equals one that was not interrupted. If the features of all data do
-    not fit into the budget, each batch computes its own and nothing is kept.
-
-    Args:
-        family: the model.
-        data: all pictures.
-        geometry: how they lie on the canvas.
-        group: pictures in a group.
-        budget: bytes of features to keep; 0 keeps none.
-    """
-
-    def __init__(self, family: Family, data: Data, geometry: Geometry, group: int, budget: int) -> None:
-        self._family, self._data, self._geometry, self._group = family, data, geometry, group
-        self._budget = budget
-        self._kept: list[Tensor | None] = [None] * -(-len(data) // group)
-        self._keep = None if budget else False  # None: not known before the size of the first features
-
-    @torch.no_grad()
-    def __call__(
-        self, indices: Sequence[int], canvas: Float[Tensor, "n 3 canvas canvas"], varied: bool = False
-    ) -> Tensor:
-        """Return the features of some samples.
-
-        Args:
-            indices: of the samples.
-            canvas: their pictures without a prompt.
-            varied: the pictures are augmented, so that their features are not kept.
-        """
-        if self._keep is None and not varied:
-            self._of_group(indices[0] // self._group)  # its size says whether all will fit
-        if self._keep and not varied:
-            return torch.stack([self._of_group(i // self._group)[i % self._group] for i in indices])
-        return self._see(canvas)
-
-    def _see(self, canvas: Tensor) -> Tensor:
-        features = self._family.encode(self._family.to_pixels(canvas))
-        return (features if self._family.reads_question else self._family.connect(features)).to(canvas.device)
-
-    def _of_group(self, group: int) -> Tensor:
-        kept = self._kept[group]
-        if kept is None:
-            start = group * self._group
-            members = range(start, min(start + self._group, len(self._data)))
-            kept = self._see(self._geometry.show((self._data[i].picture for i in members), self._family.device))
-            self._keep = kept[0].nbytes * len(self._data) <= self._budget
-            if self._keep:
-                self._kept[group] = kept
-        return kept
-
-
 class Objective:
-    """L = L_LM + fca · L_FCA − tse · S_TSE, averaged over the source models (method of arXiv 2404.11207).
+    """The loss, averaged over the source models. What it is depends on what the prompt is learned from.
+
+    - answers: L_LM + fca · L_FCA − tse · S_TSE (method of arXiv 2404.11207);
+    - pairs: L_FCA with the clean picture as its reference, relative to its length;
+    - unpaired: the distance of the features' moments from those of other good pictures;
+    - pixels: the mean absolute difference from the clean picture, without a model.
 
     Args:
         config: weights of the losses, and how a batch is cut.
@@ -94,9 +46,11 @@ class Objective:
         guide: for S_TSE; None leaves it out.
         geometry: how pictures lie on the canvas.
         offload: keep source models on the CPU, except the one whose turn it is. Default False.
-        clean_budget: bytes of clean features to remember, of all sources together. Default 2 GiB.
+        clean_budget: bytes of reference features to remember, of all sources together. Default 2 GiB.
+        learn_from: `answers` (default), `pairs`, `unpaired` or `pixels`.
 
     Attributes:
+        references: of each source, the features that the loss compares with.
         scale: the factor of losses in float16. It falls when a gradient overflows, and rises again after some steps.
         n_good: steps since the last overflow.
     """
@@ -110,15 +64,32 @@ class Objective:
         geometry: Geometry,
         offload: bool = False,
         clean_budget: int = CLEAN_BUDGET,
+        learn_from: str = "answers",
     ) -> None:
         self._config, self._sources, self._guide, self._offload = config, sources, guide, offload
-        self._geometry = geometry
-        self.clean = [CleanFeatures(s, data, geometry, config.batch, clean_budget // len(sources)) for s in sources]
+        self._learn_from, self._geometry = learn_from, geometry
+        self._reference = "clean" if learn_from == "pairs" else config.reference
+        self._relative = learn_from == "pairs" or config.relative
+        budget = clean_budget // len(sources)
+        self.references = [
+            References(source, data, geometry, self._reference, config.depths, config.batch, budget)
+            for source in sources
+        ]
         half = any(source.dtype == torch.float16 for source in sources)
         self.scale, self._fixed_scale, self.n_good = (FIRST_SCALE, False, 0) if half else (1.0, True, 0)
 
-    def __call__(self, batch: Batch, frame: Frame, team: Team) -> tuple[dict[str, float], list[Tensor]]:
-        """Return the parts of the loss over the whole batch, and the gradients by `frame.values`.
+    @staticmethod
+    def of(prepared: Prepared) -> Objective:
+        """Return the objective of a run."""
+        # Reference features are worth remembering only where pictures come round again.
+        budget = CLEAN_BUDGET if prepared.n_steps > prepared.n_batches else 0
+        run = prepared
+        return Objective(
+            run.config, run.train, run.sources, run.guide, run.geometry, run.offload, budget, run.learn_from
+        )
+
+    def __call__(self, batch: Batch, learned: Learned, team: Team) -> tuple[dict[str, float], list[Tensor]]:
+        """Return the parts of the loss over the whole batch, and the gradients by `learned.values`.
 
         Both are the same in every process.
 
@@ -126,7 +97,7 @@ class Objective:
             RequestError: the gradient is not finite.
         """
         while True:
-            facts, gradients = self._sum(batch, frame, team)
+            facts, gradients = _Step(self, batch, learned, team).sum()
             if all(bool(torch.isfinite(g).all()) for g in gradients):
                 self.n_good += 1
                 if not self._fixed_scale and self.n_good % RAISE_SCALE_AFTER == 0:
@@ -139,66 +110,206 @@ class Objective:
                 )
             self.scale, self.n_good = self.scale / 2, 0
 
-    def _sum(self, batch: Batch, frame: Frame, team: Team) -> tuple[dict[str, float], list[Tensor]]:
-        device, config = frame.mask.device, self._config
+
+class _Step:
+    """The loss of one batch; the parts of the loss are added up in `parts`."""
+
+    def __init__(self, objective: Objective, batch: Batch, learned: Learned, team: Team) -> None:
+        self._o, self._config, self._learned, self._team = objective, objective._config, learned, team
+        self._device = learned.device
+        self._pieces = batch.parts(self._config.accumulate)
         answers = [q.answer for questions in batch.questions for q in questions]
-        counted = [len(batch.indices), len(answers), *(s.n_answer_tokens(answers) for s in self._sources)]
-        n_pictures, n_rows, *n_tokens = team.sum(torch.tensor(counted, device=device)).tolist()
-        others = sorted(set(team.gather(batch.captions))) if config.contrast else None
-        gradients = [torch.zeros_like(value) for value in frame.values]
-        parts = {"answer": 0.0, **({"fca": 0.0} if config.fca else {}), **({"tse": 0.0} if self._guide else {})}
+        counted = [len(batch.indices), len(answers), *(s.n_answer_tokens(answers) for s in objective._sources)]
+        counts = team.sum(torch.tensor(counted, device=self._device)).tolist()
+        self._n_pictures, self._n_rows, self._n_tokens = counts[0], counts[1], counts[2:]
+        self._others = sorted(set(team.gather(batch.captions))) if self._config.contrast else None
+        self._facts: dict[str, float] = {}
 
-        def add(loss: Tensor) -> None:
-            for total, part in zip(gradients, torch.autograd.grad(loss * self.scale, frame.values), strict=True):
-                total += part / self.scale
-
-        for value in frame.values:
+    def sum(self) -> tuple[dict[str, float], list[Tensor]]:
+        """Return the parts of the loss, and the gradients, summed over all processes."""
+        values = self._learned.values
+        for value in values:
             value.requires_grad_(True)
-        for part in batch.parts(config.accumulate):
-            canvas = self._geometry.place(torch.from_numpy(part.pictures).to(device))
-            for source, clean, tokens in zip(self._sources, self.clean, n_tokens, strict=True):
-                if self._offload:
-                    source.model.to(device)
-                answer, consistency, n = self._ask(source, clean, part, canvas, self._show(frame, canvas))
-                answer = answer * (n / tokens / len(self._sources))
-                parts["answer"] += answer.item()
-                if consistency is not None:
-                    consistency = consistency * (sum(map(len, part.questions)) / n_rows / len(self._sources))
-                    parts["fca"] += consistency.item()
-                    answer = answer + config.fca * consistency.to(answer.device)
-                add(answer)
-                if self._offload:
-                    source.model.to("cpu")
-            if self._guide is not None:
-                semantics = self._guide.task_semantics(self._show(frame, canvas), part.captions, others)
-                semantics = semantics * (len(part.captions) / n_pictures)
-                parts["tse"] += semantics.item()
-                add(-config.tse * semantics)
-        for value in frame.values:
+        alone = [torch.zeros_like(value) for value in values]  # the gradient of what no source model decides
+        of_sources = []
+        if self._o._learn_from == "pixels":
+            self._add_pixels(alone)
+        else:
+            for number in range(len(self._o._sources)):
+                of_sources.append([torch.zeros_like(value) for value in values])
+                self._add_source(number, of_sources[-1])
+        if self._o._guide is not None:
+            self._add_semantics(self._o._guide, alone)
+        for value in values:
             value.requires_grad_(False)
-        summed = team.sum(torch.tensor(list(parts.values()), dtype=torch.float64, device=device)).tolist()
-        return dict(zip(parts, summed, strict=True)), [team.sum(gradient) for gradient in gradients]
+        summed = self._team.sum(torch.tensor(list(self._facts.values()), dtype=torch.float64, device=self._device))
+        gradients = [[self._team.sum(g) for g in one] for one in [alone, *of_sources]]
+        if self._config.balance and len(of_sources) > 1:
+            gradients[1:] = self._balanced(gradients[1:])
+        total = [torch.stack(parts).sum(0) for parts in zip(*gradients, strict=True)]
+        return dict(zip(self._facts, summed.tolist(), strict=True)), total
 
-    def _show(self, frame: Frame, canvas: Tensor) -> Tensor:
-        return Prompt(frame.pixels(), self._geometry, self._config.pixel_range).on(canvas)
+    def _balanced(self, gradients: list[list[Tensor]]) -> list[list[Tensor]]:
+        """Scale the gradients of the sources to their mean length, in each group of values."""
+        balanced = [list(one) for one in gradients]
+        for group in self._learned.groups:
+            lengths = [torch.stack([g.norm() for g in one[group]]).norm() for one in gradients]
+            mean = torch.stack(lengths).mean()
+            for one, length in zip(balanced, lengths, strict=True):
+                one[group] = [g * (mean / length) if length > 0 else g for g in one[group]]
+        return balanced
 
-    def _ask(
-        self, source: Family, clean: CleanFeatures, part: Batch, canvas: Tensor, prompted: Tensor
-    ) -> tuple[Tensor, Tensor | None, int]:
-        """Return L_LM and L_FCA of one source, and the number of answer tokens.
+    def _add(self, loss: Tensor, gradients: list[Tensor]) -> None:
+        for total, part in zip(gradients, torch.autograd.grad(loss * self._o.scale, self._learned.values), strict=True):
+            total += part / self._o.scale
 
-        The prompted pictures are encoded once, for both losses.
+    def _count(self, name: str, value: Tensor) -> None:
+        self._facts[name] = self._facts.get(name, 0.0) + value.item()
+
+    def _canvas(self, pictures: Any) -> Tensor:
+        return self._o._geometry.place(torch.from_numpy(pictures).to(self._device))
+
+    def _shown(self, canvas: Tensor) -> Tensor:
+        return self._learned.shown().on(canvas)
+
+    # What each kind of loss adds.
+
+    def _add_pixels(self, gradients: list[Tensor]) -> None:
+        for piece in self._pieces:
+            difference = (self._shown(self._canvas(piece.pictures)) - self._canvas(piece.clean)).abs().mean()
+            loss = difference * (len(piece.indices) / self._n_pictures)
+            self._count("pixels", loss)
+            self._add(loss, gradients)
+
+    def _add_semantics(self, guide: Guide, gradients: list[Tensor]) -> None:
+        for piece in self._pieces:
+            semantics = guide.task_semantics(self._shown(self._canvas(piece.pictures)), piece.captions, self._others)
+            semantics = semantics * (len(piece.captions) / self._n_pictures)
+            self._count("tse", semantics)
+            self._add(-self._config.tse * semantics, gradients)
+
+    def _add_source(self, number: int, gradients: list[Tensor]) -> None:
+        source = self._o._sources[number]
+        if self._o._offload:
+            source.model.to(self._device)
+        if self._o._learn_from == "unpaired":
+            self._add_moments(source, gradients)
+        else:
+            self._add_consistency(number, source, gradients)
+        if self._o._offload:
+            source.model.to("cpu")
+
+    def _add_consistency(self, number: int, source: Family, gradients: list[Tensor]) -> None:
+        """Add L_LM and L_FCA of one source. The prompted pictures are encoded once, for both."""
+        o, n_sources = self._o, len(self._o._sources)
+        asks = o._learn_from == "answers"
+        compares = not asks or self._config.fca > 0
+        weight = self._config.fca if asks else 1.0
+        references = [o.references[number](piece) for piece in self._pieces] if compares else []
+        lengths = self._lengths(source, references) if compares and o._relative else None
+        for i, piece in enumerate(self._pieces):
+            pixels = source.to_pixels(self._shown_of(i))
+            encoded, seen = features(source, pixels, self._config.depths if compares else 1, connected=not asks)
+            loss = torch.zeros((), device=self._device)
+            if asks:
+                rows, asked = _asked(piece, self._device)
+                answers = [q.answer for q in asked]
+                texts = [q.text for q in asked]
+                embeddings = source.connect_rows(encoded, rows, texts)
+                answer = source.answer_loss(embeddings, texts, answers, [q.labels for q in asked])
+                loss = answer * (source.n_answer_tokens(answers) / self._n_tokens[number] / n_sources)
+                self._count("answer", loss)
+                seen = [depth.index_select(0, rows.to(depth.device)) for depth in seen] + [embeddings]
+            if compares:
+                pairs = zip(seen, self._targets(source, piece, references[i]), strict=True)
+                away = torch.stack(
+                    [distance(mine, theirs.to(mine.device)).sum().to(self._device) for mine, theirs in pairs]
+                )
+                n = self._n_rows if asks else self._n_pictures
+                consistency = (away / (n if lengths is None else lengths)).mean() / n_sources
+                self._count("fca", consistency)
+                loss = loss.to(self._device) + weight * consistency
+            self._add(loss, gradients)
+
+    def _targets(self, source: Family, piece: Batch, reference: list[Tensor]) -> list[Tensor]:
+        """Return the reference features of each row of `seen`: of questions if there are any, else of pictures."""
+        if self._o._learn_from != "answers":
+            return reference
+        rows, asked = _asked(piece, reference[-1].device)
+        found = [depth.index_select(0, rows) for depth in reference]
+        if source.reads_question:
+            found[-1] = source.connect(found[-1], [q.text for q in asked])
+        return found
+
+    @torch.no_grad()
+    def _lengths(self, source: Family, references: list[list[Tensor]]) -> Tensor:
+        """Return for each depth the length of the reference features, added up over the whole batch."""
+        totals = [
+            torch.stack([distance(t, torch.zeros_like(t)).sum().to(self._device) for t in targets])
+            for piece, reference in zip(self._pieces, references, strict=True)
+            for targets in [self._targets(source, piece, reference)]
+        ]
+        return self._team.sum(torch.stack(totals).sum(0))
+
+    def _add_moments(self, source: Family, gradients: list[Tensor]) -> None:
+        """Add the distance of moments from those of the batch's good pictures, over all depths.
+
+        Moments are of the whole batch. If this process has a part of it at a time, it adds up the sums of all parts
+        first, without a gradient; each part's gradient then follows from that of the distance by the sums.
         """
-        picked = [(i, q) for i, questions in enumerate(part.questions) for q in questions]
-        rows = torch.tensor([i for i, _ in picked], device=canvas.device)
-        asked, answers = [q.text for _, q in picked], [q.answer for _, q in picked]
-        embeddings = source.connect_rows(source.encode(source.to_pixels(prompted)), rows, asked)
-        answer = source.answer_loss(embeddings, asked, answers, [q.labels for _, q in picked])
-        consistency = None
-        if self._config.fca:
-            with torch.no_grad():
-                target = clean(part.indices, canvas, part.varied).index_select(0, rows)
-                if source.reads_question:
-                    target = source.connect(target, asked)
-            consistency = feature_consistency(embeddings.float(), target.to(embeddings.device).float())
-        return answer, consistency, source.n_answer_tokens(answers)
+        n_sources = len(self._o._sources)
+
+        def see(canvas: Tensor) -> list[Tensor]:
+            return features(source, source.to_pixels(canvas), self._config.depths)[1]
+
+        with torch.no_grad():
+            good = [see(self._canvas(piece.clean)) for piece in self._pieces]
+            centres = [self._mean([part[depth] for part in good]) for depth in range(len(good[0]))]
+            reference = self._moments(good, centres)
+        if len(self._pieces) == 1 and self._team.size == 1:
+            mine = [Moments.of(seen, at) for seen, at in zip(see(self._shown_of(0)), centres, strict=True)]
+            loss = _apart(mine, reference) / n_sources
+            self._count("moments", loss)
+            self._add(loss.to(self._device), gradients)
+            return
+        with torch.no_grad():
+            mine = self._moments([see(self._shown_of(i)) for i in range(len(self._pieces))], centres)
+        sums = [moments.sums.requires_grad_(True) for moments in mine]
+        loss = _apart(mine, reference) / n_sources
+        self._count("moments", loss / self._team.size)  # every process knows the whole
+        slopes = torch.autograd.grad(loss, sums)
+        for i in range(len(self._pieces)):
+            parts = [Moments.of(seen, at).sums for seen, at in zip(see(self._shown_of(i)), centres, strict=True)]
+            along = [(part * slope).sum().to(self._device) for part, slope in zip(parts, slopes, strict=True)]
+            self._add(torch.stack(along).sum(), gradients)
+
+    def _shown_of(self, piece: int) -> Tensor:
+        return self._shown(self._canvas(self._pieces[piece].pictures))
+
+    def _mean(self, parts: list[Tensor]) -> Tensor:
+        """Return the mean token over all parts and processes, (width)."""
+        total = self._team.sum(torch.stack([part.float().sum((0, 1)) for part in parts]).sum(0))
+        return total / self._team.sum(torch.tensor(float(sum(part.shape[0] * part.shape[1] for part in parts)))).item()
+
+    def _moments(self, parts: list[list[Tensor]], centres: list[Tensor]) -> list[Moments]:
+        """Return the moments at each depth, over all parts and processes."""
+        found = []
+        for depth, centre in enumerate(centres):
+            local = [Moments.of(part[depth], centre) for part in parts]
+            counts = torch.tensor([[m.n_pictures, m.n_tokens] for m in local]).sum(0).to(centre.device)
+            n_pictures, n_tokens = self._team.sum(counts).tolist()
+            sums = self._team.sum(torch.stack([m.sums for m in local]).sum(0))
+            found.append(Moments(n_pictures, n_tokens, sums, centre))
+        return found
+
+
+def _apart(mine: Sequence[Moments], reference: Sequence[Moments]) -> Tensor:
+    """Return the distance of moments, added up over depths."""
+    away = [m.distance(theirs) for m, theirs in zip(mine, reference, strict=True)]
+    return torch.stack([one.to(away[0].device) for one in away]).sum()
+
+
+def _asked(piece: Batch, device: torch.device) -> tuple[Tensor, list[Question]]:
+    """Return for each question of a batch the row of its picture, and the question."""
+    picked = [(row, q) for row, questions in enumerate(piece.questions) for q in questions]
+    return torch.tensor([row for row, _ in picked], device=device), [q for _, q in picked]

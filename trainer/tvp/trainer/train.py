@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -9,20 +10,27 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from .batches import read_batches
 from .config import TrainConfig
 from .data import Data
 from .families import Family
-from .frame import Frame
 from .preparation import prepare
 from .prompt import Prompt
 from .run import Run
-from .step import CLEAN_BUDGET, Objective
+from .starts import start
+from .step import Objective
 from .team import Team
-from .update import Update
 from .validation import validate
 
 __all__ = ["TrainConfig", "TrainResult", "train"]
+
+log = logging.getLogger("tvp.trainer")
+
+SIGNALS = {
+    "answers": "answers to questions",
+    "pairs": "pairs of spoilt and clean pictures, without a question or an answer",
+    "unpaired": "pictures from the device and other good ones, without pairs, questions or answers",
+    "pixels": "the pixels of clean pictures, without a model",
+}
 
 
 @dataclass
@@ -57,10 +65,12 @@ def train(
     download: bool = False,
     allow_outside: bool = False,
     typed: Collection[str] | None = None,
+    like: Data | None = None,
 ) -> TrainResult:
     """Train a prompt, and write it with its configuration, logs and pictures to a folder.
 
-    The folder gets prompt.safetensors, prompt.png, config.toml, log.jsonl, curves.png, frames/ and checkpoint.pt.
+    The folder gets prompt.safetensors, prompt.png of a frame, config.toml, log.jsonl, curves.png, frames/ and
+    checkpoint.pt. Where a lens was chosen, choice.json says what was tried.
     A run that is killed loses at most the steps after its last checkpoint; resumed on a CPU, it ends with the same
     bits. Started by `accelerate launch`, several processes share each batch.
 
@@ -80,6 +90,7 @@ def train(
         allow_outside: rows and links of the data may lead out of its folder. Default False: such a row is a bad one.
         typed: names of models that may be fetched from a hub. The command gives those that its user typed, so that a
             stranger's TOML file fetches nothing. Default: all.
+        like: other good pictures that are open already. Default: they are opened as `config` says.
 
     Raises:
         RequestError: the request cannot be met: an unknown device, a folder that is a bundle or that another run
@@ -94,6 +105,7 @@ def train(
         team,
         sources,
         data,
+        like,
         device=device,
         compile=compile,
         offload=offload,
@@ -102,34 +114,32 @@ def train(
         allow_outside=allow_outside,
         typed=typed,
     )
-    geometry, n_steps = prepared.geometry, prepared.n_steps
-    frame = Frame(geometry, config.pixel_range, config.rank, config.seed).to(prepared.home)
-    update = Update(config.update, config.lr, n_steps, config.warm_up)
-    # Clean features are worth remembering only where pictures come round again.
-    budget = CLEAN_BUDGET if n_steps > prepared.n_batches else 0
-    objective = Objective(config, prepared.train, prepared.sources, prepared.guide, geometry, offload, budget)
+    config, n_steps = prepared.config, prepared.n_steps
+    log.info("learning from %s", SIGNALS[prepared.learn_from])
+    learned = start(prepared, run.folder, team, resume)
+    updates = learned.updates(config, n_steps)
+    objective = Objective.of(prepared)
 
-    with run.opened(prepared.identity(), frame, update, objective, resume):
-        batches = read_batches(config, prepared.train, geometry, run.step, n_steps, team)
+    with run.opened(prepared.identity(), learned, updates, objective, resume):
+        batches = prepared.batches(run.step, n_steps, team)
         hidden = quiet if team.leads else True
         bar = tqdm(batches, f"prompt for {config.task}", n_steps, initial=run.step, disable=hidden, leave=False)
         for batch in bar:
             if run.is_stale(config.patience):
                 break
             began = time.perf_counter()
-            facts, gradients = objective(batch, frame, team)
-            frame.values = update.apply(frame.values, gradients, run.step)
-            frame.settle()
-            run.add_step(facts, update.rate(run.step), time.perf_counter() - began)
+            facts, gradients = objective(batch, learned, team)
+            learned.move(updates, gradients, run.step)
+            run.add_step(facts, updates[-1].rate(run.step), time.perf_counter() - began)
             bar.set_postfix(run.shown(), refresh=False)
             due = config.validate_every > 0 and run.step % config.validate_every == 0 and run.step < n_steps
             if due:
-                run.add_validation(validate(frame.prompt(), prepared, team))
+                run.add_validation(validate(learned.prompt(), prepared, team))
             if due or run.step % config.checkpoint_every == 0:
                 run.keep()
         if run.step == n_steps and not run.is_validated:
             run.keep()  # first, so that nothing that happens during the validation loses the run
-            run.add_validation(validate(frame.prompt(), prepared, team))
+            run.add_validation(validate(learned.prompt(), prepared, team))
             run.keep()
         prompt, chosen = run.finish(config)
     return TrainResult(prompt, run.progress.steps, run.progress.validations, chosen)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -23,11 +23,14 @@ class Update:
             one value for the others.
         n_steps: number of steps in all.
         n_warm_up: steps in which the rate rises. Default 0.
+
+    Attributes:
+        moments: for each tensor Adam's two means; a checkpoint needs them, so that a resumed run has the same bits.
     """
 
     def __init__(self, rule: UpdateRule, lr: float, n_steps: int, n_warm_up: int = 0) -> None:
         self.rule, self.lr, self.n_steps, self.n_warm_up = rule, lr, n_steps, n_warm_up
-        self._moments: list[tuple[Tensor, Tensor]] = []
+        self.moments: list[tuple[Tensor, Tensor]] = []
 
     def rate(self, step: int) -> float:
         """The learning rate of a step; the first step is 0."""
@@ -47,19 +50,12 @@ class Update:
         if self.rule == "normalized":
             length = torch.stack([g.norm() for g in gradients]).norm()
             return [g / length if length > 0 else g for g in gradients]
-        if not self._moments:
-            self._moments = [(torch.zeros_like(g), torch.zeros_like(g)) for g in gradients]
+        if not self.moments:
+            self.moments = [(torch.zeros_like(g), torch.zeros_like(g)) for g in gradients]
         directions = []
         n_seen = step + 1
-        for gradient, (first, second) in zip(gradients, self._moments, strict=True):
+        for gradient, (first, second) in zip(gradients, self.moments, strict=True):
             first.lerp_(gradient, 0.1)
             second.lerp_(gradient.square(), 0.01)
             directions.append((first / (1 - 0.9**n_seen)) / ((second / (1 - 0.99**n_seen)).sqrt() + 1e-8))
         return directions
-
-    def state(self) -> dict[str, Any]:
-        """The state that a checkpoint needs, so that a resumed run has the same bits."""
-        return {"moments": self._moments}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self._moments = [(first, second) for first, second in state["moments"]]

@@ -9,6 +9,7 @@ from .folders import ClassFolder
 from .jsonl import Jsonl
 from .memes import HatefulMemes
 from .parquet import Parquet
+from .pictures import Pairs, Pictures
 from .pope import Pope
 from .sample import Data, Question, Row, Sample, Subset, questions_of, report, row_of, split
 from .sources import open_data
@@ -20,7 +21,9 @@ __all__ = [
     "Data",
     "HatefulMemes",
     "Jsonl",
+    "Pairs",
     "Parquet",
+    "Pictures",
     "Pope",
     "Question",
     "Row",

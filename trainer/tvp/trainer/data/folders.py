@@ -107,7 +107,7 @@ class ClassFolder:
             shown: its path as the user knows it.
             name: the class.
         """
-        if not _is_picture(file):
+        if not is_picture(file):
             raise errors.DataError(
                 f"{shown} is no picture by its name: names must end in {', '.join(SUFFIXES)}. Move it away."
             )
@@ -145,7 +145,7 @@ def is_class_folder(root: Path) -> bool:
 
 
 def _holds_pictures(folder: Path) -> bool:
-    return any(map(_is_picture, files_below(folder)))
+    return any(map(is_picture, files_below(folder)))
 
 
 def _splits(root: Path) -> dict[str, Path]:
@@ -168,7 +168,8 @@ def _classes(folder: Path, rename: Mapping[str, str]) -> dict[Path, str]:
     return {path: rename.get(path.name) or path.name.replace("_", " ").strip() for path in _folders(folder)}
 
 
-def _is_picture(file: Path) -> bool:
+def is_picture(file: Path) -> bool:
+    """Return whether a file is a picture by its name."""
     return file.suffix.lower() in SUFFIXES
 
 
