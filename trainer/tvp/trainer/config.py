@@ -33,6 +33,8 @@ class TrainConfig:
         method: `vp`, `evp` or `tvp`: which file of configs/methods the other fields start from.
         task: name of the task.
         data: where its pictures are, see `tvp.trainer.data`. Default '': the task's own.
+        camera: what its pictures are seen through, as `cameras.parse` reads it; `none` for clean pictures. Default '':
+            the task's own camera.
         guide: the CLIP model of TSE, not loaded where `tse` is 0.
         canvas: side of the square that models are shown, px.
         inner: side of the square inside the frame, px.
@@ -73,6 +75,7 @@ class TrainConfig:
     method: Method = "tvp"
     task: str = "bad-camera"
     data: str = ""
+    camera: str = ""
     guide: str = "zoo:guide"
     canvas: int = 224
     inner: int = 164
@@ -126,7 +129,7 @@ class TrainConfig:
             raise RequestError("The contrast between captions is part of TSE, whose weight is 0. Set tse too.")
         if self.patience and not self.validate_every:
             raise RequestError("Early stopping (patience) needs validations during training. Set validate_every.")
-        allowed = tasks.get(self.task).augment
+        allowed = tasks.through(tasks.get(self.task), self.camera).augment
         for name in self.augment:
             if name not in AUGMENTATIONS:
                 raise RequestError(f"There is no augmentation {name!r}. There are {', '.join(AUGMENTATIONS)}.")

@@ -12,6 +12,7 @@ from .parquet import Parquet
 from .pope import Pope
 from .sample import Data, Question, Row, Sample, Subset, questions_of, report, row_of, split
 from .sources import open_data
+from .through import ThroughCamera
 from .vision import IMAGENETTE, Vision
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Sample",
     "Scenes",
     "Subset",
+    "ThroughCamera",
     "Vision",
     "open_data",
     "questions_of",
