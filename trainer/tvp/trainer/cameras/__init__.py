@@ -6,7 +6,7 @@ fixed or drawn for each picture. `parse` reads one from a text, and `str` writes
     parse("gain=0.32,cast=1/0.62/0.38,noise=0.04").shoot(picture, seed)
 """
 
-from .camera import Camera, Part
+from .camera import Camera, Part, form
 from .kinds import KINDS, SEVERITIES, Kind
 from .texts import CORRUPTIONS, HELP, NAMED, parse, parse_columns, parse_corruption
 
@@ -19,6 +19,7 @@ __all__ = [
     "Camera",
     "Kind",
     "Part",
+    "form",
     "parse",
     "parse_columns",
     "parse_corruption",

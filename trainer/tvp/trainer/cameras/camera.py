@@ -59,12 +59,18 @@ class Part:
 
     def draw(self, height: int, width: int, rng: np.random.Generator) -> tuple[float, ...]:
         """Return the values for one picture of this size; only ranges draw from `rng`."""
-        numbers = self.values
-        if self.severity is not None:
-            low, high = self.severity if isinstance(self.severity, tuple) else (self.severity, self.severity)
-            step = low if low == high else int(rng.integers(low, high + 1))
-            numbers = KINDS[self.kind].at(step, height, width)
+        part = self
+        if isinstance(self.severity, tuple):
+            low, high = self.severity
+            part = Part(self.kind, severity=int(rng.integers(low, high + 1)))
+        numbers = part.at(height, width).values
         return tuple(float(rng.uniform(*number)) if isinstance(number, tuple) else number for number in numbers)
+
+    def at(self, height: int, width: int) -> Part:
+        """Return the part with the values that its severity has for pictures of this size; a range stays."""
+        if not isinstance(self.severity, int):
+            return self
+        return Part(self.kind, KINDS[self.kind].at(self.severity, height, width))
 
     def __str__(self) -> str:
         if self.severity is not None:
@@ -126,6 +132,10 @@ class Camera:
             values, white = exposed(0.0), 255.0
         levels: Picture = np.rint(values.clip(0, white) * (255 / white)).astype(np.uint8)
         return levels
+
+    def at(self, height: int, width: int) -> Camera:
+        """Return the camera with the values that its severities have for pictures of this size."""
+        return Camera(tuple(part.at(height, width) for part in self.parts))
 
     def __str__(self) -> str:
         return ",".join(map(str, self.parts)) or NONE

@@ -5,10 +5,11 @@ Memes and POPE. `open_data` finds out which of them a name or a folder is.
 """
 
 from .drawn import Scenes
-from .folders import ClassFolder
+from .folders import SUFFIXES, ClassFolder
 from .jsonl import Jsonl
 from .memes import HatefulMemes
 from .parquet import Parquet
+from .places import files_below
 from .pope import Pope
 from .sample import Data, Question, Row, Sample, Subset, questions_of, report, row_of, split
 from .sources import open_data
@@ -17,6 +18,7 @@ from .vision import IMAGENETTE, Vision
 
 __all__ = [
     "IMAGENETTE",
+    "SUFFIXES",
     "ClassFolder",
     "Data",
     "HatefulMemes",
@@ -30,6 +32,7 @@ __all__ = [
     "Subset",
     "ThroughCamera",
     "Vision",
+    "files_below",
     "open_data",
     "questions_of",
     "report",
