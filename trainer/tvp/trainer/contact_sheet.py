@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 Picture = NDArray[np.uint8]
 
-INK, FAINT, PAPER, EMPTY = "#1c2430", "#5a6675", "#ffffff", "#eef1f4"
+INK, FAINT, PAPER, EMPTY, EDGE = "#1c2430", "#5a6675", "#ffffff", "#eef1f4", "#d5dbe2"
 MARGIN, GAP, LABELS = 24, 8, 132  # px; the last is the column of rows' names
 TITLE, TEXT, SMALL = 17, 13, 11  # sizes of type, px
 MOST_BLOCKS = 8  # in a column
@@ -50,8 +50,11 @@ def draw_sheet(blocks: Sequence[Block], side: int) -> Image.Image:
         return both
     fonts = {size: ImageFont.load_default(size) for size in (TITLE, TEXT, SMALL)}
     labels = LABELS if any(name for block in blocks for name, _ in block.rows) else 0
-    width = 2 * MARGIN + labels + max(len(block.columns) * (side + GAP) - GAP for block in blocks)
     heads = [_Head(block, side, fonts) for block in blocks]
+    width = 2 * MARGIN + max(
+        max(labels + len(block.columns) * (side + GAP) - GAP, head.width)
+        for block, head in zip(blocks, heads, strict=True)
+    )
     heights = [head.height + len(block.rows) * (side + GAP) - GAP for block, head in zip(blocks, heads, strict=True)]
     sheet = Image.new("RGB", (width, sum(heights) + MARGIN * (len(blocks) + 1)), PAPER)
     draw = ImageDraw.Draw(sheet)
@@ -60,10 +63,12 @@ def draw_sheet(blocks: Sequence[Block], side: int) -> Image.Image:
         head.draw(draw, MARGIN, MARGIN + labels, top)
         for i, (name, pictures) in enumerate(block.rows):
             y = top + head.height + i * (side + GAP)
-            for k, line in enumerate(_wrap(name, labels - GAP, fonts[TEXT])):
+            for k, line in enumerate(_wrap(name, labels - GAP, fonts[TEXT])[: int(side / (TEXT * LEADING))]):
                 draw.text((MARGIN, y + k * TEXT * LEADING), line, FAINT, fonts[TEXT])
             for k, picture in enumerate(pictures):
-                sheet.paste(_cell(picture, side), (MARGIN + labels + k * (side + GAP), y))
+                x = MARGIN + labels + k * (side + GAP)
+                draw.rectangle((x - 1, y - 1, x + side, y + side), outline=EDGE)  # so that white shows on paper
+                sheet.paste(_cell(picture, side), (x, y))
         top += height + MARGIN
     return sheet
 
@@ -81,12 +86,13 @@ class _Head:
         self._title = round(TITLE * LEADING) + 4 if block.title else 0
         tallest = max(sum(size * LEADING for _, size, _ in lines) for lines in self._lines)
         self.height = self._title + round(tallest) + 4
+        self._after = round(fonts[TITLE].getlength(block.title)) + 10
+        self.width = self._after + round(fonts[TEXT].getlength(block.about))
 
     def draw(self, draw: ImageDraw.ImageDraw, left: int, first: int, top: int) -> None:
         if self._block.title:
             draw.text((left, top), self._block.title, INK, self._fonts[TITLE])
-            after = left + draw.textlength(self._block.title, self._fonts[TITLE]) + 10
-            draw.text((after, top + TITLE - TEXT), self._block.about, FAINT, self._fonts[TEXT])
+            draw.text((left + self._after, top + TITLE - TEXT), self._block.about, FAINT, self._fonts[TEXT])
         for k, lines in enumerate(self._lines):
             x, y = first + k * (self._side + GAP), float(top + self._title)
             for line, size, ink in lines:
@@ -95,7 +101,7 @@ class _Head:
 
 
 def _wrap(text: str, width: float, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
-    """Break a text into lines of at most this width, px; behind a space, a comma, a slash or a dash where there is one."""
+    """Break a text into lines of at most this width, px; behind a space or a mark, where there is one."""
     lines: list[str] = []
     for letter in text:
         if lines and font.getlength(lines[-1] + letter) <= width:
@@ -114,9 +120,7 @@ def _cell(picture: Picture, side: int) -> Image.Image:
     image = Image.fromarray(picture)
     scale = side / max(image.size)
     width, height = (max(1, round(length * scale)) for length in image.size)
-    filter = (
-        Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BOX if scale >= 0.5 else Image.Resampling.LANCZOS
-    )
+    how = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
     cell = Image.new("RGB", (side, side), EMPTY)
     cell.paste(image.resize((width, height), how), ((side - width) // 2, (side - height) // 2))
     return cell

@@ -34,6 +34,15 @@ def _conditions(context: click.Context, option: click.Parameter, values: tuple[s
         raise click.BadParameter(str(error)) from error
 
 
+def _camera(context: click.Context, option: click.Parameter, value: str) -> str:
+    """Refuse a camera that does not exist as wrong usage."""
+    try:
+        tasks.through(tasks.get("custom"), value)
+    except RequestError as error:
+        raise click.BadParameter(str(error)) from error
+    return value
+
+
 @click.command(name="eval")
 @click.option(
     "-m",
@@ -53,7 +62,7 @@ def _conditions(context: click.Context, option: click.Parameter, values: tuple[s
 )
 @click.option("--task", "task_name", default="bad-camera", show_default=True, help="Task to measure.")
 @click.option("--data", default="", help="Test data: scenes, a folder or a .jsonl file. Default: the task's own.")
-@click.option("--camera", default="", help=f"Spoil the pictures: {cameras.HELP}")
+@click.option("--camera", default="", callback=_camera, help=f"Spoil the pictures: {cameras.HELP}")
 @click.option(
     "--n",
     default=1024,
