@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -24,8 +25,8 @@ from tvp.sdk import load
 from tvp.sdk.cli import cli
 from tvp.sdk.errors import CheckError, ModelError
 from tvp.trainer import families, matrix, tasks
-from tvp.trainer.corruptions import CORRUPTIONS, Corrupted
-from tvp.trainer.data import Question, Sample
+from tvp.trainer.cameras import KINDS, parse
+from tvp.trainer.data import Question, Sample, ThroughCamera
 from tvp.trainer.evaluate import accuracy, judge
 from tvp.trainer.families.paligemma import PaliGemma
 from tvp.trainer.matrix import Row, columns, evaluate_matrix
@@ -110,7 +111,7 @@ def test_every_model_has_every_row_and_one_is_in_memory_at_a_time():
 
 def test_gains_are_over_the_full_picture_under_the_same_corruption(monkeypatch):
     """A corruption that makes everything black: of the full picture three tenths are left."""
-    monkeypatch.setitem(CORRUPTIONS, "contrast", lambda values, share, rng: values * 0)
+    monkeypatch.setitem(KINDS, "contrast", replace(KINDS["contrast"], effect=lambda values, share, rng: values * 0))
     rows = run({"grey": framed(0.5), "white": framed(1.0)}, corruptions=[("contrast", 1), ("contrast", 4)])
     found = {(row.shown, row.severity): (row.accuracy, row.gain) for row in rows if row.corruption}
     assert found["full picture, 8 px", 1] == (0.3, 0.0)
@@ -282,7 +283,7 @@ def test_a_bundle_answers_as_the_model_it_was_made_of(one_bundle):
     with load(one_bundle, providers="cpu") as loaded:
         for name in ("count", "scenes"):
             task = tasks.get(name)
-            data = Corrupted(tasks.open_data("", task, "test", 4, 0), "blur", 3)
+            data = ThroughCamera(tasks.open_data("", task, "test", 4, 0), parse("blur:3"))
             expected = accuracy(family, data, prompt.geometry, prompt, task)
             given = accuracy_of_bundle(loaded, data, task)
             assert given.answers == expected.answers
@@ -307,7 +308,7 @@ def test_the_command_measures_exports_and_writes_the_matrix(prompt, tmp_path, mo
     task, loaded = tasks.get("count"), random_prompt()
     data = tasks.open_data("", task, "test", 3, 0)
     family = families.load(exports)
-    for corruption, seen in (("", data), ("noise", Corrupted(data, "noise", 5))):
+    for corruption, seen in (("", data), ("noise", ThroughCamera(data, parse("noise:5")))):
         expected = accuracy(family, seen, loaded.geometry, loaded, task).accuracy
         assert rows[str(exports), str(prompt), corruption]["accuracy"] == expected
         assert rows[str(exports), f"{prompt} (ONNX)", corruption]["accuracy"] == expected
@@ -325,12 +326,29 @@ def test_a_name_that_ends_with_json_is_the_json_alone(tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["table.json"]
 
 
+def test_a_task_through_another_camera(tmp_path):
+    model = save_tiny("clip", tmp_path / "clip")
+
+    def rows(*arguments):
+        done = tvp("-m", model, "--n", 4, "-o", tmp_path / "out", *arguments)
+        assert done.exit_code == 0, done.output
+        title = (tmp_path / "out" / "matrix.md").read_text().splitlines()[0]
+        return json.loads((tmp_path / "out" / "matrix.json").read_text()), title
+
+    own, _ = rows("--task", "bad-camera-count")
+    named, title = rows("--task", "count", "--camera", "bad")
+    assert named == own
+    assert title == "# count, through bad"
+    assert rows("--task", "bad-camera-count", "--camera", "none")[0] == rows("--task", "count")[0]
+
+
 def test_wrong_usage_exits_2_before_anything_is_loaded(tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "folder.json").mkdir()
     for arguments, says in (
         (("--corrupt", "nose"), "Did you mean noise"),
         (("--corrupt", "fog:9"), "from 1 to 5"),
+        (("--camera", "bda"), "Did you mean bad"),
         (("--exported",), "--prompt"),
         (("-o", tmp_path / "file"), "is a file"),
         (("-o", tmp_path / "folder.json"), "is a folder"),

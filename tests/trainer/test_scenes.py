@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tvp.trainer import scenes, tasks
-from tvp.trainer.scenes import Camera, Scene, Shape
+from tvp.trainer.scenes import Scene, Shape
 
 PLANTED = Scene(
     (
@@ -128,14 +128,6 @@ def test_chance_is_what_a_blind_guesser_reaches():
 def test_yes_and_no_are_balanced():
     asked = [q for _, _, questions in many(2, 1500) for q in questions if q.topic == "existence"]
     assert 0.45 < np.mean([q.answer == "yes" for q in asked]) < 0.55
-
-
-def test_the_bad_camera_dims_tints_and_keeps_its_range():
-    white = np.full((8, 8, 3), 255, np.uint8)
-    seen = Camera(dim=0.5, cast=(1.0, 0.5, 0.0)).shoot(white, np.random.default_rng(0))
-    assert (seen == [128, 64, 0]).all()
-    noisy = Camera(noise=0.1).shoot(np.full((64, 64, 3), 128, np.uint8), np.random.default_rng(0))
-    assert noisy.std() == pytest.approx(25.5, rel=0.05)
 
 
 def test_one_pixel_pictures_can_be_drawn():

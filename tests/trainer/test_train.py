@@ -249,6 +249,31 @@ def test_a_checkpoint_of_an_earlier_version_is_resumed(config, tmp_path):
         train(replace(config, placement="over"), tmp_path, quiet=True)
 
 
+def test_a_checkpoint_without_a_field_that_came_later_is_resumed(config, tmp_path):
+    whole = train(config, tmp_path, quiet=True)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    identity = json.loads(state["identity"])
+    del identity["config"]["camera"]
+    torch.save(state | {"identity": json.dumps(identity)}, tmp_path / "checkpoint.pt")
+    assert train(config, tmp_path, quiet=True).steps == whole.steps
+    with pytest.raises(RequestError, match=r"camera: '' there, 'fog:4' now"):
+        train(replace(config, camera="fog:4"), tmp_path, quiet=True)
+
+
+def test_a_run_sees_its_pictures_through_the_camera_of_its_configuration(config, tmp_path):
+    def begun(**changes):
+        run = replace(config, steps=1, fca=0.0, tse=0.0, **changes)
+        return train(run, tmp_path / repr(changes), quiet=True).prompt
+
+    bad = begun(task="bad-camera")
+    named = begun(task="scenes", camera="bad")
+    assert torch.equal(named.frame, bad.frame)
+    assert named.facts["config"]["camera"] == "bad"
+    assert named.facts["data"] == bad.facts["data"]
+    assert begun(task="bad-camera", camera="none").facts["data"] == begun(task="scenes").facts["data"]
+    assert begun(task="scenes").facts["data"] != bad.facts["data"]
+
+
 @pytest.mark.parametrize("damage", [b"PK nonsense", b"hello", b"", None])
 def test_a_damaged_checkpoint_is_named(config, tmp_path, damage):
     if damage is None:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
+from .cameras import HELP as CAMERA_HELP
 from .config import CHOICES, TrainConfig, make_config
 from .hub import offline_option
 from .team import Team
@@ -83,6 +84,7 @@ def _option(name: str, help: str) -> Callable[[F], F]:
 @_option("lens_lr", "Learning rate of the lens.")
 @_option("behind", "Prompt file with a lens, behind which a frame is learned.")
 @_option("frame", "Learn a frame.")
+@_option("camera", f"Spoil the pictures: {CAMERA_HELP}")
 @_option("guide", "CLIP model that TSE asks: open_clip's NAME@TAG or hf-hub:ID, a folder, or zoo:guide.")
 @_option("canvas", "Side of the square that models are shown, in pixels.")
 @_option("inner", "Side of the square inside the frame, in pixels.")

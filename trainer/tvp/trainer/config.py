@@ -51,6 +51,8 @@ class TrainConfig:
         lens_update, lens_lr: the lens's own update rule and learning rate.
         behind: prompt file with a lens, behind which the frame is learned; '' for none.
         frame: whether to learn a frame.
+        camera: what its pictures are seen through, as `cameras.parse` reads it; `none` for clean pictures. Default '':
+            the task's own camera.
         guide: the CLIP model of TSE, not loaded where `tse` is 0.
         canvas: side of the square that models are shown, px.
         inner: side of the square inside the frame, px.
@@ -108,6 +110,7 @@ class TrainConfig:
     lens_lr: float = 0.004
     behind: str = ""
     frame: bool = True
+    camera: str = ""
     guide: str = "zoo:guide"
     canvas: int = 224
     inner: int = 164
@@ -186,7 +189,7 @@ class TrainConfig:
             raise RequestError("The contrast between captions is part of TSE, whose weight is 0. Set tse too.")
         if self.patience and not self.validate_every:
             raise RequestError("Early stopping (patience) needs validations during training. Set validate_every.")
-        allowed = tasks.get(self.task).augment
+        allowed = tasks.through(tasks.get(self.task), self.camera).augment
         for name in self.augment:
             if name not in AUGMENTATIONS:
                 raise RequestError(f"There is no augmentation {name!r}. There are {', '.join(AUGMENTATIONS)}.")

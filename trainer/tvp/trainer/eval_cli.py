@@ -14,7 +14,7 @@ import numpy as np
 
 from tvp.sdk.errors import RequestError
 
-from . import corruptions, tasks
+from . import cameras, tasks
 from .config import CHOICES, make_config
 from .data import Subset
 from .files import write_whole
@@ -29,9 +29,18 @@ if TYPE_CHECKING:
 def _conditions(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> list[tuple[str, int]]:
     """Read the values of --corrupt as names and severities, without repetition."""
     try:
-        return list(dict.fromkeys(pair for value in values for pair in corruptions.parse(value)))
+        return list(dict.fromkeys(pair for value in values for pair in cameras.parse_corruption(value)))
     except RequestError as error:
         raise click.BadParameter(str(error)) from error
+
+
+def _camera(context: click.Context, option: click.Parameter, value: str) -> str:
+    """Refuse a camera that does not exist as wrong usage."""
+    try:
+        tasks.through(tasks.get("custom"), value)
+    except RequestError as error:
+        raise click.BadParameter(str(error)) from error
+    return value
 
 
 @click.command(name="eval")
@@ -53,6 +62,7 @@ def _conditions(context: click.Context, option: click.Parameter, values: tuple[s
 )
 @click.option("--task", "task_name", default="bad-camera", show_default=True, help="Task to measure.")
 @click.option("--data", default="", help="Test data: scenes, a folder or a .jsonl file. Default: the task's own.")
+@click.option("--camera", default="", callback=_camera, help=f"Spoil the pictures: {cameras.HELP}")
 @click.option(
     "--n",
     default=1024,
@@ -72,8 +82,9 @@ def _conditions(context: click.Context, option: click.Parameter, values: tuple[s
     multiple=True,
     metavar="NAME[:SEVERITY]",
     callback=_conditions,
-    help=f"Also measure on corrupted pictures: {', '.join(corruptions.CORRUPTIONS)} or all, with a severity from 1 to "
-    "5. Default: all five severities. Repeat it for several.",
+    help=f"Also measure on pictures that are spoilt further, each at a severity from 1 to 5: "
+    f"{', '.join(cameras.KINDS)}; or all, which is {', '.join(cameras.CORRUPTIONS)}. Default: all five severities. "
+    "Repeat it for several.",
 )
 @click.option("--exported", is_flag=True, help="Also measure each prompt as its 8-bit PNG and as an ONNX bundle.")
 @click.option(
@@ -81,7 +92,7 @@ def _conditions(context: click.Context, option: click.Parameter, values: tuple[s
     default=0,
     show_default=True,
     type=click.IntRange(0),
-    help="Seed for scenes, for the choice of pictures and for corruptions.",
+    help="Seed for scenes, for the choice of pictures and for cameras.",
 )
 @click.option("--device", default="cpu", show_default=True, help="Where models run: cpu, cuda, cuda:1 …")
 @click.option(
@@ -118,6 +129,7 @@ def evaluate(
     prompts: tuple[Path, ...],
     task_name: str,
     data: str,
+    camera: str,
     n: int,
     canvas: int | None,
     inner: int | None,
@@ -140,7 +152,7 @@ def evaluate(
         raise click.UsageError("--exported measures prompts. Name at least one with --prompt.")
     if output:
         _refuse_output(output)
-    task = tasks.get(task_name)
+    task = tasks.through(tasks.get(task_name), camera)
     given = {name: side for name, side in (("canvas", canvas), ("inner", inner)) if side is not None}
     config = make_config({"models": models, "task": task_name, **given})
     geometry = Geometry(config.canvas, config.inner, task.fit)
@@ -182,7 +194,7 @@ def evaluate(
     if output and output.suffix == ".json":
         write_whole(output, matrix.to_json(rows).encode())
     elif output:
-        for path in matrix.write(output, rows, task.name):
+        for path in matrix.write(output, rows, f"{task.name}, through {camera}" if camera else task.name):
             click.echo(f"wrote {path}")
     failed = [row for row in rows if row.note not in ("", matrix.NOT_EXPORTED)]
     if failed:

@@ -19,8 +19,8 @@ from tvp.sdk.errors import CheckError, ModelError
 from tvp.sdk.formats import strict_json
 
 from . import metrics
-from .corruptions import Corrupted
-from .data import Data, questions_of
+from .cameras import Camera, Part
+from .data import Data, ThroughCamera, questions_of
 from .evaluate import Accuracy, accuracy
 from .families import Family
 from .files import write_whole
@@ -140,7 +140,9 @@ def evaluate_matrix(
         quiet: show no progress bars. Default True.
         report: is called with each row when it is measured.
     """
-    conditions = {("", 0): data} | {(name, step): Corrupted(data, name, step, seed) for name, step in corruptions}
+    conditions = {("", 0): data}
+    for name, step in corruptions:
+        conditions[name, step] = ThroughCamera(data, Camera((Part(name, severity=step),)), seed)
     questions = [question for i in range(len(data)) for question in questions_of(data, i)]
     metrics.measure(task.metric, questions, [""] * len(questions))  # refuses unfit labels before anything is asked
     rows: list[Row] = []

@@ -119,7 +119,7 @@ def prepare(
     typed: Collection[str] | None = None,
 ) -> Prepared:
     """Load the models and open the data; the arguments are those of `train`."""
-    task = tasks.get(config.task)
+    task = tasks.through(tasks.get(config.task), config.camera)
     device = str(team.device or device)
     if offload:
         families.moved(torch.empty(0), device)  # a wrong device is told before models are loaded

@@ -8,7 +8,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -283,7 +283,9 @@ def _changes(theirs: dict[str, Any], mine: dict[str, Any]) -> list[str]:
 
 
 def _in_todays_names(identity: dict[str, Any]) -> dict[str, Any]:
-    """The identity of a checkpoint, in which earlier versions called a field and a class otherwise."""
+    """The identity of a checkpoint, in which earlier versions lack a field, or call a field and a class otherwise."""
     config = {RENAMED.get(name, name): value for name, value in identity["config"].items()}
+    defaults = {one.name: one.default for one in fields(TrainConfig) if one.default is not MISSING}
+    config = {**json.loads(json.dumps(defaults)), **config}
     asked = {model: text.replace("(Layout(", "(PromptLayout(", 1) for model, text in identity.get("asked", {}).items()}
     return {**identity, "config": config, "asked": asked}

@@ -87,29 +87,6 @@ class SceneQuestion:
     labels: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Camera:
-    """A bad camera: it dims and tints every picture alike, and adds noise.
-
-    Args:
-        dim: factor of all values. Default 1.
-        cast: factors of red, green and blue. Default 1.
-        noise: standard deviation of Gaussian noise, where white is 1. Default 0.
-    """
-
-    dim: float = 1.0
-    cast: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    noise: float = 0.0
-
-    def shoot(self, pictures: Picture, rng: np.random.Generator) -> Picture:
-        """Return what the camera records of pictures, uint8 (..., height, width, 3)."""
-        gain = np.asarray(self.cast, np.float32) * np.float32(self.dim)
-        seen = pictures.astype(np.float32) * gain
-        if self.noise:
-            seen += rng.standard_normal(seen.shape, np.float32) * np.float32(self.noise * 255)
-        return np.clip(np.rint(seen), 0, 255).astype(np.uint8)
-
-
 def make_scene(rng: np.random.Generator) -> Scene:
     """Make a random scene: 1 to 4 shapes of independent kinds and colours, in different cells of a grid."""
     n_shapes = int(rng.integers(1, len(COUNTS) + 1))

@@ -8,6 +8,7 @@ from tvp.sdk.errors import RequestError
 
 from . import scenes
 from .augment import AUGMENTATIONS
+from .cameras import Camera
 from .prompt import Fit
 
 METRICS = ("accuracy", "auc", "pope")
@@ -42,7 +43,7 @@ class TaskDefinition:
     source: str = ""
     free: bool = False
     fit: Fit = "crop"
-    camera: scenes.Camera | None = None
+    camera: Camera | None = None
     topics: tuple[str, ...] = scenes.TOPICS
     published: str = ""
     caption: str = "a {label}"

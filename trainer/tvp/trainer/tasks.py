@@ -7,17 +7,16 @@ from dataclasses import replace
 
 from tvp.sdk.errors import RequestError, near
 
-from . import scenes
+from . import cameras, scenes
 from .augment import AUGMENTATIONS
 from .data import IMAGENETTE, Data, open_data
 from .task_definition import TaskDefinition
 
-__all__ = ["BAD_CAMERA", "CIFAR10", "TASKS", "TaskDefinition", "get", "open_data", "open_usable"]
+__all__ = ["BAD_CAMERA", "CIFAR10", "TASKS", "TaskDefinition", "get", "open_data", "open_usable", "through"]
 
 log = logging.getLogger("tvp.trainer")
 
-# It dims to a third, tints towards orange and adds noise. The demo repairs it.
-BAD_CAMERA = scenes.Camera(dim=0.32, cast=(1.0, 0.62, 0.38), noise=0.04)
+BAD_CAMERA = cameras.NAMED["bad"]  # the demo repairs it
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 DIGITS = tuple("0123456789")
 CLEVR_COUNTS = tuple(str(count) for count in range(3, 11))
@@ -136,3 +135,19 @@ def get(name: str) -> TaskDefinition:
     if name not in TASKS:
         raise RequestError(f"There is no task {name!r}. There are {', '.join(TASKS)}.{near(name, TASKS)}")
     return TASKS[name]
+
+
+def through(task: TaskDefinition, camera: str) -> TaskDefinition:
+    """Return a task whose pictures are seen through another camera.
+
+    Args:
+        task: the task.
+        camera: as `cameras.parse` reads it: `none` for clean pictures, '' for the task's own camera.
+
+    Raises:
+        RequestError: the text is no camera.
+    """
+    if not camera:
+        return task
+    seen = cameras.parse(camera)
+    return replace(task, camera=seen if seen.parts else None)

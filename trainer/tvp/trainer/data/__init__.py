@@ -5,18 +5,21 @@ Memes and POPE. `open_data` finds out which of them a name or a folder is.
 """
 
 from .drawn import Scenes
-from .folders import ClassFolder
+from .folders import SUFFIXES, ClassFolder
 from .jsonl import Jsonl
 from .memes import HatefulMemes
 from .parquet import Parquet
 from .pictures import Pairs, Pictures
+from .places import files_below
 from .pope import Pope
 from .sample import Data, Question, Row, Sample, Subset, questions_of, report, row_of, split
 from .sources import open_data
+from .through import ThroughCamera
 from .vision import IMAGENETTE, Vision
 
 __all__ = [
     "IMAGENETTE",
+    "SUFFIXES",
     "ClassFolder",
     "Data",
     "HatefulMemes",
@@ -30,7 +33,9 @@ __all__ = [
     "Sample",
     "Scenes",
     "Subset",
+    "ThroughCamera",
     "Vision",
+    "files_below",
     "open_data",
     "questions_of",
     "report",

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from .. import scenes
+from ..cameras import Camera
 from .sample import Question, Sample
 
 
@@ -18,7 +19,7 @@ class Scenes:
         seed: of the scenes and of the camera's noise.
         size: side of a picture, px. Default 64.
         n_questions: questions about each picture. Default 4.
-        camera: Default: none.
+        camera: what the pictures are seen through. Default: none.
         topics: of the questions, in turn. Default: all.
     """
 
@@ -28,7 +29,7 @@ class Scenes:
         seed: int,
         size: int = 64,
         n_questions: int = 4,
-        camera: scenes.Camera | None = None,
+        camera: Camera | None = None,
         topics: Sequence[str] = scenes.TOPICS,
     ) -> None:
         self._n, self._seed, self._size = n, seed, size
