@@ -43,7 +43,9 @@ def test_every_task_and_method_has_a_shipped_file(task, method):
     assert (config.task, config.method) == (task, method)
     wide = ("bad-camera", "bad-camera-existence")  # what their tables [tvp] say
     assert (config.placement == "over") == (method == "vp" or (method == "tvp" and task in wide))
-    assert bool(config.fca) == bool(config.tse) == (method == "tvp")
+    assert bool(config.tse) == (method == "tvp")
+    assert bool(config.fca) == (method in ("tvp", "lens"))
+    assert (config.lens != "none", config.reference == "clean", not config.frame) == (method == "lens",) * 3
     assert set(config.augment) <= set(tasks.get(task).augment)
 
 

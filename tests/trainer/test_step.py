@@ -137,8 +137,8 @@ def test_a_low_rank_frame_starts_black_and_stays_of_its_rank(config, data, zoo):
 
 def test_the_low_rank_gradient_is_the_chain_rule_of_the_pixels(config, data, zoo):
     low = random_frame(rank=3)
-    pixels = Frame(GEOMETRY, "free", 0, 0)
-    pixels.values = [low.pixels()]
+    pixels = Learned(GEOMETRY, Frame(GEOMETRY, "free", 0, 0))
+    pixels.values = [low.frame.pixels()]
     _, _, (by_pixel,) = gradient(config, data, zoo, pixels)
     _, _, (first, second) = gradient(config, data, zoo, low)
     torch.testing.assert_close(first, by_pixel @ low.values[1].mT, rtol=1e-3, atol=1e-5)

@@ -1,0 +1,81 @@
+"""The study's pictures: no picture is in two splits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from tvp.trainer import cameras, tasks
+from tvp.trainer.data import Data, Parquet, Scenes, Subset, ThroughCamera
+from tvp.trainer.task_definition import TaskDefinition
+
+PHOTOS = Path(__file__).parents[3] / "shared/data/cifar10"
+TASK = {"scenes": "bad-camera", "photos": "bad-camera-cifar10"}
+N_TRAIN, N_VALIDATION = 4800, 64  # pictures that a prompt is learned on, and that choose its start
+N_MEASURED = {("scenes", "test"): 512, ("scenes", "validation"): 256, ("photos", "test"): 2000,
+              ("photos", "validation"): 500}  # fmt: skip
+N_KEPT = 2000  # the last photos of train, for validation
+CAMERA_SEED = {"train": 0, "validation": 1000, "test": 2000}
+
+
+def task_of(content: str, camera: str) -> TaskDefinition:
+    """The task about a content, through a camera."""
+    return tasks.through(tasks.get(TASK[content]), camera)
+
+
+def measured(content: str, split: str, camera: str) -> Data:
+    """The pictures that prompts are measured on, with all their questions, through a camera; `none` for clean ones."""
+    n = N_MEASURED[content, split]
+    if content == "scenes":
+        return _through(Scenes(n, {"validation": 20_000, "test": 30_000}[split]), camera, CAMERA_SEED[split])
+    photos = _photos("test" if split == "test" else "train")
+    first = len(photos) - N_KEPT if split == "validation" else 0
+    return _through(Subset(photos, range(first, first + n)), camera, CAMERA_SEED[split])
+
+
+def trained_on(content: str, camera: str, seed: int, n: int = N_TRAIN, classes: tuple[str, ...] = ()) -> Data:
+    """Pictures to learn on, spoilt by a camera; with a seed of 1,000 and more, other ones than with a lower seed.
+
+    Args:
+        content: `scenes` or `photos`.
+        camera: `none` for clean ones.
+        seed: of the choice.
+        n: number of pictures.
+        classes: of photos; none for all.
+    """
+    if content == "scenes":
+        return _through(Scenes(n, 10_000 + seed), camera, seed)
+    photos = _photos("train")
+    other, drawn = divmod(seed, 1000)
+    # Halves of the photos, so that device's and good pictures are never the same.
+    rows = np.random.default_rng(0).permutation(len(photos) - N_KEPT)[other % 2 :: 2]
+    if classes:
+        rows = np.array([i for i in rows if photos.row(int(i)).questions[0].answer in classes])
+    order = np.random.default_rng(drawn).permutation(len(rows))[:n]
+    return _through(Subset(photos, rows[order].tolist()), camera, seed)
+
+
+def _photos(split: str) -> Parquet:
+    task = tasks.get(TASK["photos"])
+    return Parquet(PHOTOS, split, task.question, task.caption, task.labels)
+
+
+def _through(data: Data, camera: str, seed: int) -> Data:
+    seen = cameras.parse(camera)
+    return ThroughCamera(data, seen, seed) if seen.parts else data
+
+
+class Both:
+    """Two data sets as one, in turns, so that any stretch has both."""
+
+    def __init__(self, first: Data, second: Data) -> None:
+        self._parts = first, second
+
+    def __len__(self) -> int:
+        return 2 * min(map(len, self._parts))
+
+    def __getitem__(self, index: int):  # type: ignore[no-untyped-def]
+        sample = self._parts[index % 2][index // 2]
+        return replace(sample, questions=(), caption="")
