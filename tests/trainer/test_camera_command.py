@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from PIL import Image
 
@@ -16,6 +17,8 @@ from tvp.trainer.camera_cli import read_pictures
 from tvp.trainer.cameras import KINDS, parse
 from tvp.trainer.contact_sheet import EDGE, GAP, MARGIN, Block, draw_sheet
 from tvp.trainer.data import Scenes
+from tvp.trainer.lens import Lens, LensDesign
+from tvp.trainer.prompt import Geometry, Prompt
 
 SIDE = 64
 
@@ -75,8 +78,14 @@ def test_the_distance_that_is_said_is_the_mean_difference(tmp_path):
     assert done.output.splitlines()[1].split() == ["gain=0.5", "50.0"]
 
 
-def test_a_prompt_adds_a_row_behind_it(folder, tmp_path):
-    prompt = random_prompt()
+def darkening_lens():
+    design = LensDesign("colour")
+    return Prompt(None, Geometry(64, 64), lens=Lens(design, design.start() | {"matrix": torch.eye(3) / 2}))
+
+
+@pytest.mark.parametrize("make", [random_prompt, darkening_lens])
+def test_a_prompt_adds_a_row_behind_it(folder, tmp_path, make):
+    prompt = make()
     prompt.save(tmp_path / "mine.safetensors")
     one = folder / "cats" / "1.png"
     side = prompt.geometry.canvas
