@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from PIL import Image
 
@@ -16,6 +17,8 @@ from tvp.trainer.camera_cli import read_pictures
 from tvp.trainer.cameras import KINDS, parse
 from tvp.trainer.contact_sheet import EDGE, GAP, MARGIN, Block, draw_sheet
 from tvp.trainer.data import Scenes
+from tvp.trainer.lens import Lens, LensDesign
+from tvp.trainer.prompt import Geometry, Prompt
 
 SIDE = 64
 
@@ -75,8 +78,14 @@ def test_the_distance_that_is_said_is_the_mean_difference(tmp_path):
     assert done.output.splitlines()[1].split() == ["gain=0.5", "50.0"]
 
 
-def test_a_prompt_adds_a_row_behind_it(folder, tmp_path):
-    prompt = random_prompt()
+def darkening_lens():
+    design = LensDesign("colour")
+    return Prompt(None, Geometry(64, 64), lens=Lens(design, design.start() | {"matrix": torch.eye(3) / 2}))
+
+
+@pytest.mark.parametrize("make", [random_prompt, darkening_lens])
+def test_a_prompt_adds_a_row_behind_it(folder, tmp_path, make):
+    prompt = make()
     prompt.save(tmp_path / "mine.safetensors")
     one = folder / "cats" / "1.png"
     side = prompt.geometry.canvas
@@ -96,13 +105,12 @@ def test_a_prompt_adds_a_row_behind_it(folder, tmp_path):
 
 
 def test_without_a_camera_every_kind_is_shown(tmp_path):
-    done = camera("scenes", "--side", 80, "-o", tmp_path / "all.png")
+    done = camera("scenes", "-o", tmp_path / "all.png")
     assert done.exit_code == 0, done.output
     assert [line.split(":")[0] for line in done.output.splitlines()[1:-1:5]] == list(KINDS)
     with Image.open(tmp_path / "all.png") as sheet:
         width, height = sheet.size
-    assert width > 2 * 6 * 80  # two columns of blocks
-    assert height < width
+    assert 0.8 < height / width < 1.25  # in two columns of blocks
 
 
 def test_pictures_are_found_wherever_they_are(folder, tmp_path):
@@ -171,4 +179,4 @@ def test_long_captions_and_names_are_broken_and_white_pictures_have_an_edge():
     sheet = np.asarray(draw_sheet([Block("title", "about", [(text, text)], [("name-" * 30, [white])])], 40))
     around = (sheet == np.array([int(EDGE[i : i + 2], 16) for i in (1, 3, 5)])).all(2)
     assert around.sum() == 4 * 41
-    assert (sheet[:, -MARGIN:] == 255).all()  # nothing runs out of the sheet
+    assert (sheet[:, 1 - MARGIN :] == 255).all()  # nothing runs out of the sheet

@@ -93,6 +93,7 @@ def test_a_bad_file_is_named_with_its_field(tmp_path, text, said):
         ({"patience": 2}, "Set validate_every"),
         ({"contrast": True, "tse": 0.0}, "part of TSE, whose weight is 0"),
         ({"rank": -1}, "must not be negative"),
+        ({"camera": "fog:4", "pairs": ("bad", "good")}, "pairs hold what their own camera spoilt"),
         ({"camera": "frog:4"}, "There is no camera part 'frog'.*Did you mean fog"),
         ({"camera": "fog:4..9"}, "from 1 to 5"),
         ({"augment": ("rotate",)}, "There is no augmentation 'rotate'"),

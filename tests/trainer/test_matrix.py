@@ -330,7 +330,7 @@ def test_a_task_through_another_camera(tmp_path):
     model = save_tiny("clip", tmp_path / "clip")
 
     def rows(*arguments):
-        done = tvp("-m", model, "--n", 4, "-o", tmp_path / "out", *arguments)
+        done = tvp("-m", model, "--n", 8, "--inner", 48, "-o", tmp_path / "out", *arguments)
         assert done.exit_code == 0, done.output
         title = (tmp_path / "out" / "matrix.md").read_text().splitlines()[0]
         return json.loads((tmp_path / "out" / "matrix.json").read_text()), title

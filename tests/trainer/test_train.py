@@ -260,6 +260,21 @@ def test_a_checkpoint_without_a_field_that_came_later_is_resumed(config, tmp_pat
         train(replace(config, camera="fog:4"), tmp_path, quiet=True)
 
 
+def test_pictures_without_questions_are_seen_through_a_camera_that_is_named_and_not_through_the_tasks(config, tmp_path):
+    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(picture).save(tmp_path / "1.png")
+
+    def first(camera):
+        run = replace(config, task="bad-camera", pictures=str(tmp_path), camera=camera)
+        task = tasks.through(tasks.get(run.task), run.camera)
+        return preparation._open_data(run, task, Team(), False, False, False)[0]
+
+    assert first("").clean is None
+    assert (first("").picture == picture).all()
+    assert (first("fog:4").clean == picture).all()
+    assert (first("fog:4").picture != picture).any()
+
+
 def test_a_run_sees_its_pictures_through_the_camera_of_its_configuration(config, tmp_path):
     def begun(**changes):
         run = replace(config, steps=1, fca=0.0, tse=0.0, **changes)

@@ -17,7 +17,7 @@ from tvp.sdk.errors import RequestError
 from . import tasks
 from .cameras import KINDS, NAMED, SEVERITIES, Camera, Part, form, parse_columns
 from .contact_sheet import Block, draw_sheet
-from .data import SUFFIXES, files_below
+from .data import Data, Pictures, files_below, is_picture
 from .files import write_whole
 from .prompt import Prompt
 
@@ -140,14 +140,16 @@ def read_pictures(source: str, n: int, seed: int) -> list[Picture]:
         ImageError: a picture cannot be read.
     """
     path = Path(source)
-    if path.suffix.lower() in SUFFIXES:
+    if is_picture(path):
         return [read_image(path)]
-    files = sorted(file for file in files_below(path) if file.suffix.lower() in SUFFIXES)
-    if files:
-        return [read_image(files[i]) for i in _some(len(files), n, seed)]
-    task = tasks.get("scenes" if source == "scenes" else "custom")
-    data = tasks.open_data(source, task, "test", n, seed)
-    return [data[i].picture for i in _some(len(data), n, seed)]
+    data: Data
+    if path.is_dir() and any(map(is_picture, files_below(path))):
+        data = Pictures(path)
+    else:
+        task = tasks.get("scenes" if source == "scenes" else "custom")
+        data = tasks.open_data(source, task, "test", n, seed)
+    chosen = sorted(np.random.default_rng(seed).permutation(len(data))[:n].tolist())
+    return [data[i].picture for i in chosen]
 
 
 def make_blocks(
@@ -184,10 +186,6 @@ def _behind(prompt: Prompt, pictures: Sequence[Picture]) -> list[Picture]:
     canvases = prompt.on(prompt.geometry.show(pictures)).detach().clamp(0, 1)
     shown = (canvases * 255).round().byte().permute(0, 2, 3, 1)  # (n, 3, h, w) -> (n, h, w, 3)
     return list(shown.cpu().numpy())
-
-
-def _some(n_all: int, n: int, seed: int) -> list[int]:
-    return sorted(np.random.default_rng(seed).permutation(n_all)[:n].tolist())
 
 
 def _list() -> str:

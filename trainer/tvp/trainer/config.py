@@ -203,6 +203,8 @@ class TrainConfig:
         given = [name for name in ("data", "pairs", "pictures") if getattr(self, name)]
         if len(given) > 1:
             raise RequestError(f"{' and '.join(given)} both say where the pictures are. Give one of them.")
+        if self.pairs and self.camera:
+            raise RequestError("pairs hold what their own camera spoilt. Leave camera out.")
         if self.pairs and len(self.pairs) != 2:
             raise RequestError(f"pairs are two folders, what the camera spoilt and clean; these are {len(self.pairs)}.")
         if self.like and self.learn_from in ("pairs", "pixels", "answers"):

@@ -17,7 +17,7 @@ from . import families, tasks
 from .asking import answerable
 from .batches import Batch, read_batches
 from .config import TrainConfig
-from .data import Data, Pairs, Pictures, questions_of, split
+from .data import Data, Pairs, Pictures, ThroughCamera, questions_of, split
 from .families import Family
 from .hub import is_fetched
 from .losses import Guide
@@ -220,7 +220,9 @@ def _open_data(
         spoilt, clean = map(Path, config.pairs)
         return Pairs(spoilt, clean, bad, allow_outside=allow_outside)
     if config.pictures:
-        return Pictures(Path(config.pictures), bad, allow_outside=allow_outside)
+        pictures = Pictures(Path(config.pictures), bad, allow_outside=allow_outside)
+        # A task's own camera is that of its own pictures; these come from a device, unless a camera is named.
+        return ThroughCamera(pictures, task.camera, config.seed) if config.camera and task.camera else pictures
     n = config.n_train + min(config.n_validation, config.n_train // 4)
     if download and not team.leads:
         team.wait()  # the leading process downloads

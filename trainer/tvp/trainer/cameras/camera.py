@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tvp.sdk.errors import RequestError, near
 
-from . import effects
+from .effects import expose
 from .kinds import KINDS, SEVERITIES, Number, Value
 
 Picture = NDArray[np.uint8]
@@ -115,7 +115,7 @@ class Camera:
 
         def exposed(deviation: float) -> NDArray[np.float32]:
             assert gain is not None
-            return effects.expose((values * (255 / white)).astype(np.float32), gain, deviation, rng)
+            return expose((values * (255 / white)).astype(np.float32), gain, deviation, rng)
 
         for kind, strengths in drawn:
             effect, neutral = KINDS[kind].effect, KINDS[kind].neutral

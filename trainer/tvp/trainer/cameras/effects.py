@@ -61,11 +61,15 @@ def blur(values: Values, deviation: float, rng: np.random.Generator) -> Values:
     reach = int(4 * deviation + 0.5)
     weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / deviation) ** 2)
     weights /= weights.sum()
-    for axis in (0, 1):
-        n = values.shape[axis]
-        padded = np.pad(values, [(reach, reach) if i == axis else (0, 0) for i in range(3)], mode="edge")
-        shifted = (np.take(padded, range(start, start + n), axis) for start in range(len(weights)))
-        values = sum((weight * part for weight, part in zip(weights, shifted, strict=True)), np.zeros_like(values))
+    height, width = values.shape[:2]
+    padded = np.pad(values, [(reach, reach), (0, 0), (0, 0)], mode="edge")
+    values = np.zeros(values.shape)
+    for start, weight in enumerate(weights):
+        values += weight * padded[start : start + height]
+    padded = np.pad(values, [(0, 0), (reach, reach), (0, 0)], mode="edge")
+    values = np.zeros(values.shape)
+    for start, weight in enumerate(weights):
+        values += weight * padded[:, start : start + width]
     return values
 
 

@@ -13,8 +13,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import effects
-from .effects import Values
+from .effects import (
+    Values,
+    blur,
+    contrast,
+    dead,
+    defocus,
+    fog,
+    grey,
+    jpeg,
+    motion,
+    noise,
+    overexpose,
+    resolution,
+    shot,
+    vignette,
+)
 
 SEVERITIES = (1, 2, 3, 4, 5)
 Number = float | tuple[float, float]  # fixed, or a range from which each picture draws its own
@@ -90,7 +104,7 @@ KINDS: dict[str, Kind] = {
     ),
     "noise": Kind(
         "the noise of reading, alike at all levels",
-        effects.noise,
+        noise,
         (Value("deviation, where white is 1", *_SHARE),),
         {
             CIFAR_10_C: (0.04, 0.06, 0.08, 0.09, 0.10),
@@ -101,7 +115,7 @@ KINDS: dict[str, Kind] = {
     ),
     "shot": Kind(
         "shot noise, which grows with the light",
-        effects.shot,
+        shot,
         (Value("deviation of white, where white is 1", *_SHARE),),
         {
             CIFAR_10_C: _photons(500, 250, 100, 75, 50),
@@ -112,7 +126,7 @@ KINDS: dict[str, Kind] = {
     ),
     "blur": Kind(
         "a Gaussian blur",
-        effects.blur,
+        blur,
         (Value("deviation in px", 0.0, 32.0),),
         {
             CIFAR_10_C: (0.4, 0.6, 0.7, 0.8, 1.0),
@@ -123,7 +137,7 @@ KINDS: dict[str, Kind] = {
     ),
     "defocus": Kind(
         "out of focus: an even disc",
-        effects.defocus,
+        defocus,
         (Value("radius in px", 0.0, 32.0),),
         {
             CIFAR_10_C: (0.3, 0.4, 0.5, 1.0, 1.5),
@@ -134,7 +148,7 @@ KINDS: dict[str, Kind] = {
     ),
     "motion": Kind(
         "motion blur: a line",
-        effects.motion,
+        motion,
         (Value("length in px", 0.0, 64.0), Value("angle in degrees", -180.0, 180.0, (-45.0, 45.0))),
         {
             CIFAR_10_C: (2.0, 3.0, 4.0, 4.5, 5.0),
@@ -145,7 +159,7 @@ KINDS: dict[str, Kind] = {
     ),
     "resolution": Kind(
         "fewer pixels, at the same size",
-        effects.resolution,
+        resolution,
         (Value("share of the side", 0.001, 1.0),),
         {
             CIFAR_10_C: (0.95, 0.9, 0.85, 0.75, 0.65),
@@ -156,7 +170,7 @@ KINDS: dict[str, Kind] = {
     ),
     "jpeg": Kind(
         "JPEG compression",
-        effects.jpeg,
+        jpeg,
         (Value("quality, as in Pillow", 1.0, 100.0, whole=True),),
         {
             CIFAR_10_C: (80.0, 65.0, 58.0, 50.0, 40.0),
@@ -167,7 +181,7 @@ KINDS: dict[str, Kind] = {
     ),
     "fog": Kind(
         "a cloud before the picture",
-        effects.fog,
+        fog,
         (Value("amount, where white is 1", 0.0, 16.0), Value("how steeply fine structure fades", 1.0, 8.0, 2.0)),
         {
             CIFAR_10_C: ((0.2, 3.0), (0.5, 3.0), (0.75, 2.5), (1.0, 2.0), (1.5, 1.75)),
@@ -178,7 +192,7 @@ KINDS: dict[str, Kind] = {
     ),
     "contrast": Kind(
         "less contrast",
-        effects.contrast,
+        contrast,
         (Value("share that is left", *_SHARE),),
         {
             CIFAR_10_C: (0.75, 0.5, 0.4, 0.3, 0.15),
@@ -189,21 +203,21 @@ KINDS: dict[str, Kind] = {
     ),
     "overexposure": Kind(
         "too much light, cut off at white",
-        effects.overexpose,
+        overexpose,
         (Value("stops", 0.0, 8.0),),
         {0: (0.5, 1.0, 1.5, 2.0, 3.0)},
         0,
     ),
     "grey": Kind(
         "less colour",
-        effects.grey,
+        grey,
         (Value("share that is lost", *_SHARE),),
         {0: (0.2, 0.4, 0.6, 0.8, 1.0)},
         0,
     ),
     "dead": Kind(
         "dead pixels, black and white",
-        effects.dead,
+        dead,
         (Value("share of all pixels", *_SHARE),),
         {
             CIFAR_10_C: (0.01, 0.02, 0.03, 0.05, 0.07),
@@ -214,7 +228,7 @@ KINDS: dict[str, Kind] = {
     ),
     "vignette": Kind(
         "less light towards the corners",
-        effects.vignette,
+        vignette,
         (Value("share that the corners lose", *_SHARE),),
         {0: (0.2, 0.4, 0.6, 0.8, 1.0)},
         0,

@@ -5,7 +5,7 @@ Memes and POPE. `open_data` finds out which of them a name or a folder is.
 """
 
 from .drawn import Scenes
-from .folders import SUFFIXES, ClassFolder
+from .folders import ClassFolder, is_picture
 from .jsonl import Jsonl
 from .memes import HatefulMemes
 from .parquet import Parquet
@@ -19,7 +19,6 @@ from .vision import IMAGENETTE, Vision
 
 __all__ = [
     "IMAGENETTE",
-    "SUFFIXES",
     "ClassFolder",
     "Data",
     "HatefulMemes",
@@ -36,6 +35,7 @@ __all__ = [
     "ThroughCamera",
     "Vision",
     "files_below",
+    "is_picture",
     "open_data",
     "questions_of",
     "report",
