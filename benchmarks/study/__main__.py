@@ -15,16 +15,16 @@ from tvp.trainer import families
 from tvp.trainer.prompt import Prompt
 
 from . import cells as all_cells
-from .measure import learn, score
+from .measure import WITHOUT_LEARNING, learn, score
 
 HERE = Path(__file__).parent
+RESULTS = "results.jsonl"
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Learn and measure the cells that the file does not have yet."""
     folder: Path = arguments.output
     (folder / "prompts").mkdir(parents=True, exist_ok=True)
-    results = folder / "results.jsonl"
     overrides = json.loads(arguments.settings)
     models = {name: families.load(f"zoo:{name}") for name in ENCODER_OF}
     wanted = [cell for cell in all_cells.cells() if all(word in cell.name for word in arguments.only)]
@@ -32,28 +32,48 @@ def run(arguments: argparse.Namespace) -> None:
     for cell in wanted[arguments.part :: arguments.parts]:
         if time.monotonic() > stop:
             break
-        known = names(results)
         for camera in ("none", cell.camera):
-            plain = f"{cell.content}.{'family' if camera == all_cells.FAMILY else camera.replace(':', '')}"
-            with FileLock(folder / f".{plain}.lock"):
-                if plain not in names(results):
-                    scores = score(cell.content, arguments.split, camera, models, None)
-                    add(results, {"name": plain, "content": cell.content, "camera": camera, "scores": scores})
-        if cell.name in known:
+            name = "family" if camera == all_cells.FAMILY else camera.replace(":", "")
+            measure_once(
+                folder, f"{cell.content}.{name}", {"content": cell.content, "camera": camera}, models, arguments
+            )
+        for by_hand, change in WITHOUT_LEARNING.items() if cell.camera == all_cells.BAD else ():
+            facts = {"content": cell.content, "camera": cell.camera, "by_hand": by_hand}
+            name = f"{cell.content}.{cell.camera}.{by_hand.replace(' ', '-')}"
+            measure_once(folder, name, facts, models, arguments, change)
+        if cell.name in names(folder):
             continue
         file = folder / "prompts" / f"{cell.name}.safetensors"
         facts = learn(cell, models, overrides, file)
         scores = score(cell.content, arguments.split, cell.camera, models, Prompt.load(file))
-        add(results, {"name": cell.name, **vars(cell), **facts, "scores": scores})
+        add(folder, {"name": cell.name, **vars(cell), **facts, "scores": scores})
 
 
-def names(results: Path) -> set[str]:
+def measure_once(
+    folder: Path,
+    name: str,
+    facts: dict[str, Any],
+    models: dict[str, families.Family],
+    arguments: argparse.Namespace,
+    change: Any = None,
+) -> None:
+    """Measure without a prompt what no process has measured yet."""
+    with FileLock(folder / f".{name}.lock"):
+        if name not in names(folder):
+            scores = score(facts["content"], arguments.split, facts["camera"], models, change=change)
+            add(folder, {"name": name, **facts, "scores": scores})
+
+
+def names(folder: Path) -> set[str]:
+    """Return what is measured already."""
+    results = folder / RESULTS
     lines = results.read_text(encoding="utf-8").splitlines() if results.exists() else []
     return {json.loads(line)["name"] for line in lines}
 
 
-def add(results: Path, row: dict[str, Any]) -> None:
-    with open(results, "a", encoding="utf-8") as file:  # a line is one write: several processes share the file
+def add(folder: Path, row: dict[str, Any]) -> None:
+    """Write a row to the results, and print its accuracies."""
+    with open(folder / RESULTS, "a", encoding="utf-8") as file:  # a line is one write: several processes share the file
         file.write(json.dumps(row) + "\n")
     shown = "  ".join(f"{name} {100 * found['accuracy']:.1f}" for name, found in row["scores"].items())
     print(f"{row['name']}: {shown}", flush=True)
