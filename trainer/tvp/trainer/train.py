@@ -16,6 +16,7 @@ from .families import Family
 from .preparation import prepare
 from .prompt import Prompt
 from .run import Run
+from .showing import write_pictures
 from .starts import start
 from .step import Objective
 from .team import Team
@@ -69,7 +70,8 @@ def train(
 ) -> TrainResult:
     """Train a prompt, and write it with its configuration, logs and pictures to a folder.
 
-    The folder gets prompt.safetensors, prompt.png of a frame, config.toml, log.jsonl, curves.png, frames/ and
+    The folder gets prompt.safetensors, prompt.png of a frame, lens.png of a lens, pictures.png, which shows what the
+    prompt does, config.toml, log.jsonl, curves.png, frames/ and
     checkpoint.pt. Where a lens was chosen, choice.json says what was tried.
     A run that is killed loses at most the steps after its last checkpoint; resumed on a CPU, it ends with the same
     bits. Started by `accelerate launch`, several processes share each batch.
@@ -142,4 +144,6 @@ def train(
             run.add_validation(validate(learned.prompt(), prepared, team))
             run.keep()
         prompt, chosen = run.finish(config)
+        if team.leads:
+            write_pictures(run.folder, prompt, prepared.validation)
     return TrainResult(prompt, run.progress.steps, run.progress.validations, chosen)
