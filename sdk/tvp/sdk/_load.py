@@ -6,7 +6,8 @@ import logging
 import os
 from pathlib import Path
 
-from ._image import DEFAULT, Background, ImageLimits, Reader, make_reader
+from ._image import Background, Reader, make_reader
+from ._image_limits import DEFAULT, ImageLimits
 from ._models import open_model
 from ._models.graph_shapes import check_preprocess
 from ._runtime.machine import threads as number_of_threads
