@@ -177,7 +177,7 @@ class AnswerText:
         return new
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Answering:
     """One answer while it is made.
 

@@ -42,7 +42,7 @@ class ImageLimits:
 DEFAULT = ImageLimits()
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Reading:
     """One picture that is being read."""
 

@@ -16,9 +16,8 @@ from ._runtime.sessions import FILES, open_session
 from ._store import find, home
 from ._task import Task
 from .errors import BundleError
-from .formats.golden import FILE as GOLDEN
 from .formats.integrity import refuse_links, verify
-from .formats.manifest import read_base_manifest, read_task_manifest
+from .formats.manifest import GOLDEN, read_base_manifest, read_task_manifest
 
 log = logging.getLogger("tvp.sdk")
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,8 +44,7 @@ CacheT = TypeVar("CacheT", bound=Cache)
 ManifestT = TypeVar("ManifestT", bound=GenerativeManifest)
 
 
-@dataclass(frozen=True)
-class Question:
+class Question(NamedTuple):
     """A parsed question.
 
     Attributes:
@@ -57,18 +56,17 @@ class Question:
     text: str
     before: list[int]
     after: list[int]
-    connector_ids: list[int] = field(default_factory=list)
+    connector_ids: Sequence[int] = ()
 
 
-@dataclass(frozen=True)
-class Labels:
+class Labels(NamedTuple):
     """Parsed labels: texts, and the token ids of each."""
 
     texts: tuple[str, ...]
     ids: list[list[int]]
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Seen(Generic[CacheT]):
     """A picture that was encoded.
 
