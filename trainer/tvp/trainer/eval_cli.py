@@ -18,7 +18,7 @@ from . import cameras, tasks
 from .config import CHOICES, make_config
 from .data import Subset
 from .files import write_whole
-from .hub import offline_option
+from .options import allow_outside_option, offline_option
 from .prompt import Geometry, Prompt
 
 if TYPE_CHECKING:
@@ -112,11 +112,7 @@ def _camera(context: click.Context, option: click.Parameter, value: str) -> str:
 @click.option("--skip-bad", is_flag=True, help="Leave bad rows out of the data and list them. Default: stop at one.")
 @click.option("--download", is_flag=True, help="Download the task's data set into the folder of --data.")
 @offline_option
-@click.option(
-    "--allow-outside",
-    is_flag=True,
-    help="Read pictures outside of the data's folder too, where rows or links name them. Only for data that you trust.",
-)
+@allow_outside_option
 @click.option(
     "-o",
     "--output",
