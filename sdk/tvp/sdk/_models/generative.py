@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from .._generation import Answering, Generation, log_softmax
+from .._generation import Answering, Generation, end_when_stopped, log_softmax
 from .._results import Ranked
 from .._runtime.sessions import Parts, TrimmedMemory, run
 from ..errors import BundleError, RequestError
@@ -205,7 +205,7 @@ class GenerativeModel(Generic[ManifestT, CacheT]):
 
     def _first_logits(self, answering: Answering, seen: Seen[CacheT], question: Question) -> NDArray[np.float32] | None:
         """Read everything before the answer; returns `prefill`'s logits, or None where the answer ended meanwhile."""
-        with answering.ends_when_stopped():
+        with end_when_stopped([answering]):
             return self.prefill(seen, question)
         return None
 
@@ -221,7 +221,7 @@ class GenerativeModel(Generic[ManifestT, CacheT]):
             yield logits[0, -1]
             logits = None
             if token is not None:
-                with answering.ends_when_stopped():
+                with end_when_stopped([answering]):
                     logits = cache.run(self.embed([token])[None], 1)
 
     # Labels.
