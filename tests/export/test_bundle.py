@@ -29,6 +29,7 @@ from tvp.export.bundle import export
 from tvp.export.kinds import causal
 from tvp.export.plan import plan
 from tvp.sdk.errors import BundleError, CheckError, DataError, ModelError, RequestError
+from tvp.sdk.formats import integrity
 from tvp.sdk.formats.integrity import list_files
 from tvp.sdk.formats.manifest import read_base_manifest, read_task_manifest, write_manifest
 from tvp.trainer import families, tasks
@@ -171,7 +172,11 @@ def test_a_second_task_on_a_model_shares_its_base(tmp_path, monkeypatch):
     export(model, tasks.get("count"), tmp_path / "tasks" / "a", n_cases=1)
     with monkeypatch.context() as patch:
         patch.setattr(causal, "export_decoder", pytest.fail)
+        patch.setattr(integrity, "SETTLED", -(10**18))  # or the second of two loads hashes files of just now again
+        hashed, real = [], integrity.sha256_of
+        patch.setattr(integrity, "sha256_of", lambda file: hashed.append(file.name) or real(file))
         export(model, tasks.get("scenes"), tmp_path / "tasks" / "b", n_cases=1, prompt=random_prompt())
+    assert hashed.count("decoder_model_merged.onnx") == 2  # where it was found, and in the new bundle
     files = [sorted(p for p in (tmp_path / "tasks" / name / "base").iterdir()) for name in "ab"]
     assert [p.name for p in files[0]] == [p.name for p in files[1]]
     assert all(a.samefile(b) for a, b in zip(*files, strict=True) if a.name != "manifest.json")

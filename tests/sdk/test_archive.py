@@ -56,7 +56,7 @@ def test_a_file_is_loaded_and_unpacked_once(one_bundle, packed, tmp_path, monkey
         assert b.ask(PICTURE, "What?").tokens == a.ask(PICTURE, "What?").tokens
         assert a.model is b.model
     (folder,) = (tmp_path / "cache").iterdir()
-    monkeypatch.setattr("tvp.sdk._store.archive.unpack", pytest.fail)
+    monkeypatch.setattr("tvp.sdk.formats.archive.unpack", pytest.fail)
     with sdk.load(packed) as b:
         assert b.folder == folder
 

@@ -21,7 +21,7 @@ from PIL import Image, ImageFile, features
 from tests.pictures import PICTURE, SMOOTH, chunk, encode
 from tests.sdk.test_hostile_images import bounded
 from tvp import sdk
-from tvp.sdk import ImageLimits, _image, read_image
+from tvp.sdk import ImageLimits, _image_files, read_image
 from tvp.sdk._image_avif import frame_sizes, read_items
 from tvp.sdk.errors import ImageError, RequestError
 
@@ -363,14 +363,14 @@ def test_a_service_sets_less(tmp_path):
 def test_time_ends_a_decoder_in_the_middle(monkeypatch):
     """Of a large JPEG, which takes its file in many pieces."""
     data = encode(np.random.default_rng(0).integers(0, 256, (1500, 1500, 3), np.uint8), "JPEG", quality=95)
-    read, n_reads = _image._Stream.read, []
+    read, n_reads = _image_files._Stream.read, []
 
     def slow(self, size=-1):
         n_reads.append(size)
         time.sleep(0.02)
         return read(self, size)
 
-    monkeypatch.setattr(_image._Stream, "read", slow)
+    monkeypatch.setattr(_image_files._Stream, "read", slow)
     refused(data, r"longer to read than 0\.5 s", limits=ImageLimits(seconds=0.5))
     assert 10 < len(n_reads) < 80
 
@@ -421,7 +421,7 @@ def test_a_file_is_read_in_no_more_memory_than_it_has(tmp_path):
 
 def test_a_slow_picture_keeps_nobody_else_waiting(monkeypatch):
     waiting, done = threading.Event(), threading.Event()
-    read = _image._Stream.read
+    read = _image_files._Stream.read
 
     def slow(self, size=-1):
         if len(self.getvalue()) == len(PNG):
@@ -429,7 +429,7 @@ def test_a_slow_picture_keeps_nobody_else_waiting(monkeypatch):
             assert done.wait(60)
         return read(self, size)
 
-    monkeypatch.setattr(_image._Stream, "read", slow)
+    monkeypatch.setattr(_image_files._Stream, "read", slow)
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(read_image, PNG)
         assert waiting.wait(60)

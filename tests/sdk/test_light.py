@@ -74,6 +74,14 @@ print(json.dumps([sorted(early), sorted({m.split('.')[0] for m in sys.modules})]
     assert not loaded & {"torch", "transformers", "onnxruntime", "click"}
 
 
+def test_a_first_load_does_not_pay_for_other_uses():
+    """A .tvp file, a picture's file, a check and a mistake import what they need when they come."""
+    code = "import sys, json; from tvp import sdk; sdk.load; print(json.dumps([*sys.modules]))"
+    late = {"zipfile", "difflib", "PIL.JpegImagePlugin"}
+    late |= {f"tvp.sdk.{name}" for name in ("formats.archive", "formats.golden", "_check", "_image_files")}
+    assert not late & {*json.loads(run(code))}
+
+
 def test_asking_needs_neither_torch_nor_transformers(one_bundle):
     code = f"""
 import sys, importlib.abc

@@ -20,7 +20,7 @@ from tvp.sdk._runtime.sessions import _make_folders
 from tvp.sdk.cli import cli
 from tvp.sdk.errors import BundleError, ProviderError
 from tvp.sdk.formats import archive, temporary
-from tvp.sdk.formats.integrity import linked, list_files, private_folder
+from tvp.sdk.formats.integrity import linked, private_folder
 
 
 @pytest.fixture
@@ -103,23 +103,31 @@ def test_inspect_leaves_no_copy(packed):
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file to somebody else")
 def test_a_file_of_another_user_is_not_linked(tmp_path):
     (tmp_path / "w").write_bytes(b"weights")
-    entry = list_files(tmp_path)["w"]
     os.chown(tmp_path / "w", 12345, 12345)
-    assert not linked(tmp_path / "w", entry, tmp_path / "there" / "w")
+    assert not linked(tmp_path / "w", tmp_path / "there" / "w")
     assert not (tmp_path / "there" / "w").exists()
 
 
 @pytest.mark.parametrize("mode", [0o664, 0o646])
 def test_a_file_that_others_may_write_to_is_not_linked(tmp_path, mode):
     (tmp_path / "w").write_bytes(b"weights")
-    entry = list_files(tmp_path)["w"]
     (tmp_path / "w").chmod(mode)
-    assert not linked(tmp_path / "w", entry, tmp_path / "v")
+    assert not linked(tmp_path / "w", tmp_path / "v")
+    assert not (tmp_path / "v").exists()
     (tmp_path / "w").chmod(0o644)
-    assert linked(tmp_path / "w", entry, tmp_path / "v")
-    (tmp_path / "w").write_bytes(b"changed")
-    assert not linked(tmp_path / "w", entry, tmp_path / "u")
-    assert not (tmp_path / "u").exists()
+    assert linked(tmp_path / "w", tmp_path / "v")
+
+
+def test_a_changed_file_of_another_bundle_is_not_linked(packed, one_bundle, tmp_path):
+    archive.unpack(packed, tmp_path / "a")
+    name = "base/embed_tokens.npy"
+    changed = bytearray((tmp_path / "a" / name).read_bytes())
+    changed[-1] ^= 1  # as many bytes as before
+    (tmp_path / "a" / name).write_bytes(changed)
+    archive.unpack(packed, tmp_path / "b")
+    assert (tmp_path / "b" / name).read_bytes() == (one_bundle / name).read_bytes()
+    assert (tmp_path / "b" / name).stat().st_nlink == 1
+    assert (tmp_path / "b/base/tokenizer.json").samefile(tmp_path / "a/base/tokenizer.json")
 
 
 # Links of a hub client.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from bisect import bisect_left
 
 import pytest
@@ -123,13 +124,35 @@ def test_all_models_are_asked_what_each_can_read_and_none_before(tiny, tmp_path)
     clip, llava = tiny("clip")[0], tiny("llava")[0]
     file = write(tmp_path, {"labels": LABELS}, {}, {"labels": LABELS, "question": "<image>"})
     order = ["--task", "custom", "--data", str(file), "--canvas", str(CANVAS), "--inner", "48"]
-    done = CliRunner().invoke(evaluate, ["-m", llava, "-m", clip, *order])
+    done = CliRunner().invoke(evaluate, ["-m", clip, "-m", llava, *order])
     assert "line 3" in str(done.exception)
     assert not done.output
-    done = CliRunner().invoke(evaluate, ["-m", clip, "-m", llava, *order])
+    done = CliRunner().invoke(evaluate, ["-m", llava, "-m", clip, *order])
     assert "line 2: clip chooses among given answers" in str(done.exception)
     done = CliRunner().invoke(evaluate, ["-m", clip, "-m", llava, *order, "--skip-bad"], catch_exceptions=False)
     assert done.output.count("of 1") == 4
+
+
+def test_one_model_is_in_memory_and_the_first_is_not_loaded_again(tiny, tmp_path, monkeypatch):
+    first, second = tiny("llava")[0], tiny("clip")[0]
+    data = write(tmp_path, *[{"labels": LABELS}] * 3)
+    real, loads, alive = families.load, [], weakref.WeakSet()
+
+    def load(name, **options):
+        assert not alive
+        loads.append(name)
+        family = real(name, **options)
+        alive.add(family)
+        return family
+
+    monkeypatch.setattr(families, "load", load)
+    for models, expected in (([first], [first]), ([first, second], [second, first, second])):
+        loads.clear()
+        order = ["--task", "custom", "--data", str(data), "--canvas", str(CANVAS), "--inner", "48"]
+        order += [word for name in models for word in ("-m", name)]
+        done = CliRunner().invoke(evaluate, order, catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        assert loads == expected
 
 
 def test_drawn_scenes_are_not_checked_and_nothing_left_is_an_error(tiny, tmp_path):

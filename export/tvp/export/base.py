@@ -51,9 +51,9 @@ def put_base(family: Family, folder: Path, places: Sequence[Path], precision: st
     manifest = read_base_manifest(found / "manifest.json")
     folder.mkdir()
     shutil.copyfile(found / "manifest.json", folder / "manifest.json")
-    for name, entry in manifest.files.items():
-        if not linked(found / name, entry, folder / name):
-            shutil.copyfile(found / name, folder / name)  # the export verifies it when it loads the bundle
+    for name in manifest.files:  # `find_base` verified them, and the export does again when it loads the bundle
+        if not linked(found / name, folder / name):
+            shutil.copyfile(found / name, folder / name)
     if read_base_manifest(folder / "manifest.json").digest != _recorded(key):
         raise BundleError(f"The bundle in {found} was changed while it was read. Export again.")
     return manifest.digest

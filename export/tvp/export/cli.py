@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from tvp.trainer import tasks
-from tvp.trainer.hub import offline_option
+from tvp.trainer.options import allow_outside_option, offline_option
 
 from .precision import DEVICES, MAX_LOSS, PRECISIONS
 
@@ -19,11 +19,7 @@ from .precision import DEVICES, MAX_LOSS, PRECISIONS
 @click.option("-t", "--task", "task_name", required=True, help="Task of the bundle. An unknown name lists all tasks.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="New folder for the bundle.")
 @click.option("--data", help="Data for the comparison: scenes, a folder or a .jsonl file. Default: drawn scenes.")
-@click.option(
-    "--allow-outside",
-    is_flag=True,
-    help="Read pictures outside of the data's folder too, where rows or links name them. Only for data that you trust.",
-)
+@allow_outside_option
 @click.option("--cases", default=16, show_default=True, type=click.IntRange(1), help="Number of answers to compare.")
 @click.option(
     "--reuse/--no-reuse", default=True, show_default=True, help="Share the base of an earlier bundle of the same model."

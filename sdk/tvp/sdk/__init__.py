@@ -18,7 +18,8 @@ from . import errors
 if TYPE_CHECKING:
     from ._doctor import doctor
     from ._generation import Options
-    from ._image import ImageLike, ImageLimits, read_image
+    from ._image import ImageLike, read_image
+    from ._image_limits import ImageLimits
     from ._load import load
     from ._results import Answer, Ranked
     from ._store import home, tasks
@@ -47,7 +48,8 @@ __all__ = [
 
 _HOMES = {
     "_doctor": ("doctor",),
-    "_image": ("ImageLike", "ImageLimits", "read_image"),
+    "_image": ("ImageLike", "read_image"),
+    "_image_limits": ("ImageLimits",),
     "_generation": ("Options",),
     "_load": ("load",),
     "_results": ("Answer", "Ranked"),

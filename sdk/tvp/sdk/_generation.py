@@ -7,7 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any, TypedDict
@@ -177,7 +177,7 @@ class AnswerText:
         return new
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Answering:
     """One answer while it is made.
 
@@ -234,10 +234,6 @@ class Answering:
         elif generation.cancel is not None and generation.cancel.is_set():
             self.finish = "cancelled"
         return None if self.finish else token
-
-    def ends_when_stopped(self) -> AbstractContextManager[None]:
-        """See `end_when_stopped`."""
-        return end_when_stopped([self])
 
 
 @contextmanager

@@ -6,7 +6,8 @@ import logging
 import os
 from pathlib import Path
 
-from ._image import DEFAULT, Background, ImageLimits, Reader, make_reader
+from ._image import Background, Reader, make_reader
+from ._image_limits import DEFAULT, ImageLimits
 from ._models import open_model
 from ._models.graph_shapes import check_preprocess
 from ._runtime.machine import threads as number_of_threads
@@ -15,9 +16,8 @@ from ._runtime.sessions import FILES, open_session
 from ._store import find, home
 from ._task import Task
 from .errors import BundleError
-from .formats.golden import FILE as GOLDEN
 from .formats.integrity import refuse_links, verify
-from .formats.manifest import read_base_manifest, read_task_manifest
+from .formats.manifest import GOLDEN, read_base_manifest, read_task_manifest
 
 log = logging.getLogger("tvp.sdk")
 

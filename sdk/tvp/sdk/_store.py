@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 from pathlib import Path
 
 from .errors import BundleError, near
-from .formats import archive
 from .formats.integrity import private_folder, sha256_of
 from .formats.manifest import BaseManifest, TaskManifest, read_base_manifest, read_task_manifest
 
@@ -46,6 +44,8 @@ def find(task: str | os.PathLike[str]) -> Path:
 def read_manifests(task: str | os.PathLike[str]) -> tuple[TaskManifest, BaseManifest]:
     """Read the manifests of a bundle, as `find` finds it. A `.tvp` file is not unpacked for it."""
     if Path(task).suffix == ".tvp" and Path(task).is_file():
+        from .formats import archive  # as in _unpacked
+
         return archive.read_manifests(Path(task))
     folder = find(task)
     return read_task_manifest(folder / "manifest.json"), read_base_manifest(folder / "base" / "manifest.json")
@@ -78,6 +78,11 @@ def _find(path: Path, name: str) -> Path:
 
 def _unpacked(file: Path) -> Path:
     """Return the folder in the cache that holds a `.tvp` file's bundle; it is unpacked where it is not there yet."""
+    # Imported with the first .tvp file: most bundles are folders, and zip files need many modules.
+    import shutil
+
+    from .formats import archive
+
     expected = archive.digest(file)
     try:
         folder = private_folder(home() / "cache") / expected

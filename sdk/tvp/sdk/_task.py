@@ -8,12 +8,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
-from typing import Any, Literal, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ._check import CheckReport, check
 from ._generation import Options
 from ._image import ImageLike, Reader
 from ._models.model import Model, Request
@@ -24,8 +23,10 @@ from ._runtime.sessions import run
 from ._runtime.stopping import StoppedError, stoppable
 from ._view import View, answer_together
 from .errors import ImageError, RequestError, TvpError
-from .formats.golden import read_cases
 from .formats.manifest import TaskManifest
+
+if TYPE_CHECKING:
+    from ._check import CheckReport
 
 
 class Task:
@@ -239,6 +240,9 @@ class Task:
             CheckError: an answer differs from PyTorch's; it lists every difference.
             BundleError: the golden cases cannot be read.
         """
+        from ._check import check  # of no use to whoever only asks
+        from .formats.golden import read_cases
+
         exact = self.model.manifest.precision == "fp32"
         cases = read_cases(self.folder)
         golden = self.folder / "golden"
@@ -295,7 +299,7 @@ class Task:
         left = limit - (time.perf_counter() - began)
         if left <= 0:
             raise StoppedError("time")
-        return view, replace(request, generation=replace(generation, time_limit=left))
+        return view, request._replace(generation=replace(generation, time_limit=left))
 
     def _see(self, images: Sequence[ImageLike]) -> list[View | ImageError]:
         """Return a view for each picture, or why it cannot be read.

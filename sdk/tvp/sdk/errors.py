@@ -14,7 +14,6 @@ A message says what was asked, what was found, what is allowed and what to do ne
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 __all__ = [
@@ -72,6 +71,8 @@ class CheckError(TvpError):
 
 def near(name: str, known: Iterable[str]) -> str:
     """Return ' Did you mean a or b?' for a misspelt name, or '' if no known name is close."""
+    import difflib  # of no use before a mistake
+
     known = list(known)
     matches = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
     matches = matches or [other for other in known if other and (other in name or name in other)][:2]

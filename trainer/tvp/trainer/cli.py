@@ -12,7 +12,7 @@ import click
 
 from .cameras import HELP as CAMERA_HELP
 from .config import CHOICES, TrainConfig, make_config
-from .hub import offline_option
+from .options import allow_outside_option, offline_option
 from .team import Team
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -131,11 +131,7 @@ def _option(name: str, help: str) -> Callable[[F], F]:
 @click.option("--offload", is_flag=True, help="Keep only one source model on the device at a time. Saves memory.")
 @click.option("--skip-bad", is_flag=True, help="Leave bad rows out of the data and list them. Default: stop at one.")
 @click.option("--download", is_flag=True, help="Download the task's data set into the folder of --data.")
-@click.option(
-    "--allow-outside",
-    is_flag=True,
-    help="Read pictures outside of the data's folder too, where rows or links name them. Only for data that you trust.",
-)
+@allow_outside_option
 @offline_option
 def train(
     models: tuple[str, ...],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from . import cameras, tasks
 from .config import CHOICES, make_config
 from .data import Subset
 from .files import write_whole
-from .hub import offline_option
+from .options import allow_outside_option, offline_option
 from .prompt import Geometry, Prompt
 
 if TYPE_CHECKING:
@@ -112,11 +112,7 @@ def _camera(context: click.Context, option: click.Parameter, value: str) -> str:
 @click.option("--skip-bad", is_flag=True, help="Leave bad rows out of the data and list them. Default: stop at one.")
 @click.option("--download", is_flag=True, help="Download the task's data set into the folder of --data.")
 @offline_option
-@click.option(
-    "--allow-outside",
-    is_flag=True,
-    help="Read pictures outside of the data's folder too, where rows or links name them. Only for data that you trust.",
-)
+@allow_outside_option
 @click.option(
     "-o",
     "--output",
@@ -173,11 +169,11 @@ def evaluate(
     chosen = Subset(test, sorted(np.random.default_rng(seed).permutation(len(test))[:n].tolist()))
     names = list(dict.fromkeys(models))
     dtype = dtype_of(precision, device)
-    load: Callable[[str], Family] = partial(families.load, device=device, dtype=dtype, canvas=largest)
-    if len(names) == 1:
-        load = lru_cache(1)(load)
-    # All models are asked the same questions, so each must be able to read them before the first is measured.
-    asked = answerable(chosen, ((name, load(name)) for name in names), largest, task.free, skip_bad)
+    load = _one_at_a_time(partial(families.load, device=device, dtype=dtype, canvas=largest))
+    # All models are asked the same questions, so each must be able to read them before the first is measured. That one
+    # is checked last: it is still loaded when it is measured.
+    in_turn = [*names[1:], names[0]]
+    asked = answerable(chosen, ((name, load(name)) for name in in_turn), largest, task.free, skip_bad)
     rows = matrix.evaluate_matrix(
         names,
         load,
@@ -199,6 +195,19 @@ def evaluate(
     failed = [row for row in rows if row.note not in ("", matrix.NOT_EXPORTED)]
     if failed:
         raise click.ClickException(f"{len(failed)} of the bundles could not be made: {failed[0].note}")
+
+
+def _one_at_a_time(load: Callable[[str], Family]) -> Callable[[str], Family]:
+    """Return a function that loads a model by its name, keeps it for the next call, and drops it before another."""
+    kept: dict[str, Family] = {}
+
+    def load_or_keep(name: str) -> Family:
+        if name not in kept:
+            kept.clear()
+            kept[name] = load(name)
+        return kept[name]
+
+    return load_or_keep
 
 
 def _exporter() -> Exporter:

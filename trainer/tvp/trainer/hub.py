@@ -10,16 +10,11 @@ import fnmatch
 import json
 import os
 import re
-from collections.abc import Callable, Collection
-from contextlib import contextmanager
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any, TypeVar
-
-import click
 
 from tvp.sdk.errors import ModelError
 
-F = TypeVar("F", bound=Callable[..., Any])
 VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")  # the hub's own
 ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 TEXTS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
@@ -35,27 +30,6 @@ WEIGHTS = (
 def offline() -> bool:
     """Return whether nothing may be fetched: `--offline`, or the hub's own variables."""
     return any(os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in VARIABLES)
-
-
-def offline_option(command: F) -> F:
-    """Add `--offline` to a command. It acts as the hub's own variable does, so that every library obeys."""
-
-    @contextmanager
-    def set_variable() -> Any:
-        before = os.environ.get(VARIABLES[0])
-        os.environ[VARIABLES[0]] = "1"
-        try:
-            yield
-        finally:
-            os.environ.pop(VARIABLES[0])
-            os.environ.update({} if before is None else {VARIABLES[0]: before})
-
-    def act(context: click.Context, option: click.Parameter, value: bool) -> None:
-        if value:
-            context.with_resource(set_variable())
-
-    help = "Fetch nothing: every model is a folder, or in the hub's cache. HF_HUB_OFFLINE=1 does the same."
-    return click.option("--offline", is_flag=True, expose_value=False, callback=act, help=help)(command)
 
 
 def is_fetched(name: str, typed: Collection[str] | None) -> bool:

@@ -6,8 +6,9 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +27,7 @@ N_TEXTS = 4096  # texts whose features a model remembers
 REFUSED = {"temperature": 0.0, "stop": ()}  # options that have no meaning here, and their values when they are left out
 
 
-@dataclass(frozen=True)
-class Labels:
+class Labels(NamedTuple):
     """Parsed labels: the labels, and the text of each that is compared with the picture."""
 
     labels: tuple[str, ...]

@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from .._generation import Answering, Generation, log_softmax
+from .._generation import Answering, Generation, end_when_stopped, log_softmax
 from .._results import Ranked
 from .._runtime.sessions import Parts, TrimmedMemory, run
 from ..errors import BundleError, RequestError
@@ -44,8 +44,7 @@ CacheT = TypeVar("CacheT", bound=Cache)
 ManifestT = TypeVar("ManifestT", bound=GenerativeManifest)
 
 
-@dataclass(frozen=True)
-class Question:
+class Question(NamedTuple):
     """A parsed question.
 
     Attributes:
@@ -57,18 +56,17 @@ class Question:
     text: str
     before: list[int]
     after: list[int]
-    connector_ids: list[int] = field(default_factory=list)
+    connector_ids: Sequence[int] = ()
 
 
-@dataclass(frozen=True)
-class Labels:
+class Labels(NamedTuple):
     """Parsed labels: texts, and the token ids of each."""
 
     texts: tuple[str, ...]
     ids: list[list[int]]
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Seen(Generic[CacheT]):
     """A picture that was encoded.
 
@@ -207,7 +205,7 @@ class GenerativeModel(Generic[ManifestT, CacheT]):
 
     def _first_logits(self, answering: Answering, seen: Seen[CacheT], question: Question) -> NDArray[np.float32] | None:
         """Read everything before the answer; returns `prefill`'s logits, or None where the answer ended meanwhile."""
-        with answering.ends_when_stopped():
+        with end_when_stopped([answering]):
             return self.prefill(seen, question)
         return None
 
@@ -223,7 +221,7 @@ class GenerativeModel(Generic[ManifestT, CacheT]):
             yield logits[0, -1]
             logits = None
             if token is not None:
-                with answering.ends_when_stopped():
+                with end_when_stopped([answering]):
                     logits = cache.run(self.embed([token])[None], 1)
 
     # Labels.

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +17,7 @@ from ..formats.manifest import BaseManifest
 MAX_TEXT = 8192  # characters of a question or a label; more than any context in use, and bounded before tokenising
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """A question with its options, checked and parsed once.
 
     Attributes:
@@ -33,8 +31,7 @@ class Request:
     labels: Any = None
 
 
-@dataclass(frozen=True)
-class Reply:
+class Reply(NamedTuple):
     """A model's answer. `Answer` has the same fields, and the time of the picture.
 
     Attributes:

@@ -8,9 +8,8 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import ProviderError, near
 from .fork import in_child
@@ -65,8 +64,7 @@ HEAVY = {
 }
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """The providers of the parts of a base.
 
     Attributes:

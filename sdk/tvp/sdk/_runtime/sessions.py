@@ -131,7 +131,7 @@ class TrimmedMemory:
         _trim(0)
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Parts:
     """The opened graphs of a base.
 

@@ -95,7 +95,7 @@ def unpack(file: Path, folder: Path, expected: str = "") -> None:
             _refuse_graphs(stream, archive, listed, file)
             twin = next((f for f, other in bases_in(folder.parent) if other.digest == base.digest), None)
             for name, entry in listed.items():
-                if not (twin and name.startswith("base/") and linked(twin / name, entry, work / name)):
+                if not (twin and name.startswith("base/") and _shared(twin / name, entry, work / name)):
                     _extract(archive, name, entry, work / name, file)
             readable(work)
             os.rename(work, folder)
@@ -227,6 +227,18 @@ def _refuse_graphs(stream: BinaryIO, archive: zipfile.ZipFile, listed: Mapping[s
 
 def _folder(name: str) -> PurePosixPath:
     return PurePosixPath(name).parent
+
+
+def _shared(file: Path, entry: FileEntry, to: Path) -> bool:
+    """Link a file of another bundle if it is intact; returns whether it was. Otherwise nothing is at `to`."""
+    if not linked(file, to):
+        return False
+    try:
+        verify(to.parent, {to.name: entry})
+    except BundleError:
+        to.unlink()
+        return False
+    return True
 
 
 def _extract(archive: zipfile.ZipFile, name: str, entry: FileEntry, to: Path, file: Path) -> None:

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import BundleError
+from .manifest import GOLDEN
 
 FORMAT = 2
-FILE = "golden/cases.json"
 MAX_BYTES = 2**24  # of the file; a case that ranks a thousand labels has tens of thousands
 TIE = 1e-4  # scores that are closer may come in either order: rounding turns such labels around
 
@@ -126,7 +126,7 @@ def write_cases(folder: Path, cases: Sequence[GoldenCase], pictures: Mapping[str
         cases: any number, also none.
         pictures: uint8 (height, width, 3), by the name that a case gives it.
     """
-    file = folder / FILE
+    file = folder / GOLDEN
     file.parent.mkdir(exist_ok=True)
     for name, picture in pictures.items():
         Image.fromarray(picture).save(file.parent / name)
@@ -137,7 +137,7 @@ def write_cases(folder: Path, cases: Sequence[GoldenCase], pictures: Mapping[str
 
 def read_cases(folder: Path) -> list[GoldenCase]:
     """Read the golden cases of the bundle in a folder, at least one; raises BundleError for anything else."""
-    file = folder / FILE
+    file = folder / GOLDEN
     try:
         if not file.is_file() or file.stat().st_size > MAX_BYTES:
             raise BundleError(

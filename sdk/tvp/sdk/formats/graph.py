@@ -61,7 +61,7 @@ MAX_FIELDS = 10_000_000  # takes some seconds; the graph of a large model has so
 Buffer = memoryview | mmap.mmap
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Graph:
     """What a graph would do.
 

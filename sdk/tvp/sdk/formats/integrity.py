@@ -94,15 +94,14 @@ def refuse_links(folder: Path, files: Mapping[str, FileEntry]) -> None:
             raise BundleError(f"The bundle's file {folder / name} is a link. Load the bundle with verify_files=True.")
 
 
-def linked(file: Path, entry: FileEntry, to: Path) -> bool:
+def linked(file: Path, to: Path) -> bool:
     """Share a file of another bundle by a hard link; returns whether that was possible.
 
-    It is not if the file is not intact, if it does not belong to this user, if others may write to it, or if the disk
-    has no links. Then nothing is at `to`.
+    It is not if the file does not belong to this user, if others may write to it, or if the disk has no links. Then
+    nothing is at `to`. The content is not looked at: whoever calls this verifies it, before or after.
 
     Args:
         file: to share.
-        entry: that it must have.
         to: the new link.
     """
     try:
@@ -110,13 +109,9 @@ def linked(file: Path, entry: FileEntry, to: Path) -> bool:
         os.link(file.resolve(), to)
     except OSError:
         return False
-    try:
-        if is_private(to.lstat()):  # of the link: `file` may be another one by now
-            verify(to.parent, {to.name: entry})
-            return True
-    except (BundleError, OSError):
-        pass
-    to.unlink(missing_ok=True)
+    if is_private(to.lstat()):  # of the link: `file` may be another one by now
+        return True
+    to.unlink()
     return False
 
 

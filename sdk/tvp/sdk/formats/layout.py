@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..errors import RequestError
 
@@ -39,8 +40,7 @@ class PromptLayout:
     apart: bool = False
 
 
-@dataclass(frozen=True)
-class PromptTokenizer:
+class PromptTokenizer(NamedTuple):
     """A layout with the tokenizer that reads it.
 
     Attributes:

@@ -39,6 +39,7 @@ from .integrity import FileEntry
 from .layout import CaptionTemplates, PromptLayout
 
 FORMAT = 2
+GOLDEN = "golden/cases.json"  # written and read by golden.py; named here because a manifest must list it
 MAX_MANIFEST = 2**21  # bytes; a real one has some thousands
 ZEROS = "0" * 64  # stands for the digest while it is computed
 T = TypeVar("T")
@@ -56,7 +57,7 @@ def _facts_field() -> Any:
 # The manifests.
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)  # no instances: methods would cost time
 class BaseManifest:
     """One exported frozen model. The subclasses say what depends on the model kind.
 
@@ -87,7 +88,7 @@ class BaseManifest:
         raise NotImplementedError
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)  # no instances: methods would cost time
 class GenerativeManifest(BaseManifest):
     """A model that writes its answer token by token.
 

@@ -175,7 +175,7 @@ def refuse_regex(pattern: str) -> None:
             groups[-1].n_open = 0
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class _Group:
     """A group of a regular expression, or one letter.
 
