@@ -3,7 +3,8 @@
 Two tasks are exported on the zoo's LLaVA, and on a wide LLaVA with random weights (--layers says how many layers of
 about 50 MB; 0 leaves this model out). The second task shares the base of the first by hard links, as `tvp export` makes
 it. New processes load the first task, the second, the second while the first is closed, and the second with a copy of
-the base, whose files have to be hashed. Prints medians and spread, and the resident memory before, with both tasks, and
+the base, whose files have to be hashed. They also load the second task with a lens bundle, and swap the lens of a
+loaded task. Prints medians and spread, and the resident memory before, with both tasks, and
 after closing them.
 """
 
@@ -20,6 +21,10 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tvp.trainer.prompt import Prompt
 
 SETTLED = 2.5  # seconds; the sdk hashes younger files again
 
@@ -38,14 +43,20 @@ def load(folder):
     task = sdk.load(folder, providers="cpu")
     return time.perf_counter() - began, task
 
-first, second, copied = sys.argv[1:]
+first, second, copied, lens = sys.argv[1:]
 load(first)[1].close()  # a warm-up: imports, and the first reading of the files
 memory = [resident()]
 times = {}
 times["first"], a = load(first)
 times["second"], b = load(second)
-assert a.base is b.base
+assert a.model is b.model
 memory.append(resident())
+began = time.perf_counter()
+a.use_lens(lens)
+times["swap of the lens"] = time.perf_counter() - began
+began = time.perf_counter()
+sdk.load(second, providers="cpu", lens=lens).close()
+times["second with a lens"] = time.perf_counter() - began
 times["second, copied base"], c = load(copied)
 a.close(), b.close(), c.close()
 del a, b, c
@@ -79,19 +90,35 @@ def make_wide(folder: Path, n_layers: int) -> Path:
     return folder
 
 
+def random_lens() -> Prompt:
+    """A lens of the largest default kind, at the size of the zoo."""
+    import torch
+
+    from tvp.trainer.lens import Lens, LensDesign
+    from tvp.trainer.prompt import Geometry, Prompt
+
+    design, generator = LensDesign("conv"), torch.Generator().manual_seed(0)
+    values = {k: v + 0.02 * torch.randn(v.shape, generator=generator) for k, v in design.start().items()}
+    return Prompt(None, Geometry(64, 64), lens=Lens(design, values))
+
+
 def measure(model: str | Path, folder: Path, n: int) -> dict[str, object]:
     """Export a model's bundles to a folder, and load them in n processes."""
+    import numpy as np
+
     from tvp.export.bundle import export
+    from tvp.export.without_base import export_lens
     from tvp.trainer import tasks
 
     for name in ("count", "existence"):
         export(model, tasks.get(name), folder / name, n_cases=4)
     shutil.copytree(folder / "existence", folder / "copied")
+    export_lens(model, folder / "lens", [np.zeros((48, 64, 3), np.uint8)], prompt=random_lens())
     files = [file.stat() for file in (folder / "existence" / "base").iterdir()]
     assert all(file.st_nlink > 1 for file in files if file.st_size > 10**5)
     time.sleep(SETTLED)
     environment = {**os.environ, "TVP_HOME": str(folder / "home")}
-    places = [str(folder / name) for name in ("count", "existence", "copied")]
+    places = [str(folder / name) for name in ("count", "existence", "copied", "lens")]
     seconds: dict[str, list[float]] = {}
     memory: list[list[float]] = []
     for _ in range(n):

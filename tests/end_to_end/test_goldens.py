@@ -14,7 +14,7 @@ import pytest
 
 from tests.goldens import make
 from tvp.export.bundle import export
-from tvp.sdk.formats.manifest import FORMAT
+from tvp.sdk.formats._sealed import FORMAT
 from tvp.trainer import families, tasks
 
 GOLDENS = Path(make.__file__).parent

@@ -13,7 +13,7 @@ from tests.bundles import flip_bytes, listed_anew, reads_weights_from, seal
 from tvp import sdk
 from tvp.sdk import tasks
 from tvp.sdk.errors import BundleError, CheckError, ImageError, ProviderError, RequestError, TvpError
-from tvp.sdk.formats.manifest import FORMAT
+from tvp.sdk.formats._sealed import FORMAT
 
 PICTURE = np.zeros((10, 10, 3), np.uint8)
 

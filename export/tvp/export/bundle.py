@@ -29,6 +29,8 @@ from .output import refuse_to_overwrite, restore, written_whole
 from .parity import Parity
 from .precision import DEVICES, MAX_LOSS, PRECISIONS, made_for
 from .preprocess import preprocess_graph
+from .prompts import parts_of
+from .without_base import pixel_facts
 
 log = logging.getLogger("tvp.export")
 
@@ -116,6 +118,8 @@ def export(
             files={},
             parity=ParityFacts(),
             provenance=_provenance(family, model, prompt),
+            pixels=pixel_facts(family),
+            prompt=parts_of(prompt),
         )
         write_cases(work, [], {})
         _seal(manifest, work)

@@ -8,7 +8,9 @@ from typing import Any
 import click
 
 from tvp.trainer import tasks
+from tvp.trainer.data import Data, Scenes
 from tvp.trainer.options import allow_outside_option, offline_option
+from tvp.trainer.prompt import Prompt
 
 from .precision import DEVICES, MAX_LOSS, PRECISIONS
 
@@ -16,7 +18,13 @@ from .precision import DEVICES, MAX_LOSS, PRECISIONS
 @click.command()
 @click.option("-m", "--model", required=True, help="Model to export: a folder, a hub id or zoo:NAME.")
 @click.option("-p", "--prompt", type=click.Path(path_type=Path), help="Prompt file. Default: none, the model alone.")
-@click.option("-t", "--task", "task_name", required=True, help="Task of the bundle. An unknown name lists all tasks.")
+@click.option("--lens", type=click.Path(path_type=Path), help="Prompt file whose lens is put before the --frame.")
+@click.option(
+    "--frame", type=click.Path(path_type=Path), help="Prompt file of a frame that was learned without a lens."
+)
+@click.option(
+    "-t", "--task", "task_name", help="Task of the bundle. An unknown name lists all tasks. Not with --without-base."
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="New folder for the bundle.")
 @click.option("--data", help="Data for the comparison: scenes, a folder or a .jsonl file. Default: drawn scenes.")
 @allow_outside_option
@@ -45,6 +53,11 @@ from .precision import DEVICES, MAX_LOSS, PRECISIONS
     type=click.FloatRange(0, 1),
     help="Share of the answers that may differ from PyTorch's in fp16, int8 and int4.",
 )
+@click.option(
+    "--without-base",
+    is_flag=True,
+    help="Write the prompt alone, as a small lens bundle, which tasks that are exported already are loaded with.",
+)
 @click.option("--single-file", is_flag=True, help="Also write preprocessing and encoder as one image_encoder.onnx.")
 @click.option("--dry-run", is_flag=True, help="List the files and their sizes, and write nothing.")
 @offline_option
@@ -52,7 +65,9 @@ from .precision import DEVICES, MAX_LOSS, PRECISIONS
 def export(
     model: str,
     prompt: Path | None,
-    task_name: str,
+    lens: Path | None,
+    frame: Path | None,
+    task_name: str | None,
     output: Path,
     data: str | None,
     allow_outside: bool,
@@ -61,6 +76,7 @@ def export(
     precision: str,
     device: str,
     max_loss: float,
+    without_base: bool,
     single_file: bool,
     dry_run: bool,
     force: bool,
@@ -71,14 +87,31 @@ def export(
     fails and writes nothing.
 
     Ask the bundle with tvp ask, and check it on another machine with tvp check.
+
+    A lens and a frame that were learned apart are put together: --lens FILE --frame FILE. With --without-base, only the
+    prompt is exported; tvp ask TASK --lens FOLDER puts it in the place of the task's own.
     """
-    task = tasks.get(task_name)
+    if task_name is None and not without_base:
+        raise click.UsageError("Give the task of the bundle: --task NAME. Only --without-base needs none.")
+    if without_base and prompt is None and lens is None and frame is None:
+        raise click.UsageError("--without-base exports a prompt alone. Give one: --lens, --frame or --prompt.")
+    if without_base and (task_name is not None or single_file or precision != "fp32"):
+        raise click.UsageError("--task, --precision and --single-file are about a base; --without-base has none.")
+    task = tasks.get(task_name or "custom")
     # These imports take seconds. A misspelt option should fail before them.
     from .bundle import export as run_export
     from .plan import plan
+    from .prompts import choose_prompt
 
+    chosen = choose_prompt(prompt, lens, frame)
+    source = None
+    if data and not dry_run:
+        source = tasks.open_data(data, task, "test", cases, seed=7, allow_outside=allow_outside)
+    if without_base and chosen is not None:
+        _without_base(model, output, chosen, source, cases, dry_run, force)
+        return
     options: dict[str, Any] = {
-        "prompt": prompt,
+        "prompt": chosen,
         "force": force,
         "reuse": reuse,
         "precision": precision,
@@ -86,12 +119,8 @@ def export(
         "single_file": single_file,
     }
     if dry_run:
-        rows = plan(model, task, output, **options)
-        for name, size, note in rows:
-            click.echo(f"{_size(size)}  {name}{note and f'  ({note})'}")
-        click.echo(f"{_size(sum(size for _, size, _ in rows))}  in all, under {output}; nothing was written")
+        _show(plan(model, task, output, **options), output)
         return
-    source = tasks.open_data(data, task, "test", cases, seed=7, allow_outside=allow_outside) if data else None
     report = run_export(model, task, output, data=source, n_cases=cases, max_loss=max_loss, **options)
     if precision != "fp32":
         click.echo(f"{precision}: {report.loss:.1%} of the answers are not PyTorch's (allowed {max_loss:.1%})")
@@ -100,6 +129,28 @@ def export(
         f"{report.pixels_within_a_level:.2%} of pixel values within one level"
     )
     click.echo(f"wrote {output}")
+
+
+def _without_base(
+    model: str, output: Path, prompt: Prompt, source: Data | None, n_pictures: int, dry_run: bool, force: bool
+) -> None:
+    from .plan import plan_lens
+    from .without_base import export_lens
+
+    if dry_run:
+        _show(plan_lens(output, prompt=prompt, force=force), output)
+        return
+    source = source or Scenes(n_pictures, seed=7)
+    pictures = [source[i].picture for i in range(min(n_pictures, len(source)))]
+    report = export_lens(model, output, pictures, prompt=prompt, force=force)
+    click.echo(f"parity: {report.pixels_within_a_level:.2%} of pixel values within one level")
+    click.echo(f"wrote {output}")
+
+
+def _show(rows: list[tuple[str, int, str]], output: Path) -> None:
+    for name, size, note in rows:
+        click.echo(f"{_size(size)}  {name}{note and f'  ({note})'}")
+    click.echo(f"{_size(sum(size for _, size, _ in rows))}  in all, under {output}; nothing was written")
 
 
 def _size(n_bytes: int) -> str:

@@ -25,8 +25,9 @@ def refuse_to_overwrite(output: Path, force: bool) -> None:
         return
     if not force:
         raise BundleError(f"{output} exists already. Choose another folder, or replace it with --force.")
-    # Web applications have a manifest.json too.
-    if not all((output / name).is_file() for name in ("manifest.json", "base/manifest.json")):
+    # Web applications have a manifest.json too. Only a lens bundle has no base.
+    marks = [output / name for name in ("base/manifest.json", "preprocess.onnx")]
+    if not (output / "manifest.json").is_file() or not any(mark.is_file() for mark in marks):
         raise BundleError(f"{output} is not a bundle, so --force does not replace it. Choose another folder.")
 
 

@@ -22,7 +22,7 @@ def plan(
     task: TaskDefinition,
     output: Path,
     *,
-    prompt: Path | None = None,
+    prompt: str | Path | Prompt | None = None,
     precision: str = "fp32",
     device: str = "cpu",
     reuse: bool = True,
@@ -39,14 +39,15 @@ def plan(
         TvpError: `export` would fail before it writes.
     """
     refuse_to_overwrite(output, force)
-    geometry = Prompt.load(prompt).geometry if prompt else None
+    prompt = prompt if prompt is None or isinstance(prompt, Prompt) else Prompt.load(prompt)
+    geometry = prompt.geometry if prompt else None
     family = families.load(model, canvas=geometry.canvas if geometry else None)
     kind = kind_of(family)
-    canvas = geometry.canvas if geometry else family.pixel_format.size
-    frame = 3 * canvas * canvas * 4 if prompt else 0
-    preprocessing = frame + 64 * 2**10
+    frame, lens = _sizes(prompt)
+    preprocessing = frame + lens + 64 * 2**10
     rows = [("preprocess.onnx", preprocessing, "")]
-    rows += [("prompt.safetensors", frame, ""), ("prompt.png", frame // 8, "")] if prompt else []
+    rows += [("prompt.safetensors", frame + lens, "")] if prompt else []
+    rows += [("prompt.png", frame // 8, "")] if frame else []
     rows += [("golden/", 64 * 2**10, "pictures and PyTorch's answers"), ("manifest.json", 4 * 2**10, "")]
     made = made_for(device, precision)
     sizes = kind.sizes(family, precision, "fp16" if made != "cpu" and precision != "fp32" else precision)
@@ -60,3 +61,21 @@ def plan(
     rows += [(f"base/{name}", size, "") for name, size in sizes.items()]
     rows += [(f"base/{name}", len(text), "") for name, text in kind.tokenizer_texts(family).items()]
     return [*rows, ("base/manifest.json", 4 * 2**10, "")]
+
+
+def plan_lens(output: Path, *, prompt: Prompt, force: bool = False) -> list[tuple[str, int, str]]:
+    """As `plan`, of `export_lens`."""
+    refuse_to_overwrite(output, force)
+    rows = [
+        ("preprocess.onnx", sum(_sizes(prompt)) + 64 * 2**10, ""),
+        ("golden/", 32 * 2**10, "PyTorch's pixel values"),
+    ]
+    return [*rows, ("manifest.json", 4 * 2**10, "")]
+
+
+def _sizes(prompt: Prompt | None) -> tuple[int, int]:
+    """Return the bytes of a prompt's frame and of its lens."""
+    if prompt is None:
+        return 0, 0
+    lens = 4 * prompt.lens.n_values if prompt.lens is not None else 0
+    return 4 * prompt.frame.numel() if prompt.frame is not None else 0, lens

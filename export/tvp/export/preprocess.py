@@ -10,10 +10,13 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from tvp.trainer.families.pixels import PixelFormat, resize_matrix
 from tvp.trainer.prompt import Geometry, Prompt
+
+from .lens import add_lens
+from .nodes import Nodes
 
 OPSET = 18
 IR_VERSION = 10
@@ -27,24 +30,6 @@ PILLOW_CUBIC: dict[str, Any] = {
 }
 
 
-class _Graph:
-    """Nodes and constants of a graph; each method adds one and returns the name of its output."""
-
-    def __init__(self) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: list[onnx.TensorProto] = []
-
-    def op(self, kind: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
-        name = output or f"{kind.lower()}_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(kind, list(inputs), [name], name=f"/{name}", **attributes))
-        return name
-
-    def constant(self, value: object, dtype: type = np.int64) -> str:
-        name = f"constant_{len(self.constants)}"
-        self.constants.append(numpy_helper.from_array(np.asarray(value, dtype), name))
-        return name
-
-
 def preprocess_graph(geometry: Geometry, pixel_format: PixelFormat, prompt: Prompt | None) -> onnx.ModelProto:
     """Build the graph `image` uint8 (height, width, 3) -> `pixel_values` float32 (1, 3, size, size).
 
@@ -56,7 +41,7 @@ def preprocess_graph(geometry: Geometry, pixel_format: PixelFormat, prompt: Prom
     Returns:
         The checked model.
     """
-    g = _Graph()
+    g = Nodes()
     side = geometry.side
     edge = (geometry.canvas - side) // 2
     shape = g.op("Shape", "image")
@@ -77,26 +62,28 @@ def preprocess_graph(geometry: Geometry, pixel_format: PixelFormat, prompt: Prom
         missing, none = g.op("Sub", g.constant([side]), fitted), g.constant([0, 0])
         first = g.op("Div", g.op("Add", missing, g.constant([1])), g.constant([2]))
         picture = g.op("Pad", picture, g.op("Concat", none, first, none, g.op("Sub", missing, first), axis=0))
-    canvas = g.op("Div", g.op("Cast", picture, to=TensorProto.FLOAT), g.constant(255, np.float32))
+    canvas = g.op("Div", g.op("Cast", picture, to=TensorProto.FLOAT), g.real(255))
+    if prompt is not None and prompt.lens is not None:
+        canvas = add_lens(g, canvas, prompt.lens, side)
     added = np.zeros((3, geometry.canvas, geometry.canvas)) if prompt is None else prompt.added().detach().cpu().numpy()
     if edge:  # the frame is around the picture: without its middle, each loaded task takes less memory
         before, inside, after = slice(edge), slice(edge, edge + side), slice(edge + side, None)
         parts = (added[:, inside, before], added[:, inside, after], added[:, before], added[:, after])
-        left, right, top, bottom = (g.constant(part[None], np.float32) for part in parts)
+        left, right, top, bottom = (g.real(part[None]) for part in parts)
         canvas = g.op("Concat", top, g.op("Concat", left, canvas, right, axis=3), bottom, axis=2)
-    elif prompt is not None:  # the frame is over the picture
-        canvas = g.op("Add", canvas, g.constant(added[None], np.float32))
+    elif prompt is not None and prompt.frame is not None:  # the frame is over the picture
+        canvas = g.op("Add", canvas, g.real(added[None]))
         if prompt.merges:
-            canvas = g.op("Clip", canvas, g.constant(0, np.float32), g.constant(1, np.float32))
+            canvas = g.op("Clip", canvas, g.real(0), g.real(1))
     size = pixel_format.size
     if size != geometry.canvas:
         # As in `to_pixels`: the filter may overshoot. Clip at black and white, or at the canvas's own extremes.
-        low = g.op("Min", g.op("ReduceMin", canvas, keepdims=0), g.constant(0, np.float32))
-        high = g.op("Max", g.op("ReduceMax", canvas, keepdims=0), g.constant(1, np.float32))
+        low = g.op("Min", g.op("ReduceMin", canvas, keepdims=0), g.real(0))
+        high = g.op("Max", g.op("ReduceMax", canvas, keepdims=0), g.real(1))
         weights = resize_matrix(geometry.canvas, size, pixel_format.filter).numpy()
-        canvas = g.op("Clip", g.op("MatMul", canvas, g.constant(weights.T, np.float32)), low, high)
-        canvas = g.op("Clip", g.op("MatMul", g.constant(weights, np.float32), canvas), low, high)
-    mean, std = (g.constant(np.reshape(v, (1, 3, 1, 1)), np.float32) for v in (pixel_format.mean, pixel_format.std))
+        canvas = g.op("Clip", g.op("MatMul", canvas, g.real(weights.T)), low, high)
+        canvas = g.op("Clip", g.op("MatMul", g.real(weights), canvas), low, high)
+    mean, std = (g.real(np.reshape(v, (1, 3, 1, 1))) for v in (pixel_format.mean, pixel_format.std))
     g.op("Div", g.op("Sub", canvas, mean), std, output="pixel_values")
     graph = helper.make_graph(
         g.nodes,

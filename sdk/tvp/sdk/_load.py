@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ._image import Background, Reader, make_reader
 from ._image_limits import DEFAULT, ImageLimits
+from ._lens import OpenedLens, open_lens
 from ._models import open_model
 from ._models.graph_shapes import check_preprocess
 from ._runtime.machine import threads as number_of_threads
@@ -30,6 +31,7 @@ def load(
     verify_files: bool = True,
     limits: ImageLimits = DEFAULT,
     background: Background = "white",
+    lens: str | os.PathLike[str] | None = None,
 ) -> Task:
     """Load a task.
 
@@ -52,9 +54,12 @@ def load(
             loaded base is not read again while its inode, size and times stay the same. Without it, links are refused.
         limits: what a picture may cost; see `ImageLimits`.
         background: what shows through transparent pixels of pictures: `white`, another name, `#rrggbb` or (r, g, b).
+        lens: a lens bundle: a folder, or a name under $TVP_HOME/lenses. Its prompt takes the place of the task's own;
+            see `Task.use_lens`. Default: none.
 
     Raises:
-        BundleError: the bundle is missing, damaged, of a newer format, or without its base.
+        BundleError: the bundle or the lens is missing, damaged, of a newer format, or without its base; or the lens
+            makes other pixel values than the task takes.
         ProviderError: a provider is unknown or does not start.
         RequestError: the number of threads is out of its range, or the limits or the background are wrong.
     """
@@ -62,7 +67,7 @@ def load(
     n_threads = number_of_threads(threads)
     folder = find(task)
     try:
-        return _open(folder, providers, n_threads, verify_files, read)
+        loaded = _open(folder, providers, n_threads, verify_files, read)
     except BundleError as error:
         if Path(task).suffix == ".tvp" and folder != Path(task).absolute():
             raise BundleError(
@@ -70,6 +75,9 @@ def load(
                 "delete the folder, and it is unpacked again."
             ) from error
         raise
+    if lens is not None:
+        loaded.use_lens(lens)
+    return loaded
 
 
 def _open(folder: Path, providers: Providers, threads: int, verify_files: bool, read: Reader) -> Task:
@@ -103,5 +111,10 @@ def _open(folder: Path, providers: Providers, threads: int, verify_files: bool, 
     for part, reason in model.parts.fallbacks.items():
         log.warning("%s Running the %s on the CPU instead.", reason, part)
     preprocess = open_session(folder / "preprocess.onnx", ON_CPU, manifest.files, threads)
-    check_preprocess(preprocess, model.parts.sessions["vision_encoder"])
-    return Task(folder, manifest, model, preprocess, read)
+    encoder = model.parts.sessions["vision_encoder"]
+    check_preprocess(preprocess, encoder)
+
+    def open_for_task(lens: str | os.PathLike[str]) -> OpenedLens:
+        return open_lens(lens, manifest, encoder, threads, verify_files)
+
+    return Task(folder, manifest, model, preprocess, read, open_for_task)

@@ -8,7 +8,14 @@ from pathlib import Path
 
 from .errors import BundleError, near
 from .formats.integrity import private_folder, sha256_of
-from .formats.manifest import BaseManifest, TaskManifest, read_base_manifest, read_task_manifest
+from .formats.manifest import (
+    BaseManifest,
+    LensManifest,
+    TaskManifest,
+    read_base_manifest,
+    read_lens_manifest,
+    read_task_manifest,
+)
 
 log = logging.getLogger("tvp.sdk")
 
@@ -49,6 +56,14 @@ def read_manifests(task: str | os.PathLike[str]) -> tuple[TaskManifest, BaseMani
         return archive.read_manifests(Path(task))
     folder = find(task)
     return read_task_manifest(folder / "manifest.json"), read_base_manifest(folder / "base" / "manifest.json")
+
+
+def read_lens(folder: Path) -> LensManifest | None:
+    """Read the manifest of a lens bundle; None where the folder is none."""
+    try:
+        return read_lens_manifest(folder / "manifest.json")
+    except (BundleError, OSError):
+        return None
 
 
 def _find(path: Path, name: str) -> Path:

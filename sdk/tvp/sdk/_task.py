@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ._generation import Options
 from ._image import ImageLike, Reader
+from ._lens import OpenedLens, check_lens
 from ._models.model import Model, Request
 from ._requests import Requests
 from ._results import Answer, Ranked
@@ -23,7 +24,7 @@ from ._runtime.sessions import run
 from ._runtime.stopping import StoppedError, stoppable
 from ._view import View, answer_together
 from .errors import ImageError, RequestError, TvpError
-from .formats.manifest import TaskManifest
+from .formats.manifest import LensManifest, TaskManifest
 
 if TYPE_CHECKING:
     from ._check import CheckReport
@@ -45,12 +46,22 @@ class Task:
         manifest: what the bundle says about the task.
     """
 
-    def __init__(self, folder: Path, manifest: TaskManifest, model: Model, preprocess: Any, read: Reader) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        manifest: TaskManifest,
+        model: Model,
+        preprocess: Any,
+        read: Reader,
+        open_lens: Callable[[str | os.PathLike[str]], OpenedLens],
+    ) -> None:
         self.folder = folder
         self.manifest = manifest
         self._model: Model | None = model
         self._preprocess = preprocess
+        self._lens: OpenedLens | None = None
         self._read = read
+        self._open_lens = open_lens
         self._requests: Requests | None = Requests(model, manifest)
 
     @property
@@ -233,28 +244,72 @@ class Task:
                     results[number] = answer
         return results
 
+    def use_lens(self, lens: str | os.PathLike[str] | None) -> None:
+        """Put the prompt of a lens bundle in the place of this one, for all pictures that are seen from now on.
+
+        The whole prompt is replaced, a frame of the task too. Nothing of the base is opened or hashed again. Other
+        tasks on the same base, and views that exist already, keep theirs. If it fails, nothing changes.
+
+        Args:
+            lens: a folder, or a name under $TVP_HOME/lenses; None for the task's own prompt.
+
+        Raises:
+            BundleError: the lens is missing or damaged, or makes other pixel values than the task takes.
+        """
+        self._open_requests()
+        self._lens = None if lens is None else self._open_lens(lens)
+
+    @property
+    def lens(self) -> LensManifest | None:
+        """What the lens bundle in use says about itself; None for the task's own prompt."""
+        lens = self._lens
+        return None if lens is None else lens.manifest
+
     def check(self) -> CheckReport:
         """Replay the bundle's golden cases on this machine, as `tvp check` does.
 
+        They were made with the task's own prompt, and so they are asked with it, whatever lens is in use. Of the lens,
+        the golden pixels of its own bundle are compared.
+
         Raises:
-            CheckError: an answer differs from PyTorch's; it lists every difference.
-            BundleError: the golden cases cannot be read.
+            CheckError: an answer differs from PyTorch's; it lists every difference. Or a pixel value of the lens does.
+            BundleError: the golden cases or the golden pixels cannot be read.
         """
         from ._check import check  # of no use to whoever only asks
         from .formats.golden import read_cases
 
         exact = self.model.manifest.precision == "fp32"
         cases = read_cases(self.folder)
-        golden = self.folder / "golden"
-        return check(self.name, cases, lambda name: self.see(golden / name), exact, self.manifest.parity.max_loss)
+        golden, lens = self.folder / "golden", self._lens
+        report = check(
+            self.name, cases, lambda name: self._see_own(golden / name), exact, self.manifest.parity.max_loss
+        )
+        if lens is not None:
+            check_lens(lens, lambda picture: self._run(lens.preprocess, picture))
+        return report
 
     def pixel_values(self, image: ImageLike) -> NDArray[np.float32]:
         """Return the vision encoder's input: float32 (1, 3, size, size), with the prompt in it."""
-        self._open_requests()
-        session = self._preprocess  # `close` in another thread may take it
-        if session is None:
-            raise self._closed()
-        return run(session, "pixel_values", {"image": self._read(image)})
+        lens = self._lens
+        return self._run(self._preprocess if lens is None else lens.preprocess, image)
+
+    def prompted(self, image: ImageLike) -> NDArray[np.uint8]:
+        """Return what the model is shown of a picture, as a picture: uint8 (size, size, 3), with the prompt in it.
+
+        Values of a frame that lie beyond black and white are clipped here, and only here.
+
+        Raises:
+            RequestError: the task was exported by a version that did not write down its pixel format.
+        """
+        pixels = (self.lens or self.manifest).pixels
+        if pixels is None:
+            raise RequestError(
+                f"The task {self.name!r} was exported by an earlier TVP and does not say what its pixel values mean. "
+                "Export it again."
+            )
+        mean, std = (np.reshape(value, (3, 1, 1)) for value in (pixels.mean, pixels.std))
+        levels = np.clip((self.pixel_values(image)[0] * std + mean) * 255, 0, 255).round().astype(np.uint8)
+        return np.ascontiguousarray(levels.transpose(1, 2, 0))  # (C, H, W) -> (H, W, C)
 
     @property
     def model(self) -> Model:
@@ -267,7 +322,7 @@ class Task:
 
     def close(self) -> None:
         """Let go of the model; the system gets its memory back when no other task or view uses it."""
-        self._model = self._requests = self._preprocess = None
+        self._model = self._requests = self._preprocess = self._lens = None
 
     def __enter__(self) -> Task:
         return self
@@ -284,6 +339,20 @@ class Task:
             raise self._closed()
         requests.refuse_fork()
         return requests
+
+    def _run(self, preprocess: Any, image: ImageLike) -> NDArray[np.float32]:
+        """Run a preprocessing graph; it is None where `close` in another thread took it."""
+        self._open_requests()
+        if preprocess is None:
+            raise self._closed()
+        return run(preprocess, "pixel_values", {"image": self._read(image)})
+
+    def _see_own(self, image: ImageLike) -> View:
+        """Encode a picture with the task's own prompt."""
+        began = time.perf_counter()
+        model, requests = self.model, self._open_requests()
+        (state,) = model.see(self._run(self._preprocess, image))
+        return View(model, requests, state, time.perf_counter() - began)
 
     def _closed(self) -> RequestError:
         return RequestError(f"The task {self.name!r} is closed. Load it again.")

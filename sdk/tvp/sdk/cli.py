@@ -112,6 +112,8 @@ PROVIDERS = click.option(
     help="Where to run: auto, cpu, cuda or tensorrt; or by part: vision_encoder=tensorrt,decoder=cuda.",
 )
 
+LENS = click.option("--lens", help="Lens bundle whose prompt takes the place of the task's: a folder or a name.")
+
 
 @click.command()
 @click.argument("task")
@@ -119,20 +121,28 @@ PROVIDERS = click.option(
 @click.argument("question", required=False)
 @click.option("--rank", is_flag=True, help="Score the task's labels instead of writing an answer.")
 @click.option("--label", "labels", multiple=True, help="Score this label, not the task's own. Repeat it for several.")
+@LENS
 @PROVIDERS
 @click.option("--max-new-tokens", type=int, default=None, help="Longest answer, in tokens. Default: the task's.")
 @click.option("--stream", is_flag=True, help="Print the answer piece by piece while it is written.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON with tokens, scores and times in seconds.")
+@click.option(
+    "--save-prompted",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Also write what the model was shown, lens and frame included, as a PNG file.",
+)
 def ask(
     task: str,
     image: str,
     question: str | None,
     rank: bool,
     labels: tuple[str, ...],
+    lens: str | None,
     providers: str | dict[str, str],
     max_new_tokens: int | None,
     stream: bool,
     as_json: bool,
+    save_prompted: Path | None,
 ) -> None:
     """Ask a question about a picture and print the answer.
 
@@ -147,7 +157,9 @@ def ask(
     if stream and (as_json or rank or labels):
         raise click.UsageError("--stream prints text only. Leave it out, or leave out --json, --rank and --label.")
     stop_on_signals()
-    with load(task, providers=providers) as loaded:
+    with load(task, providers=providers, lens=lens) as loaded:
+        if save_prompted is not None:
+            _write_png(loaded.prompted(image), save_prompted)
         if rank or labels:
             ranked = loaded.rank(image, question, labels=labels or None)
             if as_json:
@@ -177,14 +189,32 @@ def ask(
         )
 
 
+def _write_png(picture: Any, file: Path) -> None:
+    """Write a picture, uint8 (height, width, 3), whole or not at all."""
+    import os
+
+    from PIL import Image
+
+    from .formats.temporary import temporary_file
+
+    with temporary_file(file) as temporary:
+        Image.fromarray(picture).save(temporary, format="PNG")
+        temporary.chmod(0o644)
+        os.replace(temporary, file)
+
+
 @click.command()
 @click.argument("task")
+@LENS
 @PROVIDERS
-def check(task: str, providers: str | dict[str, str]) -> None:
+def check(task: str, lens: str | None, providers: str | dict[str, str]) -> None:
     """Replay a bundle's golden cases on this machine.
 
     A golden case is a question with the answer that PyTorch gave at the export. If answers differ here, the command
     lists the differences and fails. Below fp32, the share that the export allowed may differ.
+
+    Golden cases are asked with the task's own prompt. Of a lens bundle, the pixel values of its golden picture are
+    compared too.
 
     TASK is a bundle: a folder, a name under $TVP_HOME/tasks or a .tvp file.
     """
@@ -192,7 +222,7 @@ def check(task: str, providers: str | dict[str, str]) -> None:
     from ._runtime.stopping import stop_on_signals
 
     stop_on_signals()
-    with load(task, providers=providers) as loaded:
+    with load(task, providers=providers, lens=lens) as loaded:
         report = loaded.check()
         places = loaded.providers
     equal = report["cases"] - report["different"]
@@ -207,17 +237,32 @@ def check(task: str, providers: str | dict[str, str]) -> None:
 def inspect(task: str) -> None:
     """Describe a bundle without loading it: its task, its model, its size and its parity with PyTorch.
 
-    TASK is a bundle: a folder, a name under $TVP_HOME/tasks or a .tvp file.
+    TASK is a bundle: a folder, a name under $TVP_HOME/tasks or a .tvp file. Or it is a lens bundle: a folder.
     """
-    from ._store import read_manifests
+    from ._store import read_lens, read_manifests
     from .formats.manifest import ContrastiveManifest, GenerativeManifest
 
+    if (lens := read_lens(Path(task))) is not None:
+        _show(
+            {
+                "lens": lens.name,
+                "prompt": " and ".join(lens.prompt),
+                "made for": lens.provenance.model or "?",
+                "pixels": str(lens.pixels),
+                "size": f"{sum(entry.size for entry in lens.files.values()) / 1e3:.1f} kB",
+                "parity": f"{lens.parity.pixels_within_a_level:.2%} of pixel values within one level of PyTorch's, "
+                f"in {lens.parity.n_cases} pictures",
+            }
+        )
+        return
     manifest, base = read_manifests(task)
     megabytes = sum(e.size for files in (manifest.files, base.files) for e in files.values()) / 1e6
     rows = {
         "task": manifest.name,
         "question": manifest.question or "(none of its own)",
         "labels": ", ".join(manifest.labels) or "(none of its own)",
+        "prompt": " and ".join(manifest.prompt) or ("(none)" if manifest.pixels else "?"),
+        "pixels": str(manifest.pixels or "?"),
         "model": manifest.provenance.model or "?",
         "family": base.family,
         "precision": base.precision,
@@ -230,6 +275,10 @@ def inspect(task: str) -> None:
     elif isinstance(base, GenerativeManifest):
         context = f"{base.n_positions} tokens" if base.n_positions else "(no bound)"
         rows |= {"image tokens": str(base.n_image_tokens), "context": context}
+    _show(rows)
+
+
+def _show(rows: Mapping[str, str]) -> None:
     for name, value in rows.items():
         value = escaped(str(value)).replace("\n", "\\n")  # the bundle may be a stranger's: no value begins a line
         click.echo(f"{name:<13} {value}")

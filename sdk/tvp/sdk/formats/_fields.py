@@ -59,6 +59,18 @@ def number(least: float = -math.inf, most: float = math.inf) -> Read[float]:
     return read
 
 
+def read_three(read: Read[T]) -> Read[tuple[T, ...]]:
+    """Three values, of red, green and blue."""
+
+    def read_all(value: Any, where: str) -> tuple[T, ...]:
+        values = of_type(value, where, list)
+        if len(values) != 3:
+            raise BundleError(f"{where} must be a list of three values, of red, green and blue.")
+        return tuple(read(one, where) for one in values)
+
+    return read_all
+
+
 def one_of(*allowed: T) -> Read[T]:
     def read(value: Any, where: str) -> T:
         if type(value) is not type(allowed[0]) or value not in allowed:

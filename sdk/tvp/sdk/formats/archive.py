@@ -17,10 +17,10 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from ..errors import BundleError
+from ._sealed import MAX_MANIFEST
 from .graph import read_graph
 from .integrity import FileEntry, linked, verify
 from .manifest import (
-    MAX_MANIFEST,
     BaseManifest,
     TaskManifest,
     bases_in,

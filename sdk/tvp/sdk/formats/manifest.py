@@ -1,24 +1,22 @@
-"""The two manifests: the facts about a task and about its base.
+"""The manifests: the facts about a task, about its base, and about a lens that several tasks may be loaded with.
 
-A manifest is a JSON object, read strictly into a dataclass and written from one. Its `sha256` is the digest of the
-file's own bytes, with the 64 digits of the digest itself replaced by zeros: one changed byte is noticed, and a client
-in any language can compute it. A base's digest stands in the manifest of every task that was exported with it.
+A manifest is a JSON object, read strictly into a dataclass and written from one; `_sealed` says how its file holds its
+own digest. A base's digest stands in the manifest of every task that was exported with it.
 
-TVP writes format 2. A later version may add fields, which this one ignores; it lists features that a reader must know
-under `requires`. Format 1 is read too: see `_from_format_1`.
+A later version may add fields, which this one ignores; it lists features that a reader must know under `requires`.
 """
 
 # ruff: noqa: RUF009 (`_as` makes a field; it holds no state)
 
 from __future__ import annotations
 
-import hashlib
 import json
-import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
+
+import numpy as np
 
 from ..errors import BundleError
 from ._fields import (
@@ -33,15 +31,14 @@ from ._fields import (
     read_layout,
     read_text,
     read_texts,
+    read_three,
     whole,
 )
+from ._sealed import read_content, sealed
 from .integrity import FileEntry
 from .layout import CaptionTemplates, PromptLayout
 
-FORMAT = 2
 GOLDEN = "golden/cases.json"  # written and read by golden.py; named here because a manifest must list it
-MAX_MANIFEST = 2**21  # bytes; a real one has some thousands
-ZEROS = "0" * 64  # stands for the digest while it is computed
 T = TypeVar("T")
 
 
@@ -232,6 +229,36 @@ class Provenance:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PixelFacts:
+    """The pixel values that a vision encoder takes, and that preprocess.onnx makes.
+
+    Attributes:
+        size: side of the square, px.
+        mean, std: of red, green and blue; a pixel value is (value in [0, 1] - mean) / std.
+        filter: how a canvas of another size is resized: `bicubic`, `bilinear` or `lanczos`; '' in a lens bundle whose
+            canvas has the size.
+    """
+
+    size: int = _as(whole(1, 2**16))
+    mean: tuple[float, ...] = _as(read_three(number(-1e3, 1e3)))
+    std: tuple[float, ...] = _as(read_three(number(1e-6, 1e3)))
+    filter: str = _as(read_text)
+
+    def fit(self, wanted: PixelFacts) -> bool:
+        """Return whether these are the pixel values that a task wants. Files round means and spreads differently."""
+        near = np.allclose([self.mean, self.std], [wanted.mean, wanted.std], rtol=0, atol=1e-6)
+        return bool(near) and self.size == wanted.size and self.filter in ("", wanted.filter)
+
+    def __str__(self) -> str:
+        mean, std = (", ".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
+        return f"{self.size} px, mean ({mean}), std ({std}){self.filter and f', {self.filter}'}"
+
+
+def _read_pixels(value: Any, where: str) -> PixelFacts:
+    return _parse(PixelFacts, value, where)
+
+
+@dataclass(frozen=True, kw_only=True)
 class TaskManifest:
     """A task ready to run, apart from its base.
 
@@ -243,6 +270,8 @@ class TaskManifest:
         base: digest of the base's manifest.
         files: size and digest of every file outside of the base, by name.
         parity, provenance: see there.
+        pixels: what preprocess.onnx makes; None in a bundle of before.
+        prompt: the parts of the prompt in preprocess.onnx: `lens`, `frame`, both or none.
         requires: names of features that a reader must know; this version knows none.
         digest: sha256 of the manifest's own bytes; '' before it is written.
     """
@@ -257,6 +286,31 @@ class TaskManifest:
     files: Mapping[str, FileEntry] = _as(read_files)
     parity: ParityFacts = _as(lambda value, where: _parse(ParityFacts, value, where))
     provenance: Provenance = _as(lambda value, where: _parse(Provenance, value, where))
+    pixels: PixelFacts | None = _as(optional(_read_pixels), None)
+    prompt: tuple[str, ...] = _as(read_texts, ())
+    requires: tuple[str, ...] = _as(read_texts, ())
+    digest: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LensManifest:
+    """A prompt without a base: a preprocess.onnx that takes the place of a task's own.
+
+    Attributes:
+        name: of the lens, for people.
+        pixels: what preprocess.onnx makes. It fits every task whose pixels are the same.
+        files, parity, provenance, prompt, requires, digest: as of `TaskManifest`. Of `parity`, only the figures about
+            pixel values are measured.
+    """
+
+    kind: ClassVar[str] = "lens"
+
+    name: str = _as(read_text)
+    pixels: PixelFacts = _as(_read_pixels)
+    prompt: tuple[str, ...] = _as(read_texts)
+    files: Mapping[str, FileEntry] = _as(read_files)
+    parity: ParityFacts = _as(lambda value, where: _parse(ParityFacts, value, where))
+    provenance: Provenance = _as(lambda value, where: _parse(Provenance, value, where))
     requires: tuple[str, ...] = _as(read_texts, ())
     digest: str = ""
 
@@ -266,36 +320,43 @@ class TaskManifest:
 
 def read_task_manifest(file: Path) -> TaskManifest:
     """Read a task's manifest.json; raises BundleError for one that is damaged, edited or of a newer format."""
-    content = _read(file)
+    content = read_content(file)
+    if content.get("kind") == LensManifest.kind:
+        raise BundleError(
+            f"{file.parent} is a lens without a task. Load a task with it: sdk.load(TASK, lens=LENS), or "
+            "`tvp ask TASK … --lens LENS`."
+        )
     if content.get("kind") != TaskManifest.kind:
         raise BundleError(f"{file} is not the manifest of a task: its kind is {content.get('kind')!r}.")
     return _parse(TaskManifest, content, str(file))
 
 
+def read_lens_manifest(file: Path) -> LensManifest:
+    """Read a lens bundle's manifest.json; raises BundleError as `read_task_manifest` does."""
+    content = read_content(file)
+    if content.get("kind") != LensManifest.kind:
+        raise BundleError(
+            f"{file} is not the manifest of a lens bundle: its kind is {content.get('kind')!r}. "
+            "`tvp export --lens … --without-base` makes one."
+        )
+    return _parse(LensManifest, content, str(file))
+
+
 def read_base_manifest(file: Path) -> BaseManifest:
     """Read a base's manifest.json into the class of its kind; raises BundleError as `read_task_manifest` does."""
-    content = _read(file)
+    content = read_content(file)
     kind = one_of(*KINDS)(content.get("kind"), f"{file}: kind")
     return _parse(KINDS[kind], content, str(file))
 
 
-def write_manifest(manifest: TaskManifest | BaseManifest, file: Path) -> str:
+def write_manifest(manifest: TaskManifest | BaseManifest | LensManifest, file: Path) -> str:
     """Write a manifest, ignore its `digest`, and return the digest of the written file."""
     content = asdict(manifest) | {"kind": manifest.kind}
     del content["digest"]
-    data = _sealed(content)
+    data = sealed(content)
     file.write_bytes(data)
     digest: str = json.loads(data)["sha256"]
     return digest
-
-
-def _sealed(content: Mapping[str, Any]) -> bytes:
-    """Return the bytes of a manifest with this content, its format and its digest included."""
-    whole = {**content, "format": FORMAT, "sha256": ZEROS}
-    text = json.dumps(whole, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
-    if text.count(ZEROS) != 1:
-        raise BundleError("No text in a manifest may hold 64 zeros in a row; they stand for its digest.")
-    return text.replace(ZEROS, hashlib.sha256(text.encode()).hexdigest()).encode()
 
 
 def bases_in(place: Path) -> Iterator[tuple[Path, BaseManifest]]:
@@ -326,72 +387,3 @@ def _parse(cls: type[T], content: Any, where: str) -> T:
     if "sha256" in given and "digest" in {item.name for item in fields(cls)}:  # type: ignore[arg-type]
         values["digest"] = given["sha256"]
     return cls(**values)
-
-
-def _read(file: Path) -> dict[str, Any]:
-    """Return the content of an intact manifest, as format 2 has it."""
-    try:
-        status = file.stat()
-        if not stat.S_ISREG(status.st_mode):  # a pipe may never begin
-            raise BundleError(f"{file} is not a file; it is not a manifest.")
-        if status.st_size > MAX_MANIFEST:
-            raise BundleError(f"{file} is larger than {MAX_MANIFEST >> 20} MiB; it is not a manifest.")
-        data = file.read_bytes()
-    except OSError as error:
-        raise BundleError(f"The manifest {file} cannot be read: {error.strerror or error}.") from error
-    try:
-        content: Any = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"The manifest {file} is damaged: it is not JSON ({error}).") from error
-    if not isinstance(content, dict):
-        raise BundleError(f"The manifest {file} is damaged: it is not a JSON object.")
-    version: Any = content.get("format")
-    if isinstance(version, int) and version > FORMAT:
-        raise BundleError(f"{file} is of format {version}, and this TVP reads up to {FORMAT}. Update TVP.")
-    digest_of = {1: _digest_1, 2: _digest_2}.get(version) if type(version) is int else None
-    if digest_of is None or digest_of(content, data) != content.get("sha256"):
-        raise BundleError(
-            f"The manifest {file} is damaged or was edited: its content does not match its own sha256. "
-            "Export or copy the bundle again."
-        )
-    if version == 1:
-        content = _from_format_1(content)
-    assert isinstance(content, dict)
-    if unknown := read_texts(content.get("requires", []), f"{file}: requires"):
-        raise BundleError(f"The bundle of {file} needs {', '.join(unknown)}, which this TVP does not know. Update TVP.")
-    return content
-
-
-def _digest_2(content: Mapping[str, Any], data: bytes) -> str:
-    own = content.get("sha256")
-    if not isinstance(own, str) or len(own) != 64 or not own.isascii() or data.count(own.encode()) != 1:
-        return ""
-    return hashlib.sha256(data.replace(own.encode(), ZEROS.encode())).hexdigest()
-
-
-# Format 1.
-
-
-def _digest_1(content: Mapping[str, Any], data: bytes) -> str:
-    """Return the digest of format 1: over canonical JSON without the digest. The file must be canonical too."""
-
-    def canonical(value: Mapping[str, Any]) -> bytes:
-        return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
-
-    try:
-        if canonical(content) != data:
-            return ""
-    except ValueError:  # a lone surrogate
-        return ""
-    return hashlib.sha256(canonical({k: v for k, v in content.items() if k != "sha256"})).hexdigest()
-
-
-def _from_format_1(content: dict[str, Any]) -> dict[str, Any]:
-    """Return the content of format 1 as format 2 has it. Missing or wrong values are found when fields are read."""
-    if isinstance(task := content.get("task"), dict):
-        base = content.get("base")
-        return content | task | {"kind": "task", "base": base.get("digest") if isinstance(base, dict) else base}
-    if "kind" in content:
-        return content | {"kind": "contrastive" if content["kind"] == "closed" else content["kind"]}
-    start = content.get("start_token")
-    return content | {"kind": "seq2seq" if type(start) is int and start >= 0 else "causal"}
