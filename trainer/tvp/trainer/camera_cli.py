@@ -110,8 +110,10 @@ def camera(
     pictures = read_pictures(source, n or (3 if cameras else 1), seed)
     views = look_through(pictures, cameras or [(kind, parse_columns(kind)) for kind in KINDS], seed)
     click.echo(f"{len(pictures)} picture(s) of {source}; how far each camera takes them from clean, in levels of 255:")
-    for view in (view for group in views for view in group):
-        click.echo(f"{view.text:<16} {view.distance(pictures):5.1f}  {view.values}".rstrip())
+    single = [view for group in views for view in group]
+    width = max(len(view.text) for view in single)
+    for view in single:
+        click.echo(f"{view.text:<{width}} {view.distance(pictures):6.1f}  {view.values}".rstrip())
     buffer = io.BytesIO()
     draw_sheet(make_blocks(pictures, views, loaded), side).save(buffer, "PNG")
     write_whole(output, buffer.getvalue())
