@@ -4,7 +4,8 @@
 
 bad-camera.png: one scene as it is, through the bad camera, and with the prompt, each with the model's answers.
 scene.png: the picture that the bad camera takes of it. frame.png: the prompt, with its values 10 times as large.
-The scene was chosen: the camera makes the model fail, and the prompt corrects it. The README's table says how often.
+cameras.png: a scene through every part of a camera, as `tvp camera` draws it.
+That scene was chosen: the camera makes the model fail, and the prompt corrects it. The README's table says how often.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from tvp.trainer import families, tasks
+from tvp.trainer.camera_cli import look_through, make_blocks
+from tvp.trainer.cameras import KINDS, parse_columns
+from tvp.trainer.contact_sheet import draw_sheet
 from tvp.trainer.data import Sample, Scenes
 from tvp.trainer.evaluate import accuracy
 from tvp.trainer.prompt import Geometry, Prompt
@@ -25,6 +29,7 @@ MODEL = "zoo:blip2"
 PROMPT = HERE.parents[1] / "samples" / "zoo" / "prompts" / "bad-camera.safetensors"
 N_SCENES, SEED, CHOSEN = 512, 900, 467  # the demo's held-out scenes, and the one that is shown
 QUESTIONS = ("How many objects are there?", "What shape is the red object?")
+COLOURFUL = 79  # one with all kinds and four colours
 FULL = Geometry(64, 64)
 PANEL, MARGIN, LINE = 288, 24, 30  # px
 INK, FAINT, RIGHT, WRONG = "#1c2430", "#5a6675", "#0a7a3d", "#b3261e"
@@ -84,6 +89,10 @@ def main() -> None:
             top += 2 * LINE
     sheet.quantize(128).save(HERE / "bad-camera.png", optimize=True)
     Image.fromarray(Scenes(N_SCENES, seed=SEED, camera=tasks.BAD_CAMERA)[CHOSEN].picture).save(HERE / "scene.png")
+    kinds = [(kind, parse_columns(kind)) for kind in KINDS]
+    clean = [Scenes(N_SCENES, seed=SEED)[COLOURFUL].picture]
+    sheet = draw_sheet(make_blocks(clean, look_through(clean, kinds, SEED), []), 128)
+    sheet.save(HERE / "cameras.png", optimize=True)
     frame = (0.5 + 10 * Prompt.load(PROMPT).frame).clamp(0, 1).permute(1, 2, 0).numpy()  # (3, h, w) -> (h, w, 3)
     stretched = Image.fromarray((frame * 255).round().astype(np.uint8))
     stretched.resize((PANEL, PANEL), Image.Resampling.NEAREST).save(HERE / "frame.png", optimize=True)

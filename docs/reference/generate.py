@@ -3,7 +3,8 @@
     python docs/reference/generate.py
 
 command-line.md: every command and option, of the commands themselves. settings.md: the fields of a training's
-configuration, and what the shipped files set, between the two marks. A test compares both with the code.
+configuration, and what the shipped files set, between the two marks. cameras.md: what a camera can have, between the
+two marks. A test compares all with the code.
 """
 
 from __future__ import annotations
@@ -112,6 +113,29 @@ def settings() -> str:
     return "\n".join(lines)
 
 
+def cameras() -> str:
+    """The table of all parts of cameras, and that of cameras with names."""
+    from tvp.trainer.cameras import KINDS, NAMED, SEVERITIES, Part
+
+    lines = ["| part | what it does | values | severities 1 to 5 |", "| --- | --- | --- | --- |"]
+    for name, kind in KINDS.items():
+        values = [f"{v.name} ({v.low:g} to {v.high:g}{_default(v.default)})" for v in kind.values]
+        steps = {
+            side: " · ".join(str(Part(name, severity=step).at(side, side)).partition("=")[2] for step in SEVERITIES)
+            for side in sorted(kind.severities)
+        }
+        shown = [f"from {side} px: {text}" if side else text for side, text in steps.items()]
+        lines.append(f"| `{name}` | {_cell(kind.about)} | {_cell('; '.join(values))} | {_cell('; '.join(shown))} |")
+    lines += ["", "| name | camera |", "| --- | --- |"]
+    return "\n".join(lines + [f"| `{name}` | `{camera}` |" for name, camera in NAMED.items()])
+
+
+def _default(default: Any) -> str:
+    if default is None:
+        return ""
+    return f"; default {'..'.join(f'{end:g}' for end in default) if isinstance(default, tuple) else f'{default:g}'}"
+
+
 def _assignments(found: dict[str, Any]) -> str:
     own = ", ".join(f"`{key} = {_toml(value)}`" for key, value in found.items() if not isinstance(value, dict))
     tables = [f"for `{key}`: {_assignments(value)}" for key, value in found.items() if isinstance(value, dict)]
@@ -128,12 +152,11 @@ def _cell(text: str) -> str:
 
 def pages() -> dict[Path, str]:
     """What each generated page holds."""
-    page = HERE / "settings.md"
-    before, rest = page.read_text(encoding="utf-8").split(BEGIN)
-    return {
-        HERE / "command-line.md": command_line(),
-        page: f"{before}{BEGIN}\n{settings()}\n{END}{rest.split(END)[1]}",
-    }
+    found = {HERE / "command-line.md": command_line()}
+    for page, text in ((HERE / "settings.md", settings()), (HERE / "cameras.md", cameras())):
+        before, rest = page.read_text(encoding="utf-8").split(BEGIN)
+        found[page] = f"{before}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}"
+    return found
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from tvp.trainer.data import Scenes, ThroughCamera
     [
         ("gain=0.32,cast=1/0.62/0.38,noise=0.04", None),
         ("bad", "gain=0.32,cast=1/0.62/0.38,noise=0.04"),
+        ("jpeg:2,half-bad,jpeg:3", "jpeg:2,gain=0.5,cast=1/0.8/0.6,noise=0.02,jpeg:3"),
         ("half-bad", "gain=0.5,cast=1/0.8/0.6,noise=0.02"),
         (" bad , fog:4 ", "gain=0.32,cast=1/0.62/0.38,noise=0.04,fog:4"),
         ("none", None),

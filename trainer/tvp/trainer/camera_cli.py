@@ -43,12 +43,6 @@ class View:
     values: str
     pictures: Sequence[Picture]
 
-    @staticmethod
-    def through(camera: Camera, text: str, pictures: Sequence[Picture], seed: int) -> View:
-        values = str(camera.at(*pictures[0].shape[:2]))
-        shot = [camera.shoot(picture, (seed, i)) for i, picture in enumerate(pictures)]
-        return View(text, values if values != text else "", shot)
-
     def distance(self, clean: Sequence[Picture]) -> float:
         """The mean absolute difference from the clean pictures, in levels."""
         pairs = zip(self.pictures, clean, strict=True)
@@ -114,13 +108,12 @@ def camera(
     # A run's prompt is called prompt.safetensors in every folder.
     loaded = [(path.parent.name if path.stem == "prompt" else path.stem, Prompt.load(path)) for path in prompts]
     pictures = read_pictures(source, n or (3 if cameras else 1), seed)
-    views = [
-        [View.through(one, text if len(columns) == 1 else str(one), pictures, seed) for one in columns]
-        for text, columns in cameras or [(kind, parse_columns(kind)) for kind in KINDS]
-    ]
+    views = look_through(pictures, cameras or [(kind, parse_columns(kind)) for kind in KINDS], seed)
     click.echo(f"{len(pictures)} picture(s) of {source}; how far each camera takes them from clean, in levels of 255:")
-    for view in (view for group in views for view in group):
-        click.echo(f"{view.text:<16} {view.distance(pictures):5.1f}  {view.values}".rstrip())
+    single = [view for group in views for view in group]
+    width = max(len(view.text) for view in single)
+    for view in single:
+        click.echo(f"{view.text:<{width}} {view.distance(pictures):6.1f}  {view.values}".rstrip())
     buffer = io.BytesIO()
     draw_sheet(make_blocks(pictures, views, loaded), side).save(buffer, "PNG")
     write_whole(output, buffer.getvalue())
@@ -150,6 +143,28 @@ def read_pictures(source: str, n: int, seed: int) -> list[Picture]:
         data = tasks.open_data(source, task, "test", n, seed)
     chosen = sorted(np.random.default_rng(seed).permutation(len(data))[:n].tolist())
     return [data[i].picture for i in chosen]
+
+
+def look_through(
+    pictures: Sequence[Picture], cameras: Sequence[tuple[str, Sequence[Camera]]], seed: int
+) -> list[list[View]]:
+    """Take pictures with cameras.
+
+    Args:
+        pictures: clean ones.
+        cameras: texts, each with its columns, see `parse_columns`.
+        seed: of every picture, together with its place.
+    """
+    height, width = pictures[0].shape[:2]
+    groups = []
+    for text, columns in cameras:
+        group = []
+        for one in columns:
+            name, values = text if len(columns) == 1 else str(one), str(one.at(height, width))
+            shot = [one.shoot(picture, (seed, i)) for i, picture in enumerate(pictures)]
+            group.append(View(name, values if values != name else "", shot))
+        groups.append(group)
+    return groups
 
 
 def make_blocks(

@@ -91,7 +91,7 @@ def motion(values: Values, length: float, angle: float, rng: np.random.Generator
 
 
 def _mean_at(values: Values, points: Values) -> Values:
-    """Return the mean of a picture at points around each pixel, (n, 2) of (y, x) in px.
+    """Return the mean of a picture at points around each pixel, (n, 2) of (y, x) in px, which a half turn leaves alike.
 
     Between pixels the picture is interpolated linearly; beyond the edge, the last pixel is repeated.
     """
@@ -107,8 +107,8 @@ def _mean_at(values: Values, points: Values) -> Values:
     height, width = values.shape[:2]
     padded = np.pad(values, [(reach, reach), (reach, reach), (0, 0)], mode="edge")
     size = padded.shape[:2]
-    # Turned round, because a product of spectra is a convolution, and this is a correlation.
-    spectrum = np.fft.rfft2(padded, axes=(0, 1)) * np.fft.rfft2(kernel[::-1, ::-1], size)[:, :, None]
+    # A product of spectra convolves, which is the same for such points.
+    spectrum = np.fft.rfft2(padded, axes=(0, 1)) * np.fft.rfft2(kernel, size)[:, :, None]
     whole: Values = np.fft.irfft2(spectrum, size, axes=(0, 1))
     return whole[2 * reach : 2 * reach + height, 2 * reach : 2 * reach + width]
 
