@@ -24,12 +24,14 @@ def test_the_demo_writes_a_page_that_stands_alone(tmp_path, monkeypatch, capsys)
     quickstart.main()
     page = (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
     assert not re.findall(r"(?:src|href)=[\'\"](?!data:)", page), "the page must need no other file"
-    assert page.count("data:image/png;base64,") >= 3 + 6 + 6 + 1 + 1  # asked, seen, shown, prompt, curves
-    assert "zoo:llava" in page
+    assert page.count("data:image/png;base64,") == 3 + 6 * 3 + 1 + 1  # asked; camera, lens and clean; lens; curve
+    assert "zoo:qwen2vl" in page
     said = capsys.readouterr().out
     assert said.count("answers equal") == 3
     assert said.count("(right: ") == 3
-    for name in ("llava", "blip2", "blip2-t5"):
+    assert said.count("without the lens: ") == 3
+    assert (tmp_path / "demo" / "run" / "lens.png").stat().st_size > 1000
+    for name in ("blip2", "smolvlm", "qwen2vl"):
         with sdk.load(tmp_path / "demo" / "tasks" / f"bad-camera-{name}") as task:
             assert task.check()["cases"] == 4
 
