@@ -38,7 +38,9 @@ class Ranked:
     Attributes:
         label: the text.
         score: mean log-probability of the label's tokens. Of a contrastive task: the label's log-probability, among
-            the other labels (CLIP) or by itself (SigLIP).
+            the other labels (CLIP) or by itself (SigLIP). Where the task's calibration knows the question with these
+            labels: the same minus the label's mean over the calibration's pictures, so that 0 is as usual, and a
+            score above 0 says that the label fits better than it usually does.
     """
 
     label: str

@@ -269,6 +269,7 @@ def inspect(task: str) -> None:
         "base": manifest.base,
         "size": f"{megabytes:.1f} MB",
         "parity": strict_json.dumps(asdict(manifest.parity)),
+        "calibration": f"of {len(manifest.calibration)} question(s) with labels" if manifest.calibration else "(none)",
     }
     if isinstance(base, ContrastiveManifest):
         rows |= {"answers": f"labels only, by {base.scoring}", "texts": f"{base.n_positions} tokens at most"}
