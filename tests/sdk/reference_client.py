@@ -16,7 +16,6 @@ import onnxruntime as ort
 from PIL import Image, ImageOps
 from tokenizers import Tokenizer
 
-
 KNOWN = {"calibration"}  # features that this client knows
 
 

@@ -8,12 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from tvp import sdk
-from tvp.trainer.data import Data, Question
-from tvp.trainer.evaluate import Accuracy, judge
+from tvp.trainer.data import Data, picture_of
+from tvp.trainer.evaluate import Accuracy, Asked, judge
 from tvp.trainer.families import Family
 from tvp.trainer.prompt import Prompt
 from tvp.trainer.task_definition import TaskDefinition
@@ -64,9 +63,7 @@ def accuracy(loaded: sdk.Task, data: Data, task: TaskDefinition, quiet: bool = T
         The accuracy, with a verdict on each question.
     """
     generates = loaded.kind != "contrastive"
-    questions: list[Question] = []
-    answers: list[str] = []
-    scores: list[NDArray[np.float32] | None] = []
+    said = Asked()
     picture = None
     for i in tqdm(range(len(data)), disable=quiet, desc="asking the bundle"):
         sample = data[i]
@@ -78,7 +75,8 @@ def accuracy(loaded: sdk.Task, data: Data, task: TaskDefinition, quiet: bool = T
             if question.labels and not (task.free and generates):
                 ranked = {label.label: label.score for label in view.rank(question.text, labels=question.labels)}
                 row = np.array([ranked[label] for label in question.labels], np.float32)
-            questions.append(question)
-            answers.append(str(view.ask(question.text)) if row is None else question.labels[int(row.argmax())])
-            scores.append(row)
-    return judge(questions, answers, scores)
+            said.questions.append(question)
+            said.answers.append(str(view.ask(question.text)) if row is None else question.labels[int(row.argmax())])
+            said.scores.append(row)
+            said.pictures.append(picture_of(data, i))
+    return judge(said)
