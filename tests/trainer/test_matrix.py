@@ -27,7 +27,7 @@ from tvp.sdk.errors import CheckError, ModelError
 from tvp.trainer import families, matrix, tasks
 from tvp.trainer.cameras import KINDS, parse
 from tvp.trainer.data import Question, Sample, ThroughCamera
-from tvp.trainer.evaluate import Asked, accuracy, judge
+from tvp.trainer.evaluate import Asked, accuracy, ask, judge
 from tvp.trainer.families.paligemma import PaliGemma
 from tvp.trainer.matrix import Row, columns, evaluate_matrix
 from tvp.trainer.prompt import Geometry, Prompt
@@ -134,7 +134,7 @@ def test_two_geometries_have_a_full_picture_each():
 
 @contextmanager
 def fake_exporter(model, family, prompt, task, data, *, quiet):
-    yield lambda asked: accuracy(family, asked, prompt.geometry, prompt, task)
+    yield lambda asked: ask(family, asked, prompt.geometry, prompt, task)
 
 
 def test_the_png_is_measured_as_it_is_saved(tmp_path):

@@ -21,10 +21,10 @@ from .bundle import export
 
 
 @contextmanager
-def bundle_accuracy(
+def asked_bundle(
     model: str, family: Family, prompt: Prompt, task: TaskDefinition, data: Data, *, quiet: bool = True
-) -> Iterator[Callable[[Data], Accuracy]]:
-    """Export a model with a prompt to a temporary folder, and give a function that measures the bundle's accuracy.
+) -> Iterator[Callable[[Data], Asked]]:
+    """Export a model with a prompt to a temporary folder, and give a function that asks the bundle.
 
     Args:
         model: a folder, a hub id or `zoo:NAME`.
@@ -35,7 +35,7 @@ def bundle_accuracy(
         quiet: whether to hide the progress bar. Default True.
 
     Returns:
-        A context. Its function takes a data set and returns the accuracy on it. The bundle is deleted at the end.
+        A context. Its function takes a data set and returns the answers. The bundle is deleted at the end.
 
     Raises:
         ModelError: a model of this family cannot be exported.
@@ -47,11 +47,16 @@ def bundle_accuracy(
         # Exporting and the parity gate run on the CPU. A model on a GPU is loaded again.
         export(model, task, bundle, prompt=prompt, data=data, family=family if on_cpu else None)
         with sdk.load(bundle, providers="cpu" if on_cpu else "auto") as loaded:
-            yield lambda asked: accuracy(loaded, asked, task, quiet)
+            yield lambda asked: ask(loaded, asked, task, quiet)
 
 
 def accuracy(loaded: sdk.Task, data: Data, task: TaskDefinition, quiet: bool = True) -> Accuracy:
-    """Ask a bundle every question of a data set and judge its answers, as `tvp.trainer.evaluate.accuracy` does.
+    """Ask a bundle every question of a data set and judge its answers; the arguments are those of `ask`."""
+    return judge(ask(loaded, data, task, quiet))
+
+
+def ask(loaded: sdk.Task, data: Data, task: TaskDefinition, quiet: bool = True) -> Asked:
+    """Ask a bundle every question of a data set, as `tvp.trainer.evaluate.ask` does.
 
     Args:
         loaded: the bundle.
@@ -60,7 +65,7 @@ def accuracy(loaded: sdk.Task, data: Data, task: TaskDefinition, quiet: bool = T
         quiet: whether to hide the progress bar. Default True.
 
     Returns:
-        The accuracy, with a verdict on each question.
+        Each question with its answer.
     """
     generates = loaded.kind != "contrastive"
     said = Asked()
@@ -79,4 +84,4 @@ def accuracy(loaded: sdk.Task, data: Data, task: TaskDefinition, quiet: bool = T
             said.answers.append(str(view.ask(question.text)) if row is None else question.labels[int(row.argmax())])
             said.scores.append(row)
             said.pictures.append(picture_of(data, i))
-    return judge(said)
+    return said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +13,12 @@ import numpy as np
 from . import tasks
 from .config import CHOICES
 from .data import Data, Pictures, Subset, split
+from .data.sample import readable
 from .hub import offline_option
 from .prompt import Geometry, Prompt
 from .task_definition import TaskDefinition
+
+log = logging.getLogger("tvp.trainer")
 
 
 @click.command()
@@ -101,7 +105,7 @@ def calibrate(
     # Imported this late because it takes seconds, and a misspelt option should be told at once.
     from . import families
     from .asking import answerable
-    from .calibration import compare, learn
+    from .calibration import applied, compare, learn
     from .evaluate import ask
     from .precision import dtype_of
 
@@ -110,7 +114,7 @@ def calibrate(
     if pictures is None:
         everything = tasks.open_usable(data, task, "train", n + held_out, seed, skip_bad, download, allow_outside)
     else:
-        everything = _pictures(pictures, task, allow_outside)
+        everything = _pictures(pictures, task, skip_bad, allow_outside)
     seen, held = _drawn(everything, n, held_out, seed)
     canvas = loaded.geometry.canvas if loaded else None
     family = families.load(model, device=device, dtype=dtype_of(precision, device), canvas=canvas)
@@ -121,19 +125,25 @@ def calibrate(
     n_known = len(calibration.offsets)
     click.echo(f"learned from {len(seen)} pictures: {n_known} question{'s' * (n_known != 1)} with labels")
     before = ask(family, held, geometry, loaded, task, batch, quiet)
-    gain, lines = compare(before, calibration.applied(before))
+    gain, lines = compare(before, applied(calibration.offsets, before))
     for line in lines:
         click.echo(line)
     replace(calibration, gain=gain, n_questions=len(before.questions) if gain else 0).save(output)
     click.echo(f"wrote {output}")
 
 
-def _pictures(folder: Path, task: TaskDefinition, allow_outside: bool) -> Data:
+def _pictures(folder: Path, task: TaskDefinition, skip_bad: bool, allow_outside: bool) -> Data:
     if not task.question or not task.labels:
         raise click.UsageError(
             f"The task {task.name!r} has no question of its own, or no labels. Give them with --question and --label."
         )
-    return Pictures(folder, task.question, task.labels, allow_outside=allow_outside)
+    bad: list[str] = []
+    data: Data = Pictures(folder, task.question, task.labels, bad if skip_bad else None, allow_outside=allow_outside)
+    if skip_bad:
+        data = readable(data, bad)
+    if bad:
+        log.warning("left %d bad pictures of %s out:\n  %s", len(bad), folder, "\n  ".join(bad))
+    return data
 
 
 def _drawn(data: Data, n: int, n_held: int, seed: int) -> tuple[Data, Data]:

@@ -65,23 +65,6 @@ class Calibration:
     gain: Gain | None = None
     n_questions: int = 0
 
-    def applied(self, asked: Asked) -> Asked:
-        """Return the same questions with calibrated scores, and the labels that are best by these.
-
-        Free answers stay, and so do those to questions whose labels the calibration does not know.
-        """
-        found: dict[tuple[str, tuple[str, ...]], NDArray[np.float64]] = {}
-        answers, scores = list(asked.answers), list(asked.scores)
-        for i, (question, row) in enumerate(zip(asked.questions, asked.scores, strict=True)):
-            if row is None:
-                continue
-            key = question.text, question.labels
-            if key not in found:
-                found[key] = offsets_for(self.offsets, *key)
-            changed = (row - found[key]).astype(np.float32)
-            scores[i], answers[i] = changed, question.labels[int(changed.argmax())]
-        return replace(asked, answers=answers, scores=scores)
-
     def refuse_other(self, model: str | Path, geometry: Geometry, prompt: Prompt | None) -> None:
         """Raise RequestError for another model, place of the picture or prompt than the calibration was learned with.
 
@@ -185,8 +168,8 @@ def mean_scores(asked: Asked) -> Calibrated:
             groups.setdefault((question.text, tuple(sorted(question.labels))), []).append(i)
     if not groups:
         raise RequestError(
-            "No question was answered with labels, so there is nothing to calibrate: a model that writes free text "
-            "chooses among no labels. Take a task with labels, such as count, whose answers are not free."
+            "No question was answered with labels. A model that writes free text chooses among no labels, so there is "
+            "nothing to calibrate: take a task with labels, such as count."
         )
     offsets = []
     for (text, _), members in groups.items():
@@ -218,6 +201,24 @@ def mean_scores(asked: Asked) -> Calibrated:
     return tuple(offsets)
 
 
+def applied(offsets: Calibrated, asked: Asked) -> Asked:
+    """Return the same questions with calibrated scores, and the labels that are best by these.
+
+    Free answers stay, and so do those to questions whose labels the calibration does not know.
+    """
+    found: dict[tuple[str, tuple[str, ...]], NDArray[np.float64]] = {}
+    answers, scores = list(asked.answers), list(asked.scores)
+    for i, (question, row) in enumerate(zip(asked.questions, asked.scores, strict=True)):
+        if row is None:
+            continue
+        key = question.text, question.labels
+        if key not in found:
+            found[key] = offsets_for(offsets, *key)
+        changed = (row - found[key]).astype(np.float32)
+        scores[i], answers[i] = changed, question.labels[int(changed.argmax())]
+    return replace(asked, answers=answers, scores=scores)
+
+
 def compare(before: Asked, after: Asked) -> tuple[Gain | None, list[str]]:
     """Say whether a calibration helps, and how it changes the answers.
 
@@ -234,7 +235,11 @@ def compare(before: Asked, after: Asked) -> tuple[Gain | None, list[str]]:
     if all(question.answer for question in before.questions):
         was, now = judge(before), judge(after)
         measured = gain(was.right, now.right, before.pictures)
-        how = {"helps": "helped by", "hurts": "does not help, it costs:", "unclear": "does not help for certain:"}
+        how = {
+            "helps": "helped by",
+            "hurts": "does not help, it costs:",
+            "unclear": "does not help as far as this shows:",
+        }
         lines = [
             f"accuracy {was.accuracy:.1%} before, {now.accuracy:.1%} after",
             f"calibration {how[measured.verdict]} {measured} on {n} questions about {n_pictures} held-out pictures",
@@ -248,7 +253,7 @@ def compare(before: Asked, after: Asked) -> tuple[Gain | None, list[str]]:
     n_changed = sum(a != b for a, b in zip(before.answers, after.answers, strict=True))
     lines.append(f"{n_changed} of {n} answers changed about {n_pictures} held-out pictures:")
     old, new = shares(before.answers), shares(after.answers)
-    most = sorted({*old, *new}, key=lambda answer: -max(old.get(answer, 0), new.get(answer, 0)))
+    most = sorted(dict.fromkeys([*old, *new]), key=lambda answer: -max(old.get(answer, 0), new.get(answer, 0)))
     width = max(map(len, most[:MOST_SHOWN]), default=0)
     lines += [f"  {a:<{width}} {old.get(a, 0):6.1%} before {new.get(a, 0):6.1%} after" for a in most[:MOST_SHOWN]]
     lines += [f"  and {len(most) - MOST_SHOWN} others"] if len(most) > MOST_SHOWN else []
