@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
+from tests.tiny import save_tiny
 from tvp.sdk.cli import cli
 from tvp.sdk.errors import DataError, ModelError, RequestError
 from tvp.sdk.formats.calibration import LabelOffsets
@@ -328,6 +330,26 @@ def test_pictures_without_answers_are_enough(zoo, folder, tmp_path):
     invoke("calibrate", *options, "--data", folder / "all.jsonl", "-o", files[1])
     rows = Calibration.load(files[1])
     assert (alone.offsets[0].labels, alone.offsets[0].n_pictures) == (rows.offsets[0].labels, 20)
+
+
+def test_a_model_that_only_chooses_is_calibrated_too(folder, tmp_path):
+    model = save_tiny("clip", tmp_path / "model")
+    asked = ["--question", TEXT, "--label", LABELS[0], "--label", LABELS[1]]
+    result = invoke("calibrate", "-m", model, "-t", "bad-camera", "--pictures", folder, *asked, "-o", tmp_path / "c")
+    assert result.exit_code == 0, result.output
+    assert Calibration.load(tmp_path / "c").offsets[0].n_pictures == 20
+
+
+def test_a_bad_picture_is_told_or_left_out(zoo, folder, tmp_path, caplog):
+    place = tmp_path / "pictures"
+    shutil.copytree(folder, place)
+    (place / "9.jpg").write_bytes(b"no picture")
+    command = ["calibrate", "-m", zoo[0], "-t", "count", "--pictures", place, "-o", tmp_path / "c.json"]
+    with pytest.raises(DataError, match=r"9\.jpg"):
+        invoke(*command)
+    assert not (tmp_path / "c.json").exists()
+    assert invoke(*command, "--skip-bad").exit_code == 0
+    assert "left 1 bad pictures" in caplog.text
 
 
 def test_wrong_usage_is_told_before_a_model_is_loaded(folder, tmp_path):
