@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from tests.bundles import random_prompt
+from tests.bundles import random_prompt, seal
 from tests.tiny import save_tiny
 from tvp import sdk
 from tvp.export import ranking
@@ -69,9 +70,13 @@ def test_golden_cases_replay_with_the_calibration(made):
     rankings = [case for case in cases if isinstance(case, RankingCase)]
     assert len(rankings) == 4
     assert len(cases) == (4 if made.family.kind == "contrastive" else 8)
-    # The mean of calibrated scores is about zero; without the calibration they are all far below it.
-    scores = [score for case in rankings for score in case.scores]
-    assert min(scores) < 0 < max(scores)
+    # Without its calibration the bundle ranks in another way, and its golden cases say so.
+    plain = made.folder / "plain"
+    shutil.copytree(made.folder / "bundle", plain)
+    content = json.loads((plain / "manifest.json").read_bytes())
+    (plain / "manifest.json").write_bytes(seal({**content, "calibration": []}))
+    with sdk.load(plain, providers="cpu") as task, pytest.raises(CheckError, match=r"\(4 differences\)"):
+        task.check()
 
 
 def test_where_a_calibrated_ranking_differs_nothing_is_written(made, monkeypatch):

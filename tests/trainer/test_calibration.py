@@ -18,7 +18,7 @@ from tvp.sdk.cli import cli
 from tvp.sdk.errors import DataError, ModelError, RequestError
 from tvp.sdk.formats.calibration import LabelOffsets
 from tvp.trainer import families, tasks
-from tvp.trainer.calibration import Calibration, applied, compare, digest, learn, mean_scores
+from tvp.trainer.calibration import Calibration, applied, compare, digest, learn, offsets_of
 from tvp.trainer.data import Question, Row, Sample
 from tvp.trainer.evaluate import Asked, accuracy, ask
 from tvp.trainer.matrix import FULL, columns, evaluate_matrix
@@ -87,16 +87,26 @@ class Secret(Question):
         object.__setattr__(self, "labels", LABELS)
 
 
-def test_a_planted_leaning_is_learned_without_answers_and_taken_back():
-    calibration = learn(Leaning(), Pictures(64, Secret), WHOLE, None, CUSTOM)
+def usual(by):
+    """What is usual of dark and bright, worked out by hand: a share is exp(score) / sum of exp(scores)."""
+    if by == "score":
+        return (9 - 0.5, 0.5)
+    bright = [1 / (1 + math.exp(9 - 2 * mean)) for mean in (0.2, 0.8)]
+    return (math.log(1 - sum(bright) / 2), math.log(sum(bright) / 2))
+
+
+@pytest.mark.parametrize("by", ["share", "score"])
+def test_a_planted_leaning_is_learned_without_answers_and_taken_back(by):
+    calibration = learn(Leaning(), Pictures(64, Secret), WHOLE, None, CUSTOM, by=by)
     (known,) = calibration.offsets
-    assert (known.question, known.labels, known.n_pictures) == (TEXT, LABELS, 64)
-    assert known.offsets == pytest.approx((9 - 0.5, 0.5))
+    assert (known.question, known.labels, known.n_pictures, calibration.by) == (TEXT, LABELS, 64, by)
+    assert known.offsets == pytest.approx(usual(by), abs=2e-6)
     before = ask(Leaning(), Pictures(40), WHOLE, None, CUSTOM)
     after = applied(calibration.offsets, before)
     assert set(before.answers) == {"dark"}
     assert after.answers == [*LABELS] * 20
-    assert np.stack(after.scores) == pytest.approx(np.array([[0.3, -0.3], [-0.3, 0.3]] * 20), abs=1e-5)
+    raw = np.array([[8.8, 0.2], [8.2, 0.8]] * 20)
+    assert np.stack(after.scores) == pytest.approx(raw - usual(by), abs=1e-5)
     assert before.answers == ["dark"] * 40  # what was given is left as it was
 
 
@@ -109,11 +119,24 @@ def test_where_most_pictures_are_dark_calibration_costs():
             return Sample(np.full((8, 8, 3), grey, np.uint8), (Question(TEXT, "dark", LABELS),), "")
 
     before = ask(Leaning(), MostlyDark(60), WHOLE, None, CUSTOM)
-    offsets = mean_scores(before)
+    offsets = offsets_of(before)
     gain, lines = compare(before, applied(offsets, before))
     assert gain.verdict == "hurts"
     assert lines[0].startswith("accuracy 100.0% before, ")
     assert lines[1].startswith("calibration does not help, it costs: -")
+
+
+def test_a_model_that_is_sure_and_right_keeps_its_answers_by_share():
+    """It counts from 1 to 5, and what is far from the truth does not fit at all. By score that decides what is usual:
+    1 and 5 are far from more pictures than 3 is."""
+    labels, truth = tuple("12345"), np.arange(300) % 5
+    scores = -3.1 * (np.arange(5) - truth[:, None]) ** 2 + np.random.default_rng(0).normal(0, 0.5, (300, 5))
+    questions = [Question(TEXT, labels[i], labels) for i in truth]
+    rows = list(scores.astype(np.float32))
+    before = Asked(questions, [labels[i] for i in scores.argmax(1)], rows, [*map(str, range(300))])
+    by_share, by_score = (compare(before, applied(offsets_of(before, by), before))[0] for by in ("share", "score"))
+    assert abs(by_share.value) < 0.01
+    assert by_score.value < -0.1
 
 
 def test_labels_in_another_order_are_the_same_set_and_other_labels_are_another():
@@ -123,8 +146,8 @@ def test_labels_in_another_order_are_the_same_set_and_other_labels_are_another()
         count[0] += 1
         return Question(TEXT, right, orders[count[0] % 2])
 
-    (known,) = mean_scores(ask(Leaning(), Pictures(64, make), WHOLE, None, CUSTOM))
-    assert dict(zip(known.labels, known.offsets, strict=True)) == pytest.approx({"dark": 8.5, "bright": 0.5})
+    (known,) = offsets_of(ask(Leaning(), Pictures(64, make), WHOLE, None, CUSTOM), "score")
+    assert [*zip(known.labels, known.offsets, strict=True)] == [("bright", 0.5), ("dark", 8.5)]
     row = np.array([9.0, 0.0, 1.0], np.float32)
     other = Asked([Question(TEXT, "dark", orders[2])], ["dark"], [row], ["a"])
     assert applied((known,), other).scores[0].tolist() == row.tolist()
@@ -137,16 +160,16 @@ def test_a_mean_over_few_pictures_is_not_taken(caplog):
 
     parts = [asked("often?", 16, 8), asked("rarely?", 16, 7)]
     both = Asked(*(a + b for a, b in zip(*parts, strict=True)))
-    (known,) = mean_scores(both)
+    (known,) = offsets_of(both, "score")
     assert (known.question, known.n_pictures, known.offsets) == ("often?", 8, (1.0, 2.0))
     assert "1 of 2 questions are about fewer than 8 pictures" in caplog.text
     with pytest.raises(DataError, match="fewer than 8 pictures"):
-        mean_scores(Asked(*parts[1]))
+        offsets_of(Asked(*parts[1]))
     with pytest.raises(RequestError, match="No question was answered with labels"):
-        mean_scores(Asked([Question("free?", "")], ["text"], [None], ["a"]))
+        offsets_of(Asked([Question("free?", "")], ["text"], [None], ["a"]))
     broken = Asked(parts[0][0], parts[0][1], [np.array([1.0, -math.inf], np.float32)] * 16, parts[0][3])
-    with pytest.raises(ModelError, match="score of 'bright' is not finite"):
-        mean_scores(broken)
+    with pytest.raises(ModelError, match="A score of 'bright' is not finite"):
+        offsets_of(broken)
 
 
 # What is said.
@@ -186,7 +209,7 @@ FILE = Calibration(
 )
 
 
-@pytest.mark.parametrize("calibration", [FILE, replace(FILE, gain=None, n_questions=0)])
+@pytest.mark.parametrize("calibration", [FILE, replace(FILE, gain=None, n_questions=0, by="score")])
 def test_a_file_is_read_back_as_it_was_written(calibration, tmp_path):
     calibration.save(tmp_path / "c.json")
     assert Calibration.load(tmp_path / "c.json") == calibration
@@ -194,8 +217,8 @@ def test_a_file_is_read_back_as_it_was_written(calibration, tmp_path):
 
 def edits():
     good = {
-        "format": 1, "model": "m", "weights": "w", "prompt": "p", "geometry": asdict(FILE.geometry), "gain": None,
-        "n_questions": 0, "calibration": [asdict(FILE.offsets[0])],
+        "format": 1, "by": "share", "model": "m", "weights": "w", "prompt": "p",
+        "geometry": asdict(FILE.geometry), "gain": None, "n_questions": 0, "calibration": [asdict(FILE.offsets[0])],
     }  # fmt: skip
     for key in good:
         yield f"lacks {key!r}", {k: v for k, v in good.items() if k != key}
@@ -207,6 +230,7 @@ def edits():
     yield "not an intact calibration", {**good, "geometry": {**good["geometry"], "more": 1}}
     yield "shares from -1 to 1", {**good, "gain": {"value": 10, "low": 0, "high": 1}}
     yield "not an intact calibration", {**good, "gain": {"value": math.nan, "low": 0, "high": 1}}
+    yield "it is by 'luck', and may be by share or score", {**good, "by": "luck"}
     yield "it has no offsets", {**good, "calibration": []}
     yield "not a JSON object", [good]
 
@@ -320,12 +344,12 @@ def test_pictures_without_answers_are_enough(zoo, folder, tmp_path):
     files = [tmp_path / "alone.json", tmp_path / "rows.json"]
     options = ["-m", zoo[0], "-t", "custom", "--n", 20, "--held-out", 20]
     asked = ["--question", TEXT, "--label", LABELS[0], "--label", LABELS[1]]
-    result = invoke("calibrate", *options, "--pictures", folder, *asked, "-o", files[0])
+    result = invoke("calibrate", *options, "--pictures", folder, *asked, "--by", "score", "-o", files[0])
     assert result.exit_code == 0, result.output
     assert "nobody can know whether calibration helps" in result.output
     assert "accuracy" not in result.output
     alone = Calibration.load(files[0])
-    assert alone.gain is None
+    assert (alone.gain, alone.by) == (None, "score")
     # Whether there are answers changes nothing that is learned from the same pictures.
     invoke("calibrate", *options, "--data", folder / "all.jsonl", "-o", files[1])
     rows = Calibration.load(files[1])

@@ -39,8 +39,8 @@ class Ranked:
         label: the text.
         score: mean log-probability of the label's tokens. Of a contrastive task: the label's log-probability, among
             the other labels (CLIP) or by itself (SigLIP). Where the task's calibration knows the question with these
-            labels: the same minus the label's mean over the calibration's pictures, so that 0 is as usual, and a
-            score above 0 says that the label fits better than it usually does.
+            labels: the same minus what the calibration says is usual of the label. It orders these labels, and is no
+            log-probability.
     """
 
     label: str

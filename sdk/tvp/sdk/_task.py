@@ -135,8 +135,8 @@ class Task:
     ) -> list[Ranked]:
         """Score labels as answers to a question about a picture.
 
-        A calibrated task subtracts from each score the label's usual one, if its calibration knows this question with
-        these labels, in any order. Other questions and labels are scored as without a calibration.
+        A calibrated task subtracts from each score what is usual of the label, if its calibration knows this question
+        with these labels, in any order. Other questions and labels are scored as without a calibration.
 
         Args:
             image: as of `see`.

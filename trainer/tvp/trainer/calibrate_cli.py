@@ -6,6 +6,7 @@ import logging
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import click
 import numpy as np
@@ -33,6 +34,14 @@ log = logging.getLogger("tvp.trainer")
 )
 @click.option("--question", help="With --pictures: the question to ask. Default: the task's.")
 @click.option("--label", "labels", multiple=True, help="With --pictures: a label. Repeat it. Default: the task's.")
+@click.option(
+    "--by",
+    default="share",
+    show_default=True,
+    type=click.Choice(["share", "score"]),
+    help="What usual is: the label's mean share among the labels, or its mean score, which costs more where the model "
+    "is sure of its answers.",
+)
 @click.option("--n", default=512, show_default=True, type=click.IntRange(1), help="Most pictures to learn from.")
 @click.option(
     "--held-out",
@@ -76,6 +85,7 @@ def calibrate(
     pictures: Path | None,
     question: str | None,
     labels: tuple[str, ...],
+    by: Literal["share", "score"],
     n: int,
     held_out: int,
     seed: int,
@@ -87,7 +97,7 @@ def calibrate(
     allow_outside: bool,
     output: Path,
 ) -> None:
-    """Learn what a model usually scores each label, to be subtracted from its scores.
+    """Learn what a model usually says of each label, to be subtracted from its scores.
 
     It learns from pictures, and never reads their answers. Other pictures tell whether it helps: where they have
     answers, by the accuracy before and after.
@@ -121,7 +131,7 @@ def calibrate(
     geometry = loaded.geometry if loaded else Geometry(family.pixel_format.size, family.pixel_format.size, task.fit)
     seen, held = (answerable(part, [(model, family)], geometry.canvas, task.free, skip_bad) for part in (seen, held))
     quiet = not sys.stderr.isatty()
-    calibration = learn(family, seen, geometry, loaded, task, model=model, batch=batch, quiet=quiet)
+    calibration = learn(family, seen, geometry, loaded, task, by=by, model=model, batch=batch, quiet=quiet)
     n_known = len(calibration.offsets)
     click.echo(f"learned from {len(seen)} pictures: {n_known} question{'s' * (n_known != 1)} with labels")
     before = ask(family, held, geometry, loaded, task, batch, quiet)

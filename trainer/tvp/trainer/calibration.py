@@ -1,11 +1,16 @@
-"""Calibration: each label's mean score over pictures without answers, subtracted from its score.
+"""Calibration: what a model usually says of each label, learned over pictures without answers and subtracted.
 
 A model may answer one label to nearly every picture of a bad camera. After the subtraction a label is chosen where it
 fits a picture better than it fits pictures usually. That evens the answers out, so it helps where the model leans to
-a label that is not so common, and costs where a label really is common, or the model was right before.
+a label that is not so common, and may cost where a label really is common.
 
-Source: Zhao et al. 2021, "Calibrate Before Use" (a language model's bias towards answers); with the mean over the
-task's own pictures instead of an input without content.
+Usual is one of two things:
+
+- `share` (default): the logarithm of the label's mean share, where the shares of a picture's labels are the softmax of
+  their scores. Source: Zhou et al., "Batch Calibration" (ICLR 2024), for the prompts of language models. A model that
+  is sure, and right, has shares as even as the answers are, and hardly changes.
+- `score`: the label's mean score. A few pictures that a label does not fit at all decide it, so that it costs points
+  where a model is sure of its answers.
 """
 
 from __future__ import annotations
@@ -17,7 +22,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,11 +41,12 @@ from .task_definition import TaskDefinition
 
 log = logging.getLogger("tvp.trainer")
 
+By = Literal["share", "score"]
 FORMAT = 1
 MAX_BYTES = 2**21  # of a file; a bundle's manifest, which it becomes a part of, may have as many
 MIN_PICTURES = 8  # a mean over fewer says little
 MOST_SHOWN = 12  # answers whose shares are told
-KEYS = ("format", "model", "weights", "prompt", "geometry", "gain", "n_questions", "calibration")
+KEYS = ("format", "by", "model", "weights", "prompt", "geometry", "gain", "n_questions", "calibration")
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,7 @@ class Calibration:
         geometry: how pictures lay on the canvas.
         gain: of accuracy, on held-out pictures with answers; None where it was not measured.
         n_questions: the number of questions that the gain was measured on.
+        by: what is subtracted, `share` or `score`.
     """
 
     offsets: Calibrated
@@ -64,6 +71,7 @@ class Calibration:
     geometry: Geometry
     gain: Gain | None = None
     n_questions: int = 0
+    by: By = "share"
 
     def refuse_other(self, model: str | Path, geometry: Geometry, prompt: Prompt | None) -> None:
         """Raise RequestError for another model, place of the picture or prompt than the calibration was learned with.
@@ -90,6 +98,7 @@ class Calibration:
         """Write a JSON file, whole or not at all."""
         content = {
             "format": FORMAT,
+            "by": self.by,
             "model": self.model,
             "weights": self.weights,
             "prompt": self.prompt,
@@ -133,11 +142,12 @@ def learn(
     prompt: Prompt | None,
     task: TaskDefinition,
     *,
+    by: By = "share",
     model: str | Path = "",
     batch: int = 256,
     quiet: bool = True,
 ) -> Calibration:
-    """Learn the mean score of each label over pictures. Right answers are not read.
+    """Learn what the model usually says of each label, over pictures. Right answers are not read.
 
     Args:
         family: the model.
@@ -145,6 +155,7 @@ def learn(
         geometry: how pictures lie on the canvas.
         prompt: the prompt on every picture, or None.
         task: the task that the questions are of.
+        by: what usual is, `share` or `score`; see the top of this module. Default `share`.
         model: the folder, hub id or `zoo:NAME` of the model, so that the calibration is refused with another one.
             Default: not noted.
         batch: rows that the language model reads at once. Default 256.
@@ -155,13 +166,13 @@ def learn(
         DataError: there are fewer than `MIN_PICTURES` pictures to each question.
         ModelError: a score is not finite.
     """
-    offsets = mean_scores(ask(family, data, geometry, prompt, task, batch, quiet))
+    offsets = offsets_of(ask(family, data, geometry, prompt, task, batch, quiet), by)
     weights = families.digest(model) if str(model) else ""
-    return Calibration(offsets, _name(model), weights, digest(prompt), geometry)
+    return Calibration(offsets, _name(model), weights, digest(prompt), geometry, by=by)
 
 
-def mean_scores(asked: Asked) -> Calibrated:
-    """Return the mean score of each label, for each question with its set of labels; see `learn`."""
+def offsets_of(asked: Asked, by: By = "share") -> Calibrated:
+    """Return what is usual of each label, for each question with its set of labels; see `learn`."""
     groups: dict[tuple[str, tuple[str, ...]], list[int]] = {}
     for i, question in enumerate(asked.questions):
         if asked.scores[i] is not None:
@@ -177,16 +188,17 @@ def mean_scores(asked: Asked) -> Calibrated:
         if n_pictures < MIN_PICTURES:
             continue
         labels = asked.questions[members[0]].labels
-        totals = np.zeros(len(labels))
+        rows = []
         for i in members:
             by_label = dict(zip(asked.questions[i].labels, asked.scores[i], strict=True))  # type: ignore[arg-type]
-            totals += [float(by_label[label]) for label in labels]
-        means = totals / len(members)
-        if not np.isfinite(means).all():
+            rows.append([by_label[label] for label in labels])
+        scores = np.array(rows, np.float64)
+        if not np.isfinite(scores).all():
             raise ModelError(
-                f"The model's score of {labels[int(np.isfinite(means).argmin())]!r} is not finite, so it has no mean. "
-                "Take fp32 and other labels."
+                f"A score of {labels[int(np.isfinite(scores).all(0).argmin())]!r} is not finite, so nothing is usual "
+                "of it. Take fp32 and other labels."
             )
+        means = scores.mean(0) if by == "score" else _log_mean_shares(scores)
         offsets.append(LabelOffsets(text, labels, tuple(round(float(mean), 6) for mean in means), n_pictures))
     if not offsets:
         raise DataError(
@@ -199,6 +211,13 @@ def mean_scores(asked: Asked) -> Calibrated:
             len(groups) - len(offsets), len(groups), MIN_PICTURES,
         )  # fmt: skip
     return tuple(offsets)
+
+
+def _log_mean_shares(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the logarithm of each label's mean share, of scores (n, n_labels)."""
+    logs = scores - np.logaddexp.reduce(scores, axis=1, keepdims=True)
+    mean: NDArray[np.float64] = np.logaddexp.reduce(logs, axis=0) - np.log(len(logs))
+    return mean
 
 
 def applied(offsets: Calibrated, asked: Asked) -> Asked:
@@ -287,6 +306,8 @@ def _read(content: Any) -> Calibration:
             raise ValueError(f"it {how} {min(wrong)!r}")
     if not all(isinstance(content[key], str) for key in ("model", "weights", "prompt")):
         raise ValueError("model, weights and prompt are texts")
+    if content["by"] not in get_args(By):
+        raise ValueError(f"it is by {content['by']!r}, and may be by {' or '.join(get_args(By))}")
     if type(content["format"]) is not int or type(content["n_questions"]) is not int or content["n_questions"] < 0:
         raise ValueError("format and n_questions are whole numbers")
     sides = content["geometry"]
@@ -308,4 +329,5 @@ def _read(content: Any) -> Calibration:
         Geometry(**sides),
         measured,
         content["n_questions"],
+        content["by"],
     )

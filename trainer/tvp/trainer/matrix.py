@@ -228,7 +228,7 @@ def _calibrated(
     """Return calibrated answers under each corruption; the calibration is learned from data that is corrupted alike."""
     found = {}
     for (corruption, severity), asked in said.items():
-        usual = calibration.mean_scores(asker(_spoilt(data, corruption, severity, seed)))
+        usual = calibration.offsets_of(asker(_spoilt(data, corruption, severity, seed)))
         found[corruption, severity] = calibration.applied(usual, asked)
     return found
 

@@ -26,7 +26,7 @@ class LabelOffsets:
     Attributes:
         question: the text.
         labels: the texts, each once.
-        offsets: for each label its mean score over pictures without answers.
+        offsets: for each label what is usual of it over pictures without answers, on the scale of its scores.
         n_pictures: the number of these pictures.
     """
 
@@ -42,7 +42,7 @@ Calibrated = tuple[LabelOffsets, ...]
 def offsets_for(calibration: Calibrated, question: str, labels: Sequence[str]) -> NDArray[np.float64]:
     """Return what is subtracted from the scores of labels, in their order: zeros where nothing is known.
 
-    Offsets are known for the very text of the question with the same set of labels: mean scores depend on both.
+    Offsets are known for the very text of the question with the same set of labels: what is usual depends on both.
     """
     wanted = sorted(labels)
     for known in calibration:
