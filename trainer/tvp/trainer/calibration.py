@@ -265,9 +265,9 @@ def compare(before: Asked, after: Asked) -> tuple[Gain | None, list[str]]:
         ]
     else:
         lines = [
-            "These pictures have no answers, so nobody can know whether calibration helps. It does where the model "
-            "leans to a few labels that are not so common, and costs where they are common. Write answers down for "
-            "some pictures to find out."
+            "whether calibration helps cannot be known: these pictures have no answers",
+            "it helps where the model leans to labels that are not so common, and may cost where they are common; "
+            "answers to some pictures would tell",
         ]
     n_changed = sum(a != b for a, b in zip(before.answers, after.answers, strict=True))
     lines.append(f"{n_changed} of {n} answers changed about {n_pictures} held-out pictures:")
