@@ -19,8 +19,10 @@ from tvp.sdk.errors import DataError, ModelError, RequestError
 from tvp.sdk.formats.calibration import LabelOffsets
 from tvp.trainer import families, tasks
 from tvp.trainer.calibration import Calibration, applied, compare, digest, learn, offsets_of
+from tvp.trainer.cameras import KINDS
 from tvp.trainer.data import Question, Row, Sample
 from tvp.trainer.evaluate import Asked, accuracy, ask
+from tvp.trainer.lens import Lens, LensDesign
 from tvp.trainer.matrix import FULL, columns, evaluate_matrix
 from tvp.trainer.metrics import Gain
 from tvp.trainer.prompt import Geometry, Prompt
@@ -254,7 +256,11 @@ def test_what_is_no_file_of_a_calibration_is_a_data_error(data, tmp_path):
 def test_prompts_differ_in_their_digest():
     black, grey = (Prompt(torch.full((3, 8, 8), value), Geometry(8, 4)) for value in (0.0, 0.5))
     found = [digest(None), digest(black), digest(grey), digest(replace(grey, pixel_range="image"))]
-    assert len(set(found)) == 4
+    lenses = [LensDesign("colour"), LensDesign("colour", normalise=True), LensDesign("kernel")]
+    found += [digest(Prompt(None, Geometry(8, 8), lens=Lens(design, design.start()))) for design in lenses]
+    other = LensDesign("colour").start() | {"bias": torch.full((3,), 0.1)}
+    found += [digest(Prompt(None, Geometry(8, 8), lens=Lens(lenses[0], other)))]
+    assert len(set(found)) == 8
     assert found[0] == ""
     assert digest(replace(grey, facts={"a": 1})) == found[2]
 
@@ -281,9 +287,8 @@ def test_every_column_has_a_calibrated_one_and_no_picture_is_scored_twice():
 
 
 def test_corrupted_columns_are_calibrated_on_pictures_that_are_corrupted_alike(monkeypatch):
-    from tvp.trainer.corruptions import CORRUPTIONS
-
-    monkeypatch.setitem(CORRUPTIONS, "contrast", lambda values, share, rng: values * 0.1)
+    dark = replace(KINDS["contrast"], effect=lambda values, share, rng: values * 0.1)
+    monkeypatch.setitem(KINDS, "contrast", dark)
     rows = evaluate_matrix(
         ["m"], lambda name: Leaning(), columns({}, WHOLE), Pictures(40), CUSTOM,
         corruptions=[("contrast", 1)], calibrate_on=Pictures(16, Secret),
@@ -350,6 +355,9 @@ def test_pictures_without_answers_are_enough(zoo, folder, tmp_path):
     assert "accuracy" not in result.output
     alone = Calibration.load(files[0])
     assert (alone.gain, alone.by) == (None, "score")
+    result = invoke("calibrate", *options, "--pictures", folder, *asked, "--camera", "bad", "-o", files[1])
+    assert result.exit_code == 0, result.output
+    assert Calibration.load(files[1]).offsets[0].offsets != alone.offsets[0].offsets
     # Whether there are answers changes nothing that is learned from the same pictures.
     invoke("calibrate", *options, "--data", folder / "all.jsonl", "-o", files[1])
     rows = Calibration.load(files[1])

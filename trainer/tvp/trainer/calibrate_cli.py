@@ -11,10 +11,11 @@ from typing import Literal
 import click
 import numpy as np
 
-from . import tasks
+from . import cameras, tasks
 from .config import CHOICES
-from .data import Data, Pictures, Subset, split
+from .data import Data, Pictures, Question, Subset, ThroughCamera, split
 from .data.sample import readable
+from .eval_cli import camera_option
 from .hub import offline_option
 from .prompt import Geometry, Prompt
 from .task_definition import TaskDefinition
@@ -42,6 +43,7 @@ log = logging.getLogger("tvp.trainer")
     help="What usual is: the label's mean share among the labels, or its mean score, which costs more where the model "
     "is sure of its answers.",
 )
+@click.option("--camera", default="", callback=camera_option, help=f"Spoil the pictures: {cameras.HELP}")
 @click.option("--n", default=512, show_default=True, type=click.IntRange(1), help="Most pictures to learn from.")
 @click.option(
     "--held-out",
@@ -86,6 +88,7 @@ def calibrate(
     question: str | None,
     labels: tuple[str, ...],
     by: Literal["share", "score"],
+    camera: str,
     n: int,
     held_out: int,
     seed: int,
@@ -110,7 +113,7 @@ def calibrate(
         raise click.UsageError("--question and --label are for --pictures. Other data has its own.")
     if not output.absolute().parent.is_dir() or output.is_dir():
         raise click.UsageError(f"{output} cannot be written. Name a file in a folder that is there.")
-    task = tasks.get(task_name)
+    task = tasks.through(tasks.get(task_name), camera)
     task = replace(task, question=question or task.question, labels=labels or task.labels)
     # Imported this late because it takes seconds, and a misspelt option should be told at once.
     from . import families
@@ -125,11 +128,14 @@ def calibrate(
         everything = tasks.open_usable(data, task, "train", n + held_out, seed, skip_bad, download, allow_outside)
     else:
         everything = _pictures(pictures, task, skip_bad, allow_outside)
+        if camera and task.camera is not None:  # the task's own camera has taken them already
+            everything = ThroughCamera(everything, task.camera, seed)
     seen, held = _drawn(everything, n, held_out, seed)
     canvas = loaded.geometry.canvas if loaded else None
     family = families.load(model, device=device, dtype=dtype_of(precision, device), canvas=canvas)
     geometry = loaded.geometry if loaded else Geometry(family.pixel_format.size, family.pixel_format.size, task.fit)
     seen, held = (answerable(part, [(model, family)], geometry.canvas, task.free, skip_bad) for part in (seen, held))
+    loaded = loaded.to(family.device) if loaded else None
     quiet = not sys.stderr.isatty()
     calibration = learn(family, seen, geometry, loaded, task, by=by, model=model, batch=batch, quiet=quiet)
     n_known = len(calibration.offsets)
@@ -148,7 +154,8 @@ def _pictures(folder: Path, task: TaskDefinition, skip_bad: bool, allow_outside:
             f"The task {task.name!r} has no question of its own, or no labels. Give them with --question and --label."
         )
     bad: list[str] = []
-    data: Data = Pictures(folder, task.question, task.labels, bad if skip_bad else None, allow_outside=allow_outside)
+    questions = [Question(task.question, "", task.labels)]
+    data: Data = Pictures(folder, bad if skip_bad else None, allow_outside=allow_outside, questions=questions)
     if skip_bad:
         data = readable(data, bad)
     if bad:

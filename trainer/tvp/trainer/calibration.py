@@ -288,8 +288,12 @@ def digest(prompt: Prompt | None) -> str:
     """Return a sha256 of what a prompt does to a picture; '' for none."""
     if prompt is None:
         return ""
-    frame = prompt.frame.detach().cpu().float().contiguous()
-    return hashlib.sha256(prompt.pixel_range.encode() + frame.numpy().tobytes()).hexdigest()
+    values = {} if prompt.frame is None else {"frame": prompt.frame}
+    values |= {} if prompt.lens is None else prompt.lens.values
+    total = hashlib.sha256(repr((prompt.pixel_range, prompt.lens and prompt.lens.describe())).encode())
+    for name, value in sorted(values.items()):
+        total.update(name.encode() + value.detach().cpu().float().contiguous().numpy().tobytes())
+    return total.hexdigest()
 
 
 def _name(model: str | Path) -> str:

@@ -34,7 +34,7 @@ def _conditions(context: click.Context, option: click.Parameter, values: tuple[s
         raise click.BadParameter(str(error)) from error
 
 
-def _camera(context: click.Context, option: click.Parameter, value: str) -> str:
+def camera_option(context: click.Context, option: click.Parameter, value: str) -> str:
     """Refuse a camera that does not exist as wrong usage."""
     try:
         tasks.through(tasks.get("custom"), value)
@@ -62,7 +62,7 @@ def _camera(context: click.Context, option: click.Parameter, value: str) -> str:
 )
 @click.option("--task", "task_name", default="bad-camera", show_default=True, help="Task to measure.")
 @click.option("--data", default="", help="Test data: scenes, a folder or a .jsonl file. Default: the task's own.")
-@click.option("--camera", default="", callback=_camera, help=f"Spoil the pictures: {cameras.HELP}")
+@click.option("--camera", default="", callback=camera_option, help=f"Spoil the pictures: {cameras.HELP}")
 @click.option(
     "--n",
     default=1024,

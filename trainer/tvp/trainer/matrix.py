@@ -159,12 +159,15 @@ def evaluate_matrix(
     def measure(model: str, name: str, geometry: Geometry, asker: Callable[[Data], Asked], calibrated: bool) -> None:
         said = {condition: asker(seen) for condition, seen in conditions.items()}
         add_all(model, name, geometry, said)
-        if calibrated and calibrate_on is not None:
-            name = f"calibrated: {name}"
-            try:
-                add_all(model, name, geometry, _calibrated(said, asker, calibrate_on, seed + 1))
-            except (RequestError, DataError) as error:
-                add(Row(model, name, note=f"{NOT_CALIBRATED}: {str(error).split('. ')[0]}"))
+        if not calibrated or calibrate_on is None:
+            return
+        name = f"calibrated: {name}"
+        try:
+            usual = {it: calibration.offsets_of(asker(_spoilt(calibrate_on, *it, seed + 1))) for it in said}
+        except (RequestError, DataError) as error:
+            add(Row(model, name, note=f"not calibrated: {str(error).split('. ')[0]}"))
+            return
+        add_all(model, name, geometry, {it: calibration.applied(usual[it], asked) for it, asked in said.items()})
 
     def add_all(model: str, name: str, geometry: Geometry, said: Mapping[tuple[str, int], Asked]) -> None:
         whole = replace(geometry, inner=geometry.canvas, placement="around")
@@ -220,17 +223,6 @@ def _asker(
     if prompt is not None:
         prompt = prompt.to(family.device)
     return lambda data: ask(family, data, geometry, prompt, task, batch, quiet)
-
-
-def _calibrated(
-    said: Mapping[tuple[str, int], Asked], asker: Callable[[Data], Asked], data: Data, seed: int
-) -> dict[tuple[str, int], Asked]:
-    """Return calibrated answers under each corruption; the calibration is learned from data that is corrupted alike."""
-    found = {}
-    for (corruption, severity), asked in said.items():
-        usual = calibration.offsets_of(asker(_spoilt(data, corruption, severity, seed)))
-        found[corruption, severity] = calibration.applied(usual, asked)
-    return found
 
 
 def _spoilt(data: Data, corruption: str, severity: int, seed: int) -> Data:
