@@ -177,9 +177,8 @@ def evaluate_matrix(
                 full.setdefault((corruption, severity, whole), result.accuracy)
             over = full.get((corruption, severity, whole))
             gain = None if over is None else result.accuracy - over
-            figures = metrics.measure(task.metric, questions, result.answers, result.scores)
-            about = (result.accuracy, result.low, result.high, result.n)
-            add(Row(model, name, corruption, severity, *about, figures, gain))
+            found = metrics.measure(task.metric, questions, result.answers, result.scores)
+            add(Row(model, name, corruption, severity, result.accuracy, result.low, result.high, result.n, found, gain))
 
     def measure_all(model: str, family: Family) -> None:
         full.clear()
