@@ -16,7 +16,7 @@ from .config import CHOICES
 from .data import Data, Pictures, Question, Subset, ThroughCamera, split
 from .data.sample import readable
 from .eval_cli import camera_option
-from .hub import offline_option
+from .options import allow_outside_option, offline_option
 from .prompt import Geometry, Prompt
 from .task_definition import TaskDefinition
 
@@ -73,11 +73,7 @@ log = logging.getLogger("tvp.trainer")
 @click.option("--skip-bad", is_flag=True, help="Leave bad rows out of the data and list them. Default: stop at one.")
 @click.option("--download", is_flag=True, help="Download the task's data set into the folder of --data.")
 @offline_option
-@click.option(
-    "--allow-outside",
-    is_flag=True,
-    help="Read pictures outside of the data's folder too, where rows or links name them. Only for data that you trust.",
-)
+@allow_outside_option
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="JSON file for the calibration.")
 def calibrate(
     model: str,
