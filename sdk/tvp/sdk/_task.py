@@ -40,7 +40,7 @@ class Task:
     A task is of a kind. A `causal` or `seq2seq` task writes its answers. A `contrastive` task (CLIP, SigLIP) chooses:
     `rank` scores any labels, and `ask`, `stream` and `ask_many` answer with the best of the task's own labels. It
     refuses `temperature` and `stop`; `cancel` ends its `ask_many` between batches; other options change nothing.
-    A calibration acts wherever labels are scored, and so not on answers that a causal or seq2seq task writes.
+    A calibration acts where labels are scored whose set it knows for the very question; not on written answers.
 
     Attributes:
         folder: of the bundle.
@@ -134,9 +134,6 @@ class Task:
         self, image: ImageLike, question: str | None = None, *, labels: Sequence[str] | None = None
     ) -> list[Ranked]:
         """Score labels as answers to a question about a picture.
-
-        A calibrated task subtracts from each score what is usual of the label, if its calibration knows this question
-        with these labels, in any order. Other questions and labels are scored as without a calibration.
 
         Args:
             image: as of `see`.
