@@ -16,6 +16,8 @@ import onnxruntime as ort
 from PIL import Image, ImageOps
 from tokenizers import Tokenizer
 
+KNOWN = {"calibration"}  # features that this client knows
+
 
 def demand(holds: bool, otherwise: str) -> None:
     """Refuse, where the page says so."""
@@ -33,7 +35,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     data = (folder / "manifest.json").read_bytes()
     demand(is_intact(data), "the manifest was changed")
     manifest: dict[str, Any] = json.loads(data)
-    demand(manifest["format"] == 2 and not manifest.get("requires"), "the bundle is of a later version")
+    demand(manifest["format"] == 2 and not {*manifest.get("requires", [])} - KNOWN, "the bundle is of a later version")
     for name, said in manifest["files"].items():
         path = PurePosixPath(name)
         demand(not path.is_absolute() and ".." not in path.parts, f"{name} leaves the folder")
@@ -160,7 +162,12 @@ class Client:
     def rank(self, picture: Path, question: str, labels: list[str]) -> list[tuple[str, float]]:
         """Labels and scores, the best first."""
         score = self.match if self.base["kind"] == "contrastive" else self.score
-        return sorted(zip(labels, score(picture, question, labels), strict=True), key=lambda row: -row[1])
+        offsets = dict.fromkeys(labels, 0.0)
+        for known in self.task.get("calibration", []):
+            if known["question"] == question and sorted(known["labels"]) == sorted(labels):
+                offsets = dict(zip(known["labels"], known["offsets"], strict=True))
+        scores = [a - offsets[label] for a, label in zip(score(picture, question, labels), labels, strict=True)]
+        return sorted(zip(labels, scores, strict=True), key=lambda row: -row[1])
 
     def score(self, picture: Path, question: str, labels: list[str]) -> list[float]:
         layout, (first, begun), scores = self.base["layout"], self.begin(picture, question), []

@@ -15,6 +15,7 @@ from tests.sdk.test_hostile_manifests import BUNDLES, LABELS, PICTURE, QUESTION
 from tvp import sdk
 from tvp.sdk.errors import BundleError
 from tvp.sdk.formats.archive import unpack
+from tvp.sdk.formats.calibration import LabelOffsets
 from tvp.sdk.formats.integrity import FileEntry
 from tvp.sdk.formats.layout import CaptionTemplates, PromptLayout
 from tvp.sdk.formats.manifest import (
@@ -44,6 +45,7 @@ TASK = TaskManifest(
     name="ä", question="?", labels=("a", "b"), max_new_tokens=3, base="d", files={"x": FileEntry(0, "e")},
     parity=ParityFacts(n_cases=3, logits=1e-7, pixels_within_a_level=0.5, max_loss=0.25),
     provenance=Provenance(model="m", prompt={"steps": [1, {"a": 0.1}]}, versions={"torch": "2"}),
+    calibration=(LabelOffsets("?", ("b", "a"), (-1 / 3, 0.0), 64),), requires=("calibration",),
 )  # fmt: skip
 PAIRS = [(manifest, read_base_manifest) for manifest in BASES] + [(TASK, read_task_manifest)]
 

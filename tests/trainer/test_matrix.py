@@ -27,7 +27,7 @@ from tvp.sdk.errors import CheckError, ModelError
 from tvp.trainer import families, matrix, tasks
 from tvp.trainer.cameras import KINDS, parse
 from tvp.trainer.data import Question, Sample, ThroughCamera
-from tvp.trainer.evaluate import accuracy, judge
+from tvp.trainer.evaluate import Asked, accuracy, ask, judge
 from tvp.trainer.families.paligemma import PaliGemma
 from tvp.trainer.matrix import Row, columns, evaluate_matrix
 from tvp.trainer.prompt import Geometry, Prompt
@@ -134,7 +134,7 @@ def test_two_geometries_have_a_full_picture_each():
 
 @contextmanager
 def fake_exporter(model, family, prompt, task, data, *, quiet):
-    yield lambda asked: accuracy(family, asked, prompt.geometry, prompt, task)
+    yield lambda asked: ask(family, asked, prompt.geometry, prompt, task)
 
 
 def test_the_png_is_measured_as_it_is_saved(tmp_path):
@@ -193,11 +193,11 @@ def test_answers_and_scores_are_kept():
 def test_scores_are_none_where_labels_differ_or_an_answer_is_free():
     yes_no, colours = Question("?", "yes", LABELS), Question("?", "red", ("red", "blue"))
     row = np.zeros(2, np.float32)
-    assert judge([yes_no, yes_no], ["yes", "no"], [row, row]).scores.shape == (2, 2)
-    assert judge([yes_no, colours], ["yes", "red"], [row, row]).scores is None
-    assert judge([yes_no, yes_no], ["yes", "yes"], [row, None]).scores is None
-    assert judge([], [], []).scores is None
-    assert judge([yes_no, colours], ["yes", "blue"], [row, None]).answers == ["yes", "blue"]
+    assert judge(Asked([yes_no, yes_no], ["yes", "no"], [row, row])).scores.shape == (2, 2)
+    assert judge(Asked([yes_no, colours], ["yes", "red"], [row, row])).scores is None
+    assert judge(Asked([yes_no, yes_no], ["yes", "yes"], [row, None])).scores is None
+    assert judge(Asked([], [], [])).scores is None
+    assert judge(Asked([yes_no, colours], ["yes", "blue"], [row, None])).answers == ["yes", "blue"]
 
 
 # Writing it down.

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
 import pytest
+from scipy.stats import bootstrap
 from sklearn.metrics import f1_score, precision_score, recall_score, roc_auc_score
 
 from tvp.sdk.errors import RequestError
 from tvp.trainer.data import Question
-from tvp.trainer.metrics import measure
+from tvp.trainer.metrics import gain, measure
 
 YES_NO, NO_YES = ("yes", "no"), ("no", "yes")
 
@@ -87,3 +89,63 @@ def test_what_cannot_be_measured_is_named():
         measure("pope", asked("yes", "no"), ["yes"])
     with pytest.raises(RequestError, match="2 questions need as many"):
         measure("auc", asked("yes", "no"), ["yes", "no"], np.zeros((1, 2)))
+
+
+# The paired bootstrap of a gain.
+
+
+def test_a_gain_of_few_questions_has_the_interval_of_all_their_resamples():
+    before, after = np.array([0, 0, 1, 1, 0, 0]), np.array([1, 1, 1, 0, 0, 1])
+    differences = after - before
+    every = [differences[list(drawn)].mean() for drawn in itertools.product(range(6), repeat=6)]
+    low, high = np.quantile(every, [0.025, 0.975])
+    assert gain(before, after, n_resamples=200_000) == pytest.approx((2 / 6, low, high))
+    assert gain(before, after) == gain(before, after)  # of a fixed seed
+
+
+def test_a_gain_is_as_scipys_paired_bootstrap_has_it():
+    rng = np.random.default_rng(3)
+    before = rng.random(400) < 0.4
+    after = np.where(rng.random(400) < 0.3, rng.random(400) < 0.7, before)
+    interval = bootstrap(
+        (after, before), lambda a, b, axis: a.mean(axis) - b.mean(axis), paired=True, method="percentile", rng=rng
+    ).confidence_interval
+    value, low, high = gain(before, after)
+    assert value == after.mean() - before.mean()
+    assert (low, high) == pytest.approx((interval.low, interval.high), abs=0.006)
+    # Without pairs the interval is wider, because both samples vary.
+    alone = bootstrap((after, before), lambda a, b, axis: a.mean(axis) - b.mean(axis), method="percentile", rng=rng)
+    assert high - low < 0.9 * (alone.confidence_interval.high - alone.confidence_interval.low)
+
+
+def test_a_gain_by_pictures_is_that_of_drawing_whole_pictures():
+    """Answers about a picture are alike here, so that questions alone would promise too much."""
+    rng = np.random.default_rng(4)
+    sizes = rng.integers(1, 6, 60)
+    pictures = np.repeat(np.arange(60), sizes)
+    before = np.zeros(len(pictures), bool)
+    after = np.repeat(rng.random(60) < 0.5, sizes)
+    sums = np.bincount(pictures, after)
+    interval = bootstrap(
+        (np.arange(60),),
+        lambda drawn, axis: sums[drawn].sum(axis) / sizes[drawn].sum(axis),
+        method="percentile",
+        rng=rng,
+    ).confidence_interval
+    order = rng.permutation(len(pictures))  # rows about one picture need not be neighbours
+    value, low, high = gain(before[order], after[order], [f"{i}.png" for i in pictures[order]])
+    assert value == pytest.approx(after.mean())
+    assert (low, high) == pytest.approx((interval.low, interval.high), abs=0.02)
+    alone = gain(before, after)
+    assert high - low > 1.5 * (alone.high - alone.low)
+
+
+def test_a_gain_says_whether_it_is_one():
+    assert gain([0] * 50, [1] * 50).verdict == "helps"
+    assert gain([1] * 50, [0] * 50).verdict == "hurts"
+    assert gain([0, 1] * 25, [1, 0] * 25).verdict == "unclear"
+    assert str(gain([0] * 50, [1] * 50)) == "+100.0 points (+100.0 to +100.0)"
+    assert all(map(math.isnan, gain([], [])))
+    for wrong in (([0], [0, 1]), ([0, 1], [0, 1], ["a"])):
+        with pytest.raises(RequestError, match="the same questions"):
+            gain(*wrong)

@@ -11,17 +11,20 @@ import torch
 
 from tvp import sdk
 from tvp.sdk.errors import RequestError
+from tvp.sdk.formats.calibration import FEATURE, Calibrated
 from tvp.sdk.formats.golden import write_cases
 from tvp.sdk.formats.integrity import list_files
 from tvp.sdk.formats.manifest import ParityFacts, Provenance, TaskManifest, write_manifest
 from tvp.trainer import families
 from tvp.trainer.asking import answerable
+from tvp.trainer.calibration import Calibration
 from tvp.trainer.data import Data, Scenes
 from tvp.trainer.evaluate import MAX_NEW_TOKENS
 from tvp.trainer.families import Family
 from tvp.trainer.prompt import Geometry, Prompt
 from tvp.trainer.task_definition import TaskDefinition
 
+from . import ranking
 from .base import put_base, versions
 from .fuse import merge
 from .kinds import kind_of
@@ -54,6 +57,7 @@ def export(
     device: str = "cpu",
     max_loss: float = MAX_LOSS,
     single_file: bool = False,
+    calibration: str | Path | Calibration | None = None,
 ) -> Parity:
     """Write a bundle to the folder `output` and return the report of its parity gate.
 
@@ -78,12 +82,15 @@ def export(
         max_loss: share of the answers, from 0 to 1, that may differ from PyTorch's below fp32. Default 0.1.
         single_file: whether to write `image_encoder.onnx` too: preprocessing and vision encoder as one graph. Default
             False.
+        calibration: a calibration or its file, for the scores of labels. The gate compares rankings with it too.
+            Default: none.
 
     Raises:
         CheckError: the bundle does not answer as PyTorch does. Nothing is written.
         ModelError: the model cannot be exported.
         BundleError: `output` exists already.
-        RequestError: an argument is out of its range.
+        RequestError: an argument is out of its range, or the calibration is of another model or prompt.
+        DataError: the prompt or the calibration cannot be read.
     """
     output = Path(output)
     _check_arguments(n_cases, precision, device, max_loss)
@@ -91,6 +98,8 @@ def export(
     refuse_to_overwrite(output, force)
     if prompt is not None and not isinstance(prompt, Prompt):
         prompt = Prompt.load(prompt)
+    if calibration is not None and not isinstance(calibration, Calibration):
+        calibration = Calibration.load(calibration)
     geometry = prompt.geometry if prompt is not None else geometry
     family = _load_family(model, family, geometry)
     kind = kind_of(family)
@@ -98,6 +107,7 @@ def export(
         geometry = Geometry(family.pixel_format.size, family.pixel_format.size, task.fit)
     if data is None:
         data = Scenes(max(n_cases, N_GOLDEN), seed=7, camera=task.camera)
+    offsets = () if calibration is None else _offsets(calibration, model, geometry, prompt, task)
     data = answerable(data, [(str(model), family)], geometry.canvas, task.free)
     cases = kind.cases(task, [data[i] for i in range(min(n_cases, len(data)))])
     exact = precision == "fp32"
@@ -120,13 +130,17 @@ def export(
             provenance=_provenance(family, model, prompt),
             pixels=pixel_facts(family),
             prompt=parts_of(prompt),
+            calibration=offsets,
+            requires=(FEATURE,) if offsets else (),
         )
         write_cases(work, [], {})
         _seal(manifest, work)
         with sdk.load(work, providers="cpu") as loaded:
             # Below fp32 a share of the golden cases may differ. A share of only four cases would say little.
             n_golden = N_GOLDEN if exact else min(len(cases), MOST_GOLDEN)
-            report = kind.measure(loaded, family, geometry, prompt, cases, n_golden, exact)
+            report = kind.measure(loaded, family, geometry, prompt, cases, n_golden, exact, offsets)
+            more = ranking.calibrated_cases(cases, offsets)
+            report = ranking.measure(report, loaded, family, geometry, prompt, more, n_golden, exact, offsets)
             report.check(task.name, precision, max_loss)
             golden = [case for _, case in report.golden]
             write_cases(work, golden, {case.picture: picture for picture, case in report.golden})
@@ -156,6 +170,19 @@ def _load_family(model: str | Path, family: Family | None, geometry: Geometry | 
     if family is None or family.device.type != "cpu" or family.dtype != torch.float32:
         family = families.load(model, canvas=geometry.canvas if geometry else None)
     return family
+
+
+def _offsets(
+    calibration: Calibration, model: str | Path, geometry: Geometry, prompt: Prompt | None, task: TaskDefinition
+) -> Calibrated:
+    """Return the offsets of a calibration that was learned with this model and prompt; warn where they do not help."""
+    calibration.refuse_other(model, geometry, prompt)
+    if calibration.gain is not None and calibration.gain.verdict != "helps":
+        log.warning("the calibration did not help where it was measured: %s", calibration.gain)
+    own = task.question, sorted(task.labels)
+    if all(own) and own not in [(known.question, sorted(known.labels)) for known in calibration.offsets]:
+        log.warning("the calibration does not know the question of the task %r with its labels", task.name)
+    return calibration.offsets
 
 
 def _seal(manifest: TaskManifest, work: Path) -> None:

@@ -59,6 +59,11 @@ from .precision import DEVICES, MAX_LOSS, PRECISIONS
     help="Write the prompt alone, as a small lens bundle, which tasks that are exported already are loaded with.",
 )
 @click.option("--single-file", is_flag=True, help="Also write preprocessing and encoder as one image_encoder.onnx.")
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    help="File of tvp calibrate, for the scores of labels. Default: none.",
+)
 @click.option("--dry-run", is_flag=True, help="List the files and their sizes, and write nothing.")
 @offline_option
 @click.option("--force", is_flag=True, help="Replace the bundle in the --output folder.")
@@ -78,6 +83,7 @@ def export(
     max_loss: float,
     without_base: bool,
     single_file: bool,
+    calibration: Path | None,
     dry_run: bool,
     force: bool,
 ) -> None:
@@ -95,10 +101,14 @@ def export(
         raise click.UsageError("Give the task of the bundle: --task NAME. Only --without-base needs none.")
     if without_base and prompt is None and lens is None and frame is None:
         raise click.UsageError("--without-base exports a prompt alone. Give one: --lens, --frame or --prompt.")
-    if without_base and (task_name is not None or single_file or precision != "fp32"):
-        raise click.UsageError("--task, --precision and --single-file are about a base; --without-base has none.")
+    if without_base and (task_name is not None or single_file or precision != "fp32" or calibration):
+        raise click.UsageError(
+            "--task, --precision, --single-file and --calibration are about a base; --without-base has none."
+        )
     task = tasks.get(task_name or "custom")
     # These imports take seconds. A misspelt option should fail before them.
+    from tvp.trainer.calibration import Calibration
+
     from .bundle import export as run_export
     from .plan import plan
     from .prompts import choose_prompt
@@ -110,6 +120,7 @@ def export(
     if without_base and chosen is not None:
         _without_base(model, output, chosen, source, cases, dry_run, force)
         return
+    offsets = Calibration.load(calibration) if calibration else None
     options: dict[str, Any] = {
         "prompt": chosen,
         "force": force,
@@ -121,7 +132,9 @@ def export(
     if dry_run:
         _show(plan(model, task, output, **options), output)
         return
-    report = run_export(model, task, output, data=source, n_cases=cases, max_loss=max_loss, **options)
+    report = run_export(
+        model, task, output, data=source, n_cases=cases, max_loss=max_loss, calibration=offsets, **options
+    )
     if precision != "fp32":
         click.echo(f"{precision}: {report.loss:.1%} of the answers are not PyTorch's (allowed {max_loss:.1%})")
     click.echo(

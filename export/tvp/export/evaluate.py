@@ -8,12 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from tvp import sdk
-from tvp.trainer.data import Data, Question
-from tvp.trainer.evaluate import Accuracy, judge
+from tvp.trainer.data import Data, picture_of
+from tvp.trainer.evaluate import Accuracy, Asked, judge
 from tvp.trainer.families import Family
 from tvp.trainer.prompt import Prompt
 from tvp.trainer.task_definition import TaskDefinition
@@ -22,10 +21,10 @@ from .bundle import export
 
 
 @contextmanager
-def bundle_accuracy(
+def asked_bundle(
     model: str, family: Family, prompt: Prompt, task: TaskDefinition, data: Data, *, quiet: bool = True
-) -> Iterator[Callable[[Data], Accuracy]]:
-    """Export a model with a prompt to a temporary folder, and give a function that measures the bundle's accuracy.
+) -> Iterator[Callable[[Data], Asked]]:
+    """Export a model with a prompt to a temporary folder, and give a function that asks the bundle.
 
     Args:
         model: a folder, a hub id or `zoo:NAME`.
@@ -36,7 +35,7 @@ def bundle_accuracy(
         quiet: whether to hide the progress bar. Default True.
 
     Returns:
-        A context. Its function takes a data set and returns the accuracy on it. The bundle is deleted at the end.
+        A context. Its function takes a data set and returns the answers. The bundle is deleted at the end.
 
     Raises:
         ModelError: a model of this family cannot be exported.
@@ -48,11 +47,16 @@ def bundle_accuracy(
         # Exporting and the parity gate run on the CPU. A model on a GPU is loaded again.
         export(model, task, bundle, prompt=prompt, data=data, family=family if on_cpu else None)
         with sdk.load(bundle, providers="cpu" if on_cpu else "auto") as loaded:
-            yield lambda asked: accuracy(loaded, asked, task, quiet)
+            yield lambda asked: ask(loaded, asked, task, quiet)
 
 
 def accuracy(loaded: sdk.Task, data: Data, task: TaskDefinition, quiet: bool = True) -> Accuracy:
-    """Ask a bundle every question of a data set and judge its answers, as `tvp.trainer.evaluate.accuracy` does.
+    """Ask a bundle every question of a data set and judge its answers; the arguments are those of `ask`."""
+    return judge(ask(loaded, data, task, quiet))
+
+
+def ask(loaded: sdk.Task, data: Data, task: TaskDefinition, quiet: bool = True) -> Asked:
+    """Ask a bundle every question of a data set, as `tvp.trainer.evaluate.ask` does.
 
     Args:
         loaded: the bundle.
@@ -61,12 +65,10 @@ def accuracy(loaded: sdk.Task, data: Data, task: TaskDefinition, quiet: bool = T
         quiet: whether to hide the progress bar. Default True.
 
     Returns:
-        The accuracy, with a verdict on each question.
+        Each question with its answer.
     """
     generates = loaded.kind != "contrastive"
-    questions: list[Question] = []
-    answers: list[str] = []
-    scores: list[NDArray[np.float32] | None] = []
+    said = Asked()
     picture = None
     for i in tqdm(range(len(data)), disable=quiet, desc="asking the bundle"):
         sample = data[i]
@@ -78,7 +80,8 @@ def accuracy(loaded: sdk.Task, data: Data, task: TaskDefinition, quiet: bool = T
             if question.labels and not (task.free and generates):
                 ranked = {label.label: label.score for label in view.rank(question.text, labels=question.labels)}
                 row = np.array([ranked[label] for label in question.labels], np.float32)
-            questions.append(question)
-            answers.append(str(view.ask(question.text)) if row is None else question.labels[int(row.argmax())])
-            scores.append(row)
-    return judge(questions, answers, scores)
+            said.questions.append(question)
+            said.answers.append(str(view.ask(question.text)) if row is None else question.labels[int(row.argmax())])
+            said.scores.append(row)
+            said.pictures.append(picture_of(data, i))
+    return said

@@ -34,13 +34,13 @@ class Requests:
 
     def request(self, question: Any, generation: Generation) -> Request:
         """Return a parsed question with its options."""
-        return self._model.request(question, generation, self._manifest.labels)
+        return self._model.request(question, generation, self._manifest.labels, self._manifest.calibration)
 
     def rank(self, question: str | None, labels: Sequence[str] | None) -> tuple[Any, Any]:
         """Return a question and the labels to score, both parsed."""
         texts = self._label_texts(labels)
         parsed = self.question(question)
-        return parsed, self._model.parse_labels(parsed, texts)
+        return parsed, self._model.parse_labels(parsed, texts, self._manifest.calibration)
 
     def generation(self, options: Options) -> Generation:
         """Return the checked options."""

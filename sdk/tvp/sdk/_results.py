@@ -38,7 +38,9 @@ class Ranked:
     Attributes:
         label: the text.
         score: mean log-probability of the label's tokens. Of a contrastive task: the label's log-probability, among
-            the other labels (CLIP) or by itself (SigLIP).
+            the other labels (CLIP) or by itself (SigLIP). Where the task's calibration knows the question with these
+            labels: the same minus what the calibration says is usual of the label. It orders these labels, and is no
+            log-probability.
     """
 
     label: str

@@ -40,6 +40,7 @@ class Task:
     A task is of a kind. A `causal` or `seq2seq` task writes its answers. A `contrastive` task (CLIP, SigLIP) chooses:
     `rank` scores any labels, and `ask`, `stream` and `ask_many` answer with the best of the task's own labels. It
     refuses `temperature` and `stop`; `cancel` ends its `ask_many` between batches; other options change nothing.
+    A calibration acts where labels are scored whose set it knows for the very question; not on written answers.
 
     Attributes:
         folder: of the bundle.

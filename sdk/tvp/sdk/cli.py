@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str, str, str]] = {
     "train": ("tvp.trainer.cli", "train", "Learn a prompt on frozen models.", "train"),
     "eval": ("tvp.trainer.eval_cli", "evaluate", "Measure models with and without prompts.", "train"),
     "camera": ("tvp.trainer.camera_cli", "camera", "Show pictures through bad cameras on a contact sheet.", "train"),
+    "calibrate": ("tvp.trainer.calibrate_cli", "calibrate", "Even out a model's lean to some labels.", "train"),
     "convert": ("tvp.trainer.convert_cli", "convert", "Turn a model's published files into a folder.", "train"),
     "export": ("tvp.export.cli", "export", "Turn a model and a prompt into a task bundle.", "export,cpu"),
     "ask": ("tvp.sdk.cli", "ask", "Ask a question about a picture.", ""),
@@ -269,6 +270,7 @@ def inspect(task: str) -> None:
         "base": manifest.base,
         "size": f"{megabytes:.1f} MB",
         "parity": strict_json.dumps(asdict(manifest.parity)),
+        "calibration": f"of {len(manifest.calibration)} question(s) with labels" if manifest.calibration else "(none)",
     }
     if isinstance(base, ContrastiveManifest):
         rows |= {"answers": f"labels only, by {base.scoring}", "texts": f"{base.n_positions} tokens at most"}

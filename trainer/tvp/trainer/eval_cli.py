@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import click
 import numpy as np
 
-from tvp.sdk.errors import RequestError
+from tvp.sdk.errors import DataError, RequestError
 
 from . import cameras, tasks
 from .config import CHOICES, make_config
-from .data import Subset
+from .data import Data, Subset, picture_of, row_of
 from .files import write_whole
 from .options import allow_outside_option, offline_option
 from .prompt import Geometry, Prompt
@@ -34,7 +34,7 @@ def _conditions(context: click.Context, option: click.Parameter, values: tuple[s
         raise click.BadParameter(str(error)) from error
 
 
-def _camera(context: click.Context, option: click.Parameter, value: str) -> str:
+def camera_option(context: click.Context, option: click.Parameter, value: str) -> str:
     """Refuse a camera that does not exist as wrong usage."""
     try:
         tasks.through(tasks.get("custom"), value)
@@ -62,7 +62,7 @@ def _camera(context: click.Context, option: click.Parameter, value: str) -> str:
 )
 @click.option("--task", "task_name", default="bad-camera", show_default=True, help="Task to measure.")
 @click.option("--data", default="", help="Test data: scenes, a folder or a .jsonl file. Default: the task's own.")
-@click.option("--camera", default="", callback=_camera, help=f"Spoil the pictures: {cameras.HELP}")
+@click.option("--camera", default="", callback=camera_option, help=f"Spoil the pictures: {cameras.HELP}")
 @click.option(
     "--n",
     default=1024,
@@ -85,6 +85,19 @@ def _camera(context: click.Context, option: click.Parameter, value: str) -> str:
     help=f"Also measure on pictures that are spoilt further, each at a severity from 1 to 5: "
     f"{', '.join(cameras.KINDS)}; or all, which is {', '.join(cameras.CORRUPTIONS)}. Default: all five severities. "
     "Repeat it for several.",
+)
+@click.option(
+    "--calibrate",
+    "n_calibrate",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Also measure each column with calibrated scores of labels, learned from N training pictures without their "
+    "answers. 512 is a good number. See tvp calibrate.",
+)
+@click.option(
+    "--calibrate-on",
+    default="",
+    help="With --calibrate: where these pictures are. Default: the training split of --data.",
 )
 @click.option("--exported", is_flag=True, help="Also measure each prompt as its 8-bit PNG and as an ONNX bundle.")
 @click.option(
@@ -130,6 +143,8 @@ def evaluate(
     canvas: int | None,
     inner: int | None,
     corrupted: list[tuple[str, int]],
+    n_calibrate: int | None,
+    calibrate_on: str,
     exported: bool,
     seed: int,
     device: str,
@@ -146,6 +161,8 @@ def evaluate(
     """
     if exported and not prompts:
         raise click.UsageError("--exported measures prompts. Name at least one with --prompt.")
+    if calibrate_on and not n_calibrate:
+        raise click.UsageError("--calibrate-on says where the pictures of --calibrate are. Give both.")
     if output:
         _refuse_output(output)
     task = tasks.through(tasks.get(task_name), camera)
@@ -165,14 +182,22 @@ def evaluate(
     for model in models:
         families.refuse_unknown(model)  # all names are checked before the first model is measured
     test = tasks.open_usable(data, task, "test", n, seed, skip_bad, download, allow_outside)
-    # Drawn at random, because many sets are sorted by class.
-    chosen = Subset(test, sorted(np.random.default_rng(seed).permutation(len(test))[:n].tolist()))
+    chosen = _drawn(test, n, seed)
+    learned: Data | None = None
+    if n_calibrate:
+        train = tasks.open_usable(
+            calibrate_on or data, task, "train", n_calibrate, seed, skip_bad, download, allow_outside
+        )
+        learned = _drawn(train, n_calibrate, seed)
+        _refuse_shared(learned, chosen)
     names = list(dict.fromkeys(models))
     dtype = dtype_of(precision, device)
     load = _one_at_a_time(partial(families.load, device=device, dtype=dtype, canvas=largest))
     # All models are asked the same questions, so each must be able to read them before the first is measured. That one
     # is checked last: it is still loaded when it is measured.
     in_turn = [*names[1:], names[0]]
+    if learned is not None:
+        learned = answerable(learned, ((name, load(name)) for name in in_turn), largest, task.free, skip_bad)
     asked = answerable(chosen, ((name, load(name)) for name in in_turn), largest, task.free, skip_bad)
     rows = matrix.evaluate_matrix(
         names,
@@ -184,6 +209,7 @@ def evaluate(
         seed=seed,
         batch=batch,
         exporter=exporter,
+        calibrate_on=learned,
         quiet=not sys.stderr.isatty(),
         report=lambda row: click.echo(str(row)),
     )
@@ -192,7 +218,7 @@ def evaluate(
     elif output:
         for path in matrix.write(output, rows, f"{task.name}, through {camera}" if camera else task.name):
             click.echo(f"wrote {path}")
-    failed = [row for row in rows if row.note not in ("", matrix.NOT_EXPORTED)]
+    failed = [row for row in rows if row.note.startswith(f"{matrix.NOT_EXPORTED}:")]
     if failed:
         raise click.ClickException(f"{len(failed)} of the bundles could not be made: {failed[0].note}")
 
@@ -210,10 +236,28 @@ def _one_at_a_time(load: Callable[[str], Family]) -> Callable[[str], Family]:
     return load_or_keep
 
 
+def _drawn(data: Data, n: int, seed: int) -> Data:
+    """Draw at most n samples at random, because many sets are sorted by class."""
+    return Subset(data, sorted(np.random.default_rng(seed).permutation(len(data))[:n].tolist()))
+
+
+def _refuse_shared(learned: Data, test: Data) -> None:
+    """Refuse to calibrate on test pictures. Data without rows, as drawn scenes, has splits that share none."""
+    if not all(len(data) and row_of(data, 0) for data in (learned, test)):
+        return
+    tested = {picture_of(test, i) for i in range(len(test))}
+    shared = [name for name in (picture_of(learned, i) for i in range(len(learned))) if name in tested]
+    if shared:
+        raise DataError(
+            f"{len(shared)} of the {len(learned)} pictures to calibrate on are test pictures, the first {shared[0]}. "
+            "Name training pictures with --calibrate-on; a JSONL file has no splits."
+        )
+
+
 def _exporter() -> Exporter:
     """Import the exporter's part of the measurement by name, because the trainer must not depend on the exporter."""
     try:
-        exporter: Exporter = importlib.import_module("tvp.export.evaluate").bundle_accuracy
+        exporter: Exporter = importlib.import_module("tvp.export.evaluate").asked_bundle
     except ImportError as error:
         raise click.ClickException(
             f"--exported needs a package that is not installed: {error.name or error}. "

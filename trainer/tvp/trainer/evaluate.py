@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from .batches import load_batch
-from .data import Data, Question
+from .data import Data, Question, picture_of
 from .families import Family
 from .prompt import Geometry, Prompt
 from .task_definition import TaskDefinition
@@ -46,7 +46,23 @@ class Accuracy:
         return f"{self.accuracy:.1%} [{self.low:.1%}, {self.high:.1%}] of {self.n}"
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Asked:
+    """Questions, and what a model said.
+
+    Attributes:
+        questions: in the data's order.
+        answers: one for each question.
+        scores: for each question one score for each of its labels, in their order; None for a free answer.
+        pictures: for each question a name that only questions about the same picture have.
+    """
+
+    questions: list[Question] = field(default_factory=list)
+    answers: list[str] = field(default_factory=list)
+    scores: list[NDArray[np.float32] | None] = field(default_factory=list)
+    pictures: list[str] = field(default_factory=list)
+
+
 def accuracy(
     family: Family,
     data: Data,
@@ -56,14 +72,28 @@ def accuracy(
     batch: int = 256,
     quiet: bool = True,
 ) -> Accuracy:
-    """Ask every question of the data, and compare the answers with the right ones.
+    """Ask every question of the data, and compare the answers with the right ones; the arguments are those of `ask`."""
+    return judge(ask(family, data, geometry, prompt, task, batch, quiet))
+
+
+@torch.no_grad()
+def ask(
+    family: Family,
+    data: Data,
+    geometry: Geometry,
+    prompt: Prompt | None = None,
+    task: TaskDefinition | None = None,
+    batch: int = 256,
+    quiet: bool = True,
+) -> Asked:
+    """Ask every question of the data.
 
     A question with labels is answered with the label that scores best, unless the task is `free` and the model can
-    write text. Other questions are answered with greedy generation, whose text must match exactly.
+    write text. Other questions are answered with greedy generation.
 
     Args:
         family: the model.
-        data: pictures, questions and right answers.
+        data: pictures and questions. Right answers are not read.
         geometry: how pictures lie on the canvas. `inner == canvas` shows the full picture; a smaller inner size
             without a prompt shows it in a black frame.
         prompt: the prompt on every picture. Default: none.
@@ -72,9 +102,7 @@ def accuracy(
             Default 256.
         quiet: show no progress bar. Default True.
     """
-    questions: list[Question] = []
-    answers: list[str] = []
-    scores: list[NDArray[np.float32] | None] = []
+    said = Asked()
     free = task is None or task.free
     n_pictures = max(1, batch // 4)  # most have a few questions
     for start in tqdm(range(0, len(data), n_pictures), disable=quiet, desc="evaluating"):
@@ -87,26 +115,21 @@ def accuracy(
         features = family.encode(family.to_pixels(canvas))
         embeddings = family.connect_rows(features, rows, [question.text for question in asked])
         given, scored = _answers(family, embeddings, asked, free and family.generates, batch)
-        questions += asked
-        answers += given
-        scores += scored
-    return judge(questions, answers, scores)
+        names = [picture_of(data, i) for i in read.indices]
+        said.questions.extend(asked)
+        said.answers.extend(given)
+        said.scores.extend(scored)
+        said.pictures.extend(names[row] for row in rows.tolist())
+    return said
 
 
-def judge(
-    questions: Sequence[Question], answers: Sequence[str], scores: Sequence[NDArray[np.float32] | None]
-) -> Accuracy:
-    """Compare answers with the right ones.
-
-    Args:
-        questions: with their right answers.
-        answers: one for each question.
-        scores: for each question one score for each of its labels, in their order; None for a free answer.
-    """
-    right = np.array([answer == question.answer for answer, question in zip(answers, questions, strict=True)], bool)
-    closed = [row for row in scores if row is not None]
-    comparable = len(closed) == len(questions) and len({question.labels for question in questions}) == 1
-    return replace(summarise(right), answers=list(answers), scores=np.stack(closed) if comparable else None)
+def judge(asked: Asked) -> Accuracy:
+    """Compare answers with the right ones."""
+    pairs = zip(asked.answers, asked.questions, strict=True)
+    right = np.array([answer == question.answer for answer, question in pairs], bool)
+    closed = [row for row in asked.scores if row is not None]
+    comparable = len(closed) == len(right) and len({question.labels for question in asked.questions}) == 1
+    return replace(summarise(right), answers=list(asked.answers), scores=np.stack(closed) if comparable else None)
 
 
 def summarise(right: NDArray[np.bool_], n_resamples: int = 2000) -> Accuracy:

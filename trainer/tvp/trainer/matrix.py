@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tvp.sdk.errors import CheckError, ModelError
+from tvp.sdk.errors import CheckError, DataError, ModelError, RequestError
 from tvp.sdk.formats import strict_json
 
-from . import metrics
+from . import calibration, metrics
 from .cameras import Camera, Part
 from .data import Data, ThroughCamera, questions_of
-from .evaluate import Accuracy, accuracy
+from .evaluate import Asked, ask, judge
 from .families import Family
 from .files import write_whole
 from .prompt import Geometry, Prompt
@@ -29,6 +29,9 @@ from .task_definition import TaskDefinition
 
 FULL = "full picture"  # gains are measured against columns whose name begins so
 NOT_EXPORTED = "not exported"  # the note of a model that the exporter cannot write
+NOT_CALIBRATED = (
+    "not calibrated"  # the beginning of the note where there are no labels to calibrate, or too few pictures
+)
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ class Row:
 
 
 class Exporter(Protocol):
-    """Exports a model with a prompt to a bundle, and gives a function that measures it.
+    """Exports a model with a prompt to a bundle, and gives a function that asks it.
 
     The bundle exists until the context ends.
 
@@ -86,7 +89,7 @@ class Exporter(Protocol):
 
     def __call__(
         self, model: str, family: Family, prompt: Prompt, task: TaskDefinition, data: Data, *, quiet: bool
-    ) -> AbstractContextManager[Callable[[Data], Accuracy]]: ...
+    ) -> AbstractContextManager[Callable[[Data], Asked]]: ...
 
 
 def columns(prompts: Mapping[str, Prompt], without: Geometry) -> list[Shown]:
@@ -122,6 +125,7 @@ def evaluate_matrix(
     seed: int = 0,
     batch: int = 256,
     exporter: Exporter | None = None,
+    calibrate_on: Data | None = None,
     quiet: bool = True,
     report: Callable[[Row], None] = lambda row: None,
 ) -> list[Row]:
@@ -137,12 +141,12 @@ def evaluate_matrix(
         seed: of the corruptions. Default 0.
         batch: questions that a language model reads at once. Default 256.
         exporter: if given, measures each prompt as its 8-bit PNG and as an ONNX bundle too.
+        calibrate_on: training pictures, whose answers are not read. If given, each column is measured with calibrated
+            scores too; they are learned from these pictures, corrupted alike.
         quiet: show no progress bars. Default True.
         report: is called with each row when it is measured.
     """
-    conditions = {("", 0): data}
-    for name, step in corruptions:
-        conditions[name, step] = ThroughCamera(data, Camera((Part(name, severity=step),)), seed)
+    conditions = {condition: _spoilt(data, *condition, seed) for condition in [("", 0), *corruptions]}
     questions = [question for i in range(len(data)) for question in questions_of(data, i)]
     metrics.measure(task.metric, questions, [""] * len(questions))  # refuses unfit labels before anything is asked
     rows: list[Row] = []
@@ -152,43 +156,45 @@ def evaluate_matrix(
         rows.append(row)
         report(row)
 
-    def measure(model: str, name: str, geometry: Geometry, ask: Callable[[Data], Accuracy]) -> None:
+    def measure(model: str, name: str, geometry: Geometry, asker: Callable[[Data], Asked], calibrated: bool) -> None:
+        said = {condition: asker(seen) for condition, seen in conditions.items()}
+        add_all(model, name, geometry, said)
+        if not calibrated or calibrate_on is None:
+            return
+        name = f"calibrated: {name}"
+        try:
+            usual = {it: calibration.offsets_of(asker(_spoilt(calibrate_on, *it, seed + 1))) for it in said}
+        except (RequestError, DataError) as error:
+            add(Row(model, name, note=f"not calibrated: {str(error).split('. ')[0]}"))
+            return
+        add_all(model, name, geometry, {it: calibration.applied(usual[it], asked) for it, asked in said.items()})
+
+    def add_all(model: str, name: str, geometry: Geometry, said: Mapping[tuple[str, int], Asked]) -> None:
         whole = replace(geometry, inner=geometry.canvas, placement="around")
-        for (corruption, severity), seen in conditions.items():
-            result = ask(seen)
+        for (corruption, severity), asked in said.items():
+            result = judge(asked)
             if geometry == whole:
                 full.setdefault((corruption, severity, whole), result.accuracy)
             over = full.get((corruption, severity, whole))
-            add(
-                Row(
-                    model,
-                    name,
-                    corruption,
-                    severity,
-                    result.accuracy,
-                    result.low,
-                    result.high,
-                    result.n,
-                    metrics.measure(task.metric, questions, result.answers, result.scores),
-                    None if over is None else result.accuracy - over,
-                )
-            )
+            gain = None if over is None else result.accuracy - over
+            found = metrics.measure(task.metric, questions, result.answers, result.scores)
+            add(Row(model, name, corruption, severity, result.accuracy, result.low, result.high, result.n, found, gain))
 
     def measure_all(model: str, family: Family) -> None:
         full.clear()
         for column in shown:
             name, geometry, prompt = column.name, column.geometry, column.prompt
-            measure(model, name, geometry, _asker(family, geometry, prompt, task, batch, quiet))
+            measure(model, name, geometry, _asker(family, geometry, prompt, task, batch, quiet), True)
             if prompt is None or exporter is None:
                 continue
             in_8_bits = _asker(family, geometry, eight_bit(prompt), task, batch, quiet)
-            measure(model, f"{name} (8-bit PNG)", geometry, in_8_bits)
+            measure(model, f"{name} (8-bit PNG)", geometry, in_8_bits, False)
             if not family.exports:
                 add(Row(model, f"{name} (ONNX)", note=NOT_EXPORTED))
                 continue
             try:
-                with exporter(model, family, prompt, task, data, quiet=quiet) as ask:
-                    measure(model, f"{name} (ONNX)", geometry, ask)
+                with exporter(model, family, prompt, task, data, quiet=quiet) as asker:
+                    measure(model, f"{name} (ONNX)", geometry, asker, False)
             except (CheckError, ModelError) as error:
                 # A bundle that fails the parity gate, or a tokenizer that cannot be exported, is a result too:
                 # the other rows must not be lost.
@@ -212,10 +218,14 @@ def eight_bit(prompt: Prompt) -> Prompt:
 
 def _asker(
     family: Family, geometry: Geometry, prompt: Prompt | None, task: TaskDefinition, batch: int, quiet: bool
-) -> Callable[[Data], Accuracy]:
+) -> Callable[[Data], Asked]:
     if prompt is not None:
         prompt = prompt.to(family.device)
-    return lambda data: accuracy(family, data, geometry, prompt, task, batch, quiet)
+    return lambda data: ask(family, data, geometry, prompt, task, batch, quiet)
+
+
+def _spoilt(data: Data, corruption: str, severity: int, seed: int) -> Data:
+    return ThroughCamera(data, Camera((Part(corruption, severity=severity),)), seed) if corruption else data
 
 
 # Writing the results.

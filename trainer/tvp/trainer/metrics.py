@@ -1,11 +1,12 @@
-"""The metrics of a task's answers: accuracy, and those of Hateful Memes and POPE."""
+"""The metrics of a task's answers: accuracy, those of Hateful Memes and POPE, and the gain of one way over another."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from tvp.sdk.errors import RequestError, near
 
@@ -13,7 +14,67 @@ from .data import Question
 from .task_definition import METRICS
 
 YES, NO = "yes", "no"
+N_RESAMPLES = 2000
 _NAN = float("nan")
+
+
+class Gain(NamedTuple):
+    """A difference of two accuracies on the same questions, in [-1, 1], with its 95 % bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def verdict(self) -> str:
+        """`helps` or `hurts` where the interval leaves 0 out, else `unclear`."""
+        return "helps" if self.low > 0 else "hurts" if self.high < 0 else "unclear"
+
+    def __str__(self) -> str:
+        value, low, high = (f"{100 * share:+.1f}" for share in self)
+        return f"{value} points ({low} to {high})"
+
+
+def gain(
+    right_before: ArrayLike,
+    right_after: ArrayLike,
+    pictures: Sequence[Hashable] | None = None,
+    n_resamples: int = N_RESAMPLES,
+) -> Gain:
+    """Return the gain of accuracy, with the interval of a paired bootstrap (percentiles) from a fixed seed.
+
+    Args:
+        right_before, right_after: for each question whether it was answered right; the same questions in the same
+            order.
+        pictures: for each question a name of its picture. Whole pictures are drawn then, because answers about one
+            picture are alike. Default: questions are drawn.
+        n_resamples: Default 2,000.
+
+    Returns:
+        The gain; NaN where there is no question.
+
+    Raises:
+        RequestError: the lengths differ.
+    """
+    before, after = np.asarray(right_before, np.float64), np.asarray(right_after, np.float64)
+    n = len(before)
+    if before.shape != after.shape or before.ndim != 1 or (pictures is not None and len(pictures) != n):
+        raise RequestError(
+            f"A gain needs the same questions before and after, and a picture for each; there are {n} before, "
+            f"{len(after)} after, and {'no' if pictures is None else len(pictures)} pictures."
+        )
+    if not n:
+        return Gain(_NAN, _NAN, _NAN)
+    numbers: dict[Hashable, int] = {}
+    groups = [numbers.setdefault(name, len(numbers)) for name in (range(n) if pictures is None else pictures)]
+    totals = np.stack([np.bincount(groups, after - before), np.bincount(groups)], 1)
+    # Only how often each pair (sum of differences, number of questions) is drawn decides a mean. These numbers are
+    # multinomial: the same bootstrap as drawing one by one, in a fraction of the time and memory.
+    kinds, counts = np.unique(totals, axis=0, return_counts=True)
+    drawn = np.random.default_rng(0).multinomial(len(totals), counts / len(totals), n_resamples)
+    sums, sizes = (drawn @ kinds).T
+    low, high = np.quantile(sums / sizes, [0.025, 0.975])
+    return Gain(float((after - before).mean()), float(low), float(high))
 
 
 def measure(

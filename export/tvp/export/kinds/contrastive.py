@@ -8,7 +8,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from optimum.exporters.onnx import OnnxConfig
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from tvp import sdk
 from tvp.sdk.errors import ModelError, RequestError
-from tvp.sdk.formats.golden import RankingCase
+from tvp.sdk.formats.calibration import Calibrated
 from tvp.sdk.formats.manifest import ContrastiveManifest
 from tvp.sdk.formats.tokenizer import read_text_tokenizer
 from tvp.trainer.data import Sample
@@ -25,10 +24,11 @@ from tvp.trainer.families.clip import ContrastiveFamily
 from tvp.trainer.prompt import Geometry, Prompt
 from tvp.trainer.task_definition import TaskDefinition
 
+from .. import ranking
 from ..attention import fused_vision_encoder, plain_vision_encoder
 from ..contrastive_tokenizers import tokenizer_of
 from ..graphs import Traced, config_of, export_vision_encoder, write_graph
-from ..parity import LOGITS_TOLERANCE, Case, Parity, compare_pixels, pixel_values
+from ..parity import Case, Parity
 from ..precision import size_in_encoder
 from .kind import NOT_YET
 
@@ -190,7 +190,6 @@ def cases(task: TaskDefinition, samples: Sequence[Sample]) -> list[Case]:
     return found
 
 
-@torch.no_grad()
 def measure(
     task: sdk.Task,
     family: ContrastiveFamily,
@@ -199,46 +198,7 @@ def measure(
     cases: Sequence[Case],
     n_golden: int = 0,
     exact: bool = True,
+    calibration: Calibrated = (),
 ) -> Parity:
-    """See `Kind.measure`. It compares pixel values, the order of labels and their scores.
-
-    In the report, `tokens_equal` counts cases with the same order (without `exact`: the same best label), and `logits`
-    is the largest difference of a score.
-    """
-    report = Parity()
-    tolerance = LOGITS_TOLERANCE if exact else float("inf")
-    for picture, question, labels in cases:
-        where = f"case {report.n_cases} ({picture.shape[1]} x {picture.shape[0]}, {question!r})"
-        report.n_cases += 1
-        given = torch.from_numpy(task.pixel_values(picture))
-        expected = pixel_values(family, geometry, prompt, picture)
-        gap = compare_pixels(report, family, given.numpy(), expected.numpy())
-        ranked = [(row.label, row.score) for row in task.rank(picture, question, labels=labels)]
-        case = golden_case(family, given, f"{len(report.golden)}.png", question, labels)
-        difference, far = case.difference(ranked, tolerance)
-        report.logits = float(np.maximum(report.logits, far))
-        report.tokens_equal += not difference
-        report.differences += [f"{where}: {difference}"] if difference else []
-        own = golden_case(family, expected, "", question, labels) if gap else case
-        report.end_to_end_equal += not own.difference(ranked, tolerance)[0]
-        if len(report.golden) < n_golden:
-            report.golden.append((picture, case))
-            report.n_golden_different += bool(difference)
-    return report
-
-
-def golden_case(
-    family: ContrastiveFamily, pixels: Tensor, picture: str, question: str, labels: Sequence[str]
-) -> RankingCase:
-    """Return a golden case with PyTorch's scores of the labels.
-
-    Args:
-        family: the model.
-        pixels: pixel values, float32 (1, 3, size, size).
-        picture: name of the picture's file in the bundle.
-        question: the question.
-        labels: the labels to rank.
-    """
-    scores = family.answer_scores(family.see(pixels), [question], labels)[0]
-    rounded = tuple(float(f"{score:.7g}") for score in scores.tolist())
-    return RankingCase(picture, question, tuple(labels), rounded, labels[int(scores.argmax())])
+    """See `Kind.measure`. It compares pixel values, the order of labels and their scores; see `ranking.measure`."""
+    return ranking.measure(Parity(), task, family, geometry, prompt, cases, n_golden, exact, calibration)

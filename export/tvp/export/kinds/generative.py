@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from tvp import sdk
+from tvp.sdk.formats.calibration import Calibrated
 from tvp.trainer.data import Sample
 from tvp.trainer.evaluate import MAX_NEW_TOKENS
 from tvp.trainer.families.family import GenerativeFamily
@@ -123,6 +124,7 @@ def measure(
     cases: Sequence[Case],
     n_golden: int,
     exact: bool,
+    calibration: Calibrated = (),
 ) -> Parity:
-    """See `Kind.measure`."""
+    """See `Kind.measure`. A calibration changes no written answer."""
     return parity.measure(task, family, geometry, prompt, cases, MAX_NEW_TOKENS, n_golden)

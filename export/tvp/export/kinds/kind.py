@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tvp import sdk
+from tvp.sdk.formats.calibration import Calibrated
 from tvp.sdk.formats.manifest import BaseManifest
 from tvp.trainer.data import Sample
 from tvp.trainer.prompt import Geometry, Prompt
@@ -67,6 +68,7 @@ class Kind(Protocol):
         cases: Sequence[Case],
         n_golden: int,
         exact: bool,
+        calibration: Calibrated = (),
     ) -> Parity:
         """Ask the bundle and PyTorch every case, and compare them.
 
@@ -79,6 +81,7 @@ class Kind(Protocol):
             n_golden: number of cases to keep with PyTorch's answers, as golden cases of the bundle.
             exact: whether the bundle is in fp32. A contrastive model's scores and order of labels must then be equal,
                 and otherwise only its best label.
+            calibration: what is subtracted from PyTorch's scores of labels. Default: nothing.
 
         Returns:
             The report of the parity gate.

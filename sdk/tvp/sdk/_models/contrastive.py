@@ -17,6 +17,7 @@ from .._generation import Generation, log_softmax
 from .._results import Ranked
 from .._runtime.sessions import Parts, TrimmedMemory, run
 from ..errors import BundleError, RequestError
+from ..formats.calibration import Calibrated, offsets_for
 from ..formats.layout import refuse_half_characters
 from ..formats.manifest import ContrastiveManifest
 from ..formats.tokenizer import encode, read_text_tokenizer
@@ -28,10 +29,11 @@ REFUSED = {"temperature": 0.0, "stop": ()}  # options that have no meaning here,
 
 
 class Labels(NamedTuple):
-    """Parsed labels: the labels, and the text of each that is compared with the picture."""
+    """Parsed labels: the labels, the text of each that is compared with the picture, and what its score loses."""
 
     labels: tuple[str, ...]
     texts: list[str]
+    offsets: NDArray[np.float64]
 
 
 class ContrastiveModel:
@@ -55,15 +57,18 @@ class ContrastiveModel:
         self._refuse_unreadable("question", question)
         return question
 
-    def parse_labels(self, question: str, labels: tuple[str, ...]) -> Labels:
+    def parse_labels(self, question: str, labels: tuple[str, ...], calibration: Calibrated = ()) -> Labels:
         for label in labels:
             self._refuse_unreadable("label", label)
-        return Labels(labels, self.manifest.captions.texts(question, labels))
+        texts = self.manifest.captions.texts(question, labels)
+        return Labels(labels, texts, offsets_for(calibration, question, labels))
 
     def refuse_too_long(self, question: str) -> None:
         """A text that is too long is cut."""
 
-    def request(self, question: str, generation: Generation, labels: tuple[str, ...]) -> Request:
+    def request(
+        self, question: str, generation: Generation, labels: tuple[str, ...], calibration: Calibrated = ()
+    ) -> Request:
         for name, default in REFUSED.items():
             if getattr(generation, name) != default:
                 raise RequestError(f"This task chooses among labels, so {name} has no meaning. Leave it out.")
@@ -73,7 +78,7 @@ class ContrastiveModel:
                 "task.rank(image, question, labels=['…', '…'])."
             )
         alone = replace(generation, cancel=None, time_limit=None)  # it has no answer that could end early
-        return Request(question, alone, self.parse_labels(question, labels))
+        return Request(question, alone, self.parse_labels(question, labels, calibration))
 
     def encode(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return unit features (n, 1, n_features)."""
@@ -104,7 +109,7 @@ class ContrastiveModel:
         ]
 
     def rank(self, seen: NDArray[np.float32], question: str, labels: Labels) -> list[Ranked]:
-        scores = self._scores(seen, labels.texts)
+        scores = self._scores(seen, labels.texts) - labels.offsets
         return [Ranked(labels.labels[i], float(scores[i])) for i in np.argsort(-scores, kind="stable")]
 
     def decode(self, seen: NDArray[np.float32], question: str, limit: int) -> Iterator[tuple[int, NDArray[np.float32]]]:

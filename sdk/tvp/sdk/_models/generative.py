@@ -18,6 +18,7 @@ from .._generation import Answering, Generation, end_when_stopped, log_softmax
 from .._results import Ranked
 from .._runtime.sessions import Parts, TrimmedMemory, run
 from ..errors import BundleError, RequestError
+from ..formats.calibration import Calibrated, offsets_for
 from ..formats.layout import UNKNOWN, PromptTokenizer, refuse_special_of_connector
 from ..formats.manifest import GenerativeManifest
 from ..formats.tokenizer import encode, read_tokenizer
@@ -60,10 +61,11 @@ class Question(NamedTuple):
 
 
 class Labels(NamedTuple):
-    """Parsed labels: texts, and the token ids of each."""
+    """Parsed labels: texts, the token ids of each, and what is subtracted from their scores."""
 
     texts: tuple[str, ...]
     ids: list[list[int]]
+    offsets: NDArray[np.float64]
 
 
 @dataclass(eq=False, repr=False)
@@ -147,13 +149,15 @@ class GenerativeModel(Generic[ManifestT, CacheT]):
             )
         return Question(question, before, after, ids)
 
-    def parse_labels(self, question: Question, labels: tuple[str, ...]) -> Labels:
+    def parse_labels(self, question: Question, labels: tuple[str, ...], calibration: Calibrated = ()) -> Labels:
         ids = [self.prompt_tokenizer.answer_ids(label) for label in labels]
         self.embeddings.refuse_unknown([token for row in ids for token in row])
         self.refuse_too_long(question, n_answer=max(len(row) for row in ids) - 1)
-        return Labels(labels, ids)
+        return Labels(labels, ids, offsets_for(calibration, question.text, labels))
 
-    def request(self, question: Question, generation: Generation, labels: tuple[str, ...]) -> Request:
+    def request(
+        self, question: Question, generation: Generation, labels: tuple[str, ...], calibration: Calibrated = ()
+    ) -> Request:
         return Request(question, generation)
 
     # Pictures.
@@ -237,7 +241,7 @@ class GenerativeModel(Generic[ManifestT, CacheT]):
         for start in range(0, len(candidates), N_TOGETHER):
             chosen = slice(start, start + N_TOGETHER)
             totals[chosen] += self._continuations(seen.cache, candidates[chosen])
-        scores = totals / lengths
+        scores = totals / lengths - labels.offsets
         order = np.argsort(-scores, kind="stable")
         return [Ranked(labels.texts[i], float(scores[i])) for i in order]
 

@@ -12,6 +12,7 @@ from .._generation import Generation
 from .._results import Ranked
 from .._runtime.sessions import Parts, TrimmedMemory
 from ..errors import RequestError
+from ..formats.calibration import Calibrated
 from ..formats.manifest import BaseManifest
 
 MAX_TEXT = 8192  # characters of a question or a label; more than any context in use, and bounded before tokenising
@@ -64,19 +65,25 @@ class Model(Protocol):
     def parse(self, question: str) -> Any:
         """Return a question as the model reads it; raises RequestError for one that it cannot read."""
 
-    def parse_labels(self, question: Any, labels: tuple[str, ...]) -> Any:
-        """Return labels as answers to a parsed question; raises RequestError for one that cannot be scored."""
+    def parse_labels(self, question: Any, labels: tuple[str, ...], calibration: Calibrated = ()) -> Any:
+        """Return labels as answers to a parsed question; raises RequestError for one that cannot be scored.
+
+        The base may have many tasks, so the task's calibration comes with the labels.
+        """
 
     def refuse_too_long(self, question: Any) -> None:
         """Raise RequestError for a parsed question that does not fit into the context. Answering raises it too."""
 
-    def request(self, question: Any, generation: Generation, labels: tuple[str, ...]) -> Request:
+    def request(
+        self, question: Any, generation: Generation, labels: tuple[str, ...], calibration: Calibrated = ()
+    ) -> Request:
         """Return what `answer` takes.
 
         Args:
             question: from `parse`.
             generation: the checked options.
             labels: the task's own.
+            calibration: the task's own. Default: none.
 
         Raises:
             RequestError: the model cannot answer in this way.

@@ -15,8 +15,10 @@ from typing import Any
 
 from ..errors import BundleError
 from ._fields import read_texts
+from .calibration import FEATURE
 
 FORMAT = 2
+KNOWN = (FEATURE,)  # features that this version knows
 MAX_MANIFEST = 2**21  # bytes; a real one has some thousands
 ZEROS = "0" * 64  # stands for the digest while it is computed
 
@@ -59,7 +61,8 @@ def read_content(file: Path) -> dict[str, Any]:
     if version == 1:
         content = _from_format_1(content)
     assert isinstance(content, dict)
-    if unknown := read_texts(content.get("requires", []), f"{file}: requires"):
+    needed = read_texts(content.get("requires", []), f"{file}: requires")
+    if unknown := [name for name in needed if name not in KNOWN]:
         raise BundleError(f"The bundle of {file} needs {', '.join(unknown)}, which this TVP does not know. Update TVP.")
     return content
 

@@ -35,6 +35,7 @@ from ._fields import (
     whole,
 )
 from ._sealed import read_content, sealed
+from .calibration import Calibrated, read_calibration
 from .integrity import FileEntry
 from .layout import CaptionTemplates, PromptLayout
 
@@ -272,7 +273,9 @@ class TaskManifest:
         parity, provenance: see there.
         pixels: what preprocess.onnx makes; None in a bundle of before.
         prompt: the parts of the prompt in preprocess.onnx: `lens`, `frame`, both or none.
-        requires: names of features that a reader must know; this version knows none.
+        calibration: what is subtracted from the scores of labels; empty for none. Where there is some, `requires`
+            names it.
+        requires: names of features that a reader must know; this version knows those of `_sealed.KNOWN`.
         digest: sha256 of the manifest's own bytes; '' before it is written.
     """
 
@@ -288,6 +291,7 @@ class TaskManifest:
     provenance: Provenance = _as(lambda value, where: _parse(Provenance, value, where))
     pixels: PixelFacts | None = _as(optional(_read_pixels), None)
     prompt: tuple[str, ...] = _as(read_texts, ())
+    calibration: Calibrated = _as(read_calibration, ())
     requires: tuple[str, ...] = _as(read_texts, ())
     digest: str = ""
 

@@ -12,7 +12,7 @@ from .parquet import Parquet
 from .pictures import Pairs, Pictures
 from .places import files_below
 from .pope import Pope
-from .sample import Data, Question, Row, Sample, Subset, questions_of, report, row_of, split
+from .sample import Data, Question, Row, Sample, Subset, picture_of, questions_of, report, row_of, split
 from .sources import open_data
 from .through import ThroughCamera
 from .vision import IMAGENETTE, Vision
@@ -37,6 +37,7 @@ __all__ = [
     "files_below",
     "is_picture",
     "open_data",
+    "picture_of",
     "questions_of",
     "report",
     "row_of",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from tvp.sdk import errors, read_image
 
 from .folders import is_picture
 from .places import files_below, resolved_file
-from .sample import Row, Sample, report
+from .sample import Question, Row, Sample, report
 
 FEWEST_PAIRS = 8
 
@@ -24,13 +25,21 @@ class Pictures:
         skip_bad: a list, to which messages about files that are left out are appended. Default: such a file is an
             error.
         allow_outside: links may lead out of the folder. Default False.
+        questions: asked about every picture; nobody knows the answers. Default: none.
 
     Raises:
         DataError: there is no folder, or no picture in it.
     """
 
-    def __init__(self, folder: Path, skip_bad: list[str] | None = None, *, allow_outside: bool = False) -> None:
-        self.folder = folder
+    def __init__(
+        self,
+        folder: Path,
+        skip_bad: list[str] | None = None,
+        *,
+        allow_outside: bool = False,
+        questions: Sequence[Question] = (),
+    ) -> None:
+        self.folder, self._questions = folder, tuple(questions)
         self.files = list(_files(folder, skip_bad, allow_outside).values())
 
     def __len__(self) -> int:
@@ -38,10 +47,10 @@ class Pictures:
 
     def row(self, index: int) -> Row:
         file = str(self.files[index])
-        return Row(file, file, ())
+        return Row(file, file, self._questions)
 
     def __getitem__(self, index: int) -> Sample:
-        return Sample(_read(self.files[index]), (), "")
+        return Sample(_read(self.files[index]), self._questions, "")
 
 
 class Pairs:

@@ -100,6 +100,12 @@ def questions_of(data: Data, index: int) -> tuple[Question, ...]:
     return row.questions if row else data[index].questions
 
 
+def picture_of(data: Data, index: int) -> str:
+    """Return a name that only samples of the same picture have, without reading the picture."""
+    row = row_of(data, index)
+    return row.picture if row else str(index)
+
+
 def split(data: Data, n_validation: int, seed: int) -> tuple[Data, Data]:
     """Split training data into (train, validation), which have no picture in common.
 
@@ -114,8 +120,7 @@ def split(data: Data, n_validation: int, seed: int) -> tuple[Data, Data]:
     """
     about: dict[str, list[int]] = {}
     for i in range(len(data)):
-        row = row_of(data, i)
-        about.setdefault(row.picture if row else str(i), []).append(i)
+        about.setdefault(picture_of(data, i), []).append(i)
     pictures = list(about.values())
     if len(pictures) < 2:
         raise DataError(f"A data set of {len(pictures)} picture(s) cannot be split into train and validation.")
