@@ -22,7 +22,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "evp": {"method": "evp"},
     "tvp": {"method": "tvp"},
     "tvp, released update": {"method": "tvp", "update": "normalized", "lr": 1.5, "steps": 250},
-    "pairs": {"method": "lens", "learn_from": "pairs"},
+    "pairs": {"method": "lens", "learn_from": "pairs", "steps": 800},
     "unpaired": {"method": "lens", "learn_from": "unpaired", "batch": 48, "depths": 0, "steps": 200},
     "answers": {"method": "lens", "learn_from": "answers", "fca": 0.0, "steps": 200},
     "answers and pairs": {"method": "lens", "learn_from": "answers", "steps": 200},
