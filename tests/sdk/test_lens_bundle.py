@@ -93,6 +93,16 @@ def test_a_frame_that_a_lens_replaces_is_told(one_bundle, lens_bundles, caplog):
         assert "has a frame; the lens bundle has none" in caplog.text
 
 
+def test_a_calibration_that_was_learned_with_another_prompt_is_told(one_bundle, lens_bundles, tmp_path, caplog):
+    folder = shutil.copytree(one_bundle, tmp_path / "calibrated")
+    content = json.loads((folder / "manifest.json").read_bytes())
+    offsets = {"question": content["question"], "labels": content["labels"], "offsets": [0.0] * 4, "n_pictures": 64}
+    (folder / "manifest.json").write_bytes(seal({**content, "calibration": [offsets], "requires": ["calibration"]}))
+    with sdk.load(folder) as task, caplog.at_level(logging.WARNING, "tvp.sdk"):
+        task.use_lens(lens_bundles / "night-frame")
+        assert "was learned with its own prompt. Behind the lens 'night-frame'" in caplog.text
+
+
 def test_check_asks_the_golden_cases_with_the_tasks_own_prompt(one_bundle, copy):
     """They were made with it: with the lens, a whole bundle would seem to be broken."""
     with sdk.load(one_bundle, lens=copy) as task:
