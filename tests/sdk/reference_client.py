@@ -77,6 +77,24 @@ class Client:
         if self.base["kind"] != "contrastive":
             self.embed_tokens = np.load(base / "embed_tokens.npy")
 
+    def use_lens(self, folder: Path) -> None:
+        """Put the prompt of a lens bundle in the place of the task's, and check its golden pixels."""
+        lens = read_manifest(folder)
+        demand(lens["kind"] == "lens", "this is no lens bundle")
+        made, wanted = lens["pixels"], self.task.get("pixels")
+        demand(bool(wanted) and made["size"] == wanted["size"], "the pixel values have another size")
+        for name in ("mean", "std"):
+            demand(np.abs(np.subtract(made[name], wanted[name])).max() <= 1e-6, f"the {name} is another")
+        demand(made["filter"] in ("", wanted["filter"]), "the filter is another")
+        self.graphs["preprocess"] = ort.InferenceSession(
+            str(folder / "preprocess.onnx"), providers=["CPUExecutionProvider"]
+        )
+        golden = json.loads((folder / "golden" / "pixels.json").read_bytes())
+        given = self.run("preprocess", image=read_picture(folder / "golden" / "0.png"))["pixel_values"]
+        given = given[0, :, :: golden["every"], :: golden["every"]]
+        gap = np.abs(given - np.reshape(golden["values"], given.shape)) * np.reshape(made["std"], (3, 1, 1)) * 255
+        demand(gap.max() <= 1.001, "the lens does not do what it did at its export")
+
     def run(self, graph: str, **inputs: np.ndarray) -> dict[str, np.ndarray]:
         """The outputs of a graph by name; inputs that it does not have are left out."""
         session = self.graphs[graph]

@@ -15,6 +15,7 @@ from PIL import Image
 
 from tests.bundles import listed_anew, random_prompt, reads_weights_from, seal
 from tests.lenses import lens_prompt
+from tests.sdk.reference_client import Client
 from tests.sdk.test_cli import tvp
 from tvp import sdk
 from tvp.export.without_base import export_lens
@@ -90,6 +91,16 @@ def test_a_frame_that_a_lens_replaces_is_told(one_bundle, lens_bundles, caplog):
         assert not caplog.records
         task.use_lens(lens_bundles / "night")
         assert "has a frame; the lens bundle has none" in caplog.text
+
+
+def test_a_calibration_that_was_learned_with_another_prompt_is_told(one_bundle, lens_bundles, tmp_path, caplog):
+    folder = shutil.copytree(one_bundle, tmp_path / "calibrated")
+    content = json.loads((folder / "manifest.json").read_bytes())
+    offsets = {"question": content["question"], "labels": content["labels"], "offsets": [0.0] * 4, "n_pictures": 64}
+    (folder / "manifest.json").write_bytes(seal({**content, "calibration": [offsets], "requires": ["calibration"]}))
+    with sdk.load(folder) as task, caplog.at_level(logging.WARNING, "tvp.sdk"):
+        task.use_lens(lens_bundles / "night-frame")
+        assert "was learned with its own prompt. Behind the lens 'night-frame'" in caplog.text
 
 
 def test_check_asks_the_golden_cases_with_the_tasks_own_prompt(one_bundle, copy):
@@ -306,3 +317,22 @@ def test_the_bundle_is_small_and_says_where_it_comes_from(lens_bundles):
     assert manifest.provenance.prompt == {"camera": "planted"}
     assert set(manifest.files) == {"preprocess.onnx", "golden/0.png", "golden/pixels.json"}
     assert manifest.parity.pixels_within_a_level >= 0.999
+
+
+def test_the_page_is_enough_for_a_client(one_bundle, lens_bundles, copy, tmp_path):
+    file = tmp_path / "picture.png"
+    Image.fromarray(PICTURE).save(file)
+    client = Client(one_bundle)
+    before = client.ask(file, "What?", 6)
+    client.use_lens(lens_bundles / "night")
+    tokens, scores, _ = client.ask(file, "What?", 6)
+    with sdk.load(one_bundle, lens=lens_bundles / "night") as task:
+        answer = task.ask(file, "What?", max_new_tokens=6)
+    assert tokens == list(answer.tokens)
+    assert np.allclose(scores, answer.log_probabilities, atol=1e-3)
+    assert not np.allclose(scores, before[1], atol=1e-2)  # of another picture
+    manifest = copy / "manifest.json"
+    content = json.loads(manifest.read_bytes())
+    manifest.write_bytes(seal({**content, "pixels": content["pixels"] | {"std": [0.5] * 3}}))
+    with pytest.raises(ValueError, match="the std is another"):
+        client.use_lens(copy)

@@ -21,11 +21,14 @@ from tvp.sdk.formats.layout import CaptionTemplates, PromptLayout
 from tvp.sdk.formats.manifest import (
     CausalManifest,
     ContrastiveManifest,
+    LensManifest,
     ParityFacts,
+    PixelFacts,
     Provenance,
     Seq2SeqManifest,
     TaskManifest,
     read_base_manifest,
+    read_lens_manifest,
     read_task_manifest,
     write_manifest,
 )
@@ -46,8 +49,16 @@ TASK = TaskManifest(
     parity=ParityFacts(n_cases=3, logits=1e-7, pixels_within_a_level=0.5, max_loss=0.25),
     provenance=Provenance(model="m", prompt={"steps": [1, {"a": 0.1}]}, versions={"torch": "2"}),
     calibration=(LabelOffsets("?", ("b", "a"), (-1 / 3, 0.0), 64),), requires=("calibration",),
+    pixels=PixelFacts(size=3, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), filter="lanczos"), prompt=("lens", "frame"),
 )  # fmt: skip
-PAIRS = [(manifest, read_base_manifest) for manifest in BASES] + [(TASK, read_task_manifest)]
+LENS = LensManifest(
+    name="ä", pixels=PixelFacts(size=64, mean=(0.5, 1 / 3, 0.0), std=(1.0, 0.2, 0.3), filter=""), prompt=("lens",),
+    files={"x": FileEntry(0, "e")}, parity=ParityFacts(n_cases=3, pixels=0.5), provenance=Provenance(model="m"),
+)  # fmt: skip
+PAIRS = [(manifest, read_base_manifest) for manifest in BASES] + [
+    (TASK, read_task_manifest),
+    (LENS, read_lens_manifest),
+]
 
 
 @pytest.mark.parametrize(("manifest", "read"), PAIRS, ids=lambda value: getattr(value, "kind", ""))

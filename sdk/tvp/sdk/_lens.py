@@ -19,7 +19,7 @@ from ._store import home
 from .errors import BundleError, CheckError, near
 from .formats.golden_pixels import A_LEVEL, FILE, PICTURE, read_golden_pixels
 from .formats.integrity import refuse_links, verify
-from .formats.manifest import LensManifest, TaskManifest, read_lens_manifest
+from .formats.manifest import LensManifest, PixelFacts, TaskManifest, read_lens_manifest
 
 log = logging.getLogger("tvp.sdk")
 
@@ -98,6 +98,12 @@ def open_lens(
             manifest.name,
             task.name,
         )
+    if task.calibration:
+        log.warning(
+            "The calibration of the task %r was learned with its own prompt. Behind the lens %r it may not help.",
+            task.name,
+            manifest.name,
+        )
     return OpenedLens(folder, manifest, preprocess)
 
 
@@ -121,3 +127,10 @@ def check_lens(lens: OpenedLens, pixel_values: Callable[[Path], NDArray[np.float
             f"The lens {lens.manifest.name!r} does not do here what it did at its export: a pixel value is "
             f"{255 * gap:.2f} levels of 1/255 off, allowed is 1. Export or copy it again."
         )
+
+
+def as_picture(pixel_values: NDArray[np.float32], pixels: PixelFacts) -> NDArray[np.uint8]:
+    """Turn pixel values (1, 3, size, size) back into a picture, uint8 (size, size, 3)."""
+    mean, std = (np.reshape(value, (3, 1, 1)) for value in (pixels.mean, pixels.std))
+    levels = np.clip((pixel_values[0] * std + mean) * 255, 0, 255).round().astype(np.uint8)
+    return np.ascontiguousarray(levels.transpose(1, 2, 0))  # (C, H, W) -> (H, W, C)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ._generation import Options
 from ._image import ImageLike, Reader
-from ._lens import OpenedLens, check_lens
+from ._lens import OpenedLens, as_picture, check_lens
 from ._models.model import Model, Request
 from ._requests import Requests
 from ._results import Answer, Ranked
@@ -304,13 +304,8 @@ class Task:
         """
         pixels = (self.lens or self.manifest).pixels
         if pixels is None:
-            raise RequestError(
-                f"The task {self.name!r} was exported by an earlier TVP and does not say what its pixel values mean. "
-                "Export it again."
-            )
-        mean, std = (np.reshape(value, (3, 1, 1)) for value in (pixels.mean, pixels.std))
-        levels = np.clip((self.pixel_values(image)[0] * std + mean) * 255, 0, 255).round().astype(np.uint8)
-        return np.ascontiguousarray(levels.transpose(1, 2, 0))  # (C, H, W) -> (H, W, C)
+            raise RequestError(f"The task {self.name!r} does not say what its pixel values mean. Export it again.")
+        return as_picture(self.pixel_values(image), pixels)
 
     @property
     def model(self) -> Model:
