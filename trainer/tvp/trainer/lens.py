@@ -5,8 +5,8 @@ A lens is a differentiable image-signal processor. In order, with the parts that
 1. normalise: the picture is brought to mean 0.5 and spread 0.2, by its own statistics over all pixels and channels;
 2. `kernel`: each channel is filtered with a 5 x 5 kernel of its own; or `conv`: a small network of 5 x 5 convolutions
    adds to the picture what it has learned;
-3. colour: a 3 x 3 matrix and a bias; then each channel is raised to a power, its tone;
-4. values are clipped to [0, 1].
+3. colour: a 3 x 3 matrix and a bias; values are clipped to [0, 1];
+4. tone: each channel is raised to a power.
 
 Every lens starts as the identity; with `normalise`, as the normalisation alone.
 """
@@ -112,9 +112,8 @@ class Lens:
             picture = picture + self._convolved(picture)
         matrix, bias, tone = (self._value(name, picture) for name in ("matrix", "bias", "tone"))
         picture = torch.einsum("dc,nchw->ndhw", matrix, picture) + bias.view(3, 1, 1)
-        picture = above_zero(picture) ** tone.exp().view(3, 1, 1)
-        # The gradient passes through the clip: where the picture is white or black it must be able to come back.
-        return picture + (picture.clamp(0, 1) - picture).detach()
+        # A power keeps (0, 1] in (0, 1]: what is clipped before it need not be clipped behind it.
+        return below_white(above_zero(picture)) ** tone.exp().view(3, 1, 1)
 
     def to(self, device: torch.device | str) -> Lens:
         """Return the same lens on another device."""
@@ -154,6 +153,29 @@ def above_zero(values: Tensor) -> Tensor:
     With a hard bound no gradient would come back from a picture that became black.
     """
     return torch.maximum(values, FLOOR**2 / (2 * FLOOR - values.clamp(max=FLOOR)))
+
+
+class _BelowWhite(torch.autograd.Function):
+    """Clip values at 1. The gradient passes where a step against it leads back, and nowhere else above 1."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        ctx.save_for_backward(values)
+        return values.clamp(max=1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        (values,) = ctx.saved_tensors
+        return gradient.masked_fill((values > 1) & (gradient < 0), 0)
+
+
+def below_white(values: Tensor) -> Tensor:
+    """Clip values at 1, so that a picture that became white can come back.
+
+    A hard clip passes no gradient there. One that passes every gradient lets values grow without end, since what is
+    white already can be made no whiter.
+    """
+    return _BelowWhite.apply(values)
 
 
 def _with_edges(picture: Tensor, n_layers: int) -> Tensor:
