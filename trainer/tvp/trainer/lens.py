@@ -164,7 +164,7 @@ class _BelowWhite(torch.autograd.Function):
         return values.clamp(max=1)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (values,) = ctx.saved_tensors
         return gradient.masked_fill((values > 1) & (gradient < 0), 0)
 
@@ -175,7 +175,8 @@ def below_white(values: Tensor) -> Tensor:
     A hard clip passes no gradient there. One that passes every gradient lets values grow without end, since what is
     white already can be made no whiter.
     """
-    return _BelowWhite.apply(values)
+    clipped: Tensor = _BelowWhite.apply(values)
+    return clipped
 
 
 def _with_edges(picture: Tensor, n_layers: int) -> Tensor:
