@@ -10,6 +10,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from tvp.sdk.errors import DataError
+
 from .augment import augment
 from .config import TrainConfig
 from .data import Data, Question
@@ -90,11 +92,13 @@ def load_batch(
         again = not augmentations and sample.picture is before
         pictures.append(pictures[-1] if again else shrink(sample.picture))
         if sample.clean is not None:
-            clean.append(shrink(sample.clean))
+            clean.append(clean[-1] if again and clean else shrink(sample.clean))
         before = sample.picture
         questions.append(sample.questions[:n_questions])
         captions.append(sample.caption)
-    both = np.stack(clean) if len(clean) == len(pictures) else None
+    if clean and len(clean) < len(pictures):
+        raise DataError("Some pictures have a clean one and others have none. Every picture must have one, or none.")
+    both = np.stack(clean) if clean else None
     return Batch(list(indices), np.stack(pictures), questions, captions, bool(augmentations), both)
 
 

@@ -97,6 +97,7 @@ def _option(name: str, help: str) -> Callable[[F], F]:
 @_option("relative", "Measure FCA's distance relative to the length of its reference.")
 @_option("depths", "Depths of features that are compared: 1, the output; n, with n - 1 layers before it; 0, all.")
 @_option("balance", "Bring the gradients of several source models to one length.")
+@_option("guard_model", "Model that a lens must not make worse, or none. Default: a zoo model that takes no part.")
 @_option("tse", "Weight of Task Semantics Enrichment, which makes the picture fit its caption. 0 needs no guide.")
 @_option("contrast", "In TSE, compare each caption with the others of the batch.")
 @click.option(
@@ -174,7 +175,7 @@ def train(
         skip_bad=skip_bad,
         download=download,
         allow_outside=allow_outside,
-        typed={*models, str(options["guide"])},
+        typed={*models, str(options["guide"]), str(options["guard_model"])},
     )
     if Team().leads:
         name, value = next((name, value) for name, value in result.chosen.items() if name != "step")

@@ -43,7 +43,7 @@ class TrainConfig:
         like: good pictures of other content, which the device's should be like: a folder, or the name of a source.
         learn_from: what the loss asks for. `answers`: the right answers. `pairs`: the features of the clean picture.
             `unpaired`: the moments of the features of other good pictures. `pixels`: the pixels of the clean picture.
-            `auto` takes pairs, unpaired or answers, the first for which there is data.
+            `auto` takes unpaired where `like` is given, else pairs where there are clean pictures, else answers.
         lens: the lens to learn, `colour`, `kernel` or `conv`; `none`; or `auto`, which tries all.
         lens_start: `identity`, `normalise` (each picture is first brought to one mean and spread), `statistics` (the
             mean and spread of the pictures is brought to those of the good ones), or `auto`, which tries all.
@@ -67,6 +67,8 @@ class TrainConfig:
         relative: divide its distance by the length of the reference, so that weights carry over between models.
         depths: depths of features that losses compare: 1, the output; n, with n - 1 layers before it; 0, all.
         balance: bring the gradients of several source models to one length before they are added, so that none rules.
+        guard_model: a model of another design that must not become worse behind the lens, on validation pictures;
+            `none` for none. Default '': a zoo model whose vision encoder takes no part, where there is a zoo.
         tse: weight of Task Semantics Enrichment. 0.001 is the paper's on CIFAR-10.
         contrast: TSE asks the guide to prefer the right caption to the others of the batch, instead of scoring the
             right one alone.
@@ -123,6 +125,7 @@ class TrainConfig:
     relative: bool = False
     depths: int = 1
     balance: bool = False
+    guard_model: str = ""
     tse: float = 0.001
     contrast: bool = False
     augment: tuple[str, ...] = ()
@@ -178,6 +181,8 @@ class TrainConfig:
         if self.lens == "conv":
             LensDesign("conv", width=self.lens_width, depth=self.lens_depth)
         self._check_data()
+        if self.guard_model in self.models:
+            raise RequestError(f"The guard {self.guard_model} takes part in training. Name a model that does not.")
         if self.frame and geometry.edge == 0:
             raise RequestError(
                 f"An inner size of {self.inner} px leaves no room for a frame on a canvas of {self.canvas} px. "
@@ -203,12 +208,13 @@ class TrainConfig:
         given = [name for name in ("data", "pairs", "pictures") if getattr(self, name)]
         if len(given) > 1:
             raise RequestError(f"{' and '.join(given)} both say where the pictures are. Give one of them.")
-        if self.pairs and self.camera:
-            raise RequestError("pairs hold what their own camera spoilt. Leave camera out.")
+        if self.pairs and self.camera not in ("", "none"):
+            raise RequestError("pairs hold what their own camera spoilt. Leave camera out, or give good pictures.")
         if self.pairs and len(self.pairs) != 2:
             raise RequestError(f"pairs are two folders, what the camera spoilt and clean; these are {len(self.pairs)}.")
-        if self.like and self.learn_from in ("pairs", "pixels", "answers"):
-            raise RequestError(f"Learning from {self.learn_from} does not read other good pictures. Leave like out.")
+        if self.like and (self.pairs or self.learn_from in ("pairs", "pixels", "answers")):
+            asked = "pairs" if self.pairs else self.learn_from
+            raise RequestError(f"Learning from {asked} does not read other good pictures. Leave like out.")
         if self.learn_from == "unpaired" and not self.like:
             raise RequestError("Learning without pairs needs good pictures of other content. Name them with --like.")
 

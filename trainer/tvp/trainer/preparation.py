@@ -6,7 +6,6 @@ import hashlib
 import logging
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,12 +16,13 @@ from . import families, tasks
 from .asking import answerable
 from .batches import Batch, read_batches
 from .config import TrainConfig
-from .data import Data, Pairs, Pictures, ThroughCamera, questions_of, split
+from .data import Data, split
 from .families import Family
 from .hub import is_fetched
 from .losses import Guide
 from .precision import dtype_of
 from .prompt import Geometry
+from .signals import SIGNALS, open_data, open_like, refuse_few, signal_of
 from .task_definition import TaskDefinition
 from .team import Team
 from .zoo import PREFIX
@@ -35,8 +35,10 @@ class Prepared:
     """What a run is made of.
 
     Attributes:
-        config: as it was given; its batch is at most the number of training pictures where no question is asked.
+        config: as it was given, without losses for which the data has nothing; where no question is asked, its batch
+            is at most the number of training pictures.
         learn_from: `answers`, `pairs`, `unpaired` or `pixels`.
+        why: what decided that.
         sources: the frozen models that the prompt is trained on.
         guide: the CLIP model of TSE; None where its weight is 0.
         data: all training data, of which `train` and `validation` are parts without a picture in common.
@@ -47,6 +49,7 @@ class Prepared:
 
     config: TrainConfig
     learn_from: str
+    why: str
     task: TaskDefinition
     sources: Sequence[Family]
     guide: Guide | None
@@ -124,20 +127,31 @@ def prepare(
     if offload:
         families.moved(torch.empty(0), device)  # a wrong device is told before models are loaded
     if sources is None:
+        for name in config.models:
+            families.refuse_unknown(name, is_fetched(name, typed))  # before data is read, which may take long
+    if data is None:
+        data = open_data(config, task, team, skip_bad, download, allow_outside)
+    learn_from, why = signal_of(config, data)
+    log.info("learning from %s, because %s", SIGNALS[learn_from], why)
+    config = _fitting(config, learn_from, data)
+    if sources is None:
         dtype, place = dtype_of(config.precision, device), "cpu" if offload else device
-        sources = [families.load(name, place, dtype, config.canvas, is_fetched(name, typed)) for name in config.models]
+        alone = learn_from != "answers"
+        sources = [
+            families.load(name, place, dtype, config.canvas, is_fetched(name, typed), alone) for name in config.models
+        ]
     home = torch.device(device) if device != "auto" else sources[0].device
     guide = _load_guide(config, home, is_fetched(config.guide, typed))
-    if data is None:
-        data = _open_data(config, task, team, skip_bad, download, allow_outside)
-    learn_from = _signal(config, data)
     if learn_from == "answers":
         data = answerable(data, _in_turn(config.models, sources, home, offload), config.canvas, task.free, skip_bad)
+    else:
+        refuse_few(data, "pictures" if learn_from == "unpaired" else "pairs of pictures")
     n_validation = min(config.n_validation, len(data) // 5)
     train, validation = split(data, n_validation, config.seed)
     like = None
     if learn_from == "unpaired":
-        good = like_data if like_data is not None else _open_like(config, task, skip_bad, allow_outside)
+        good = like_data if like_data is not None else open_like(config, task, skip_bad, allow_outside)
+        refuse_few(good, "good pictures")
         like = split(good, min(n_validation, len(good) // 5), config.seed)
     if learn_from != "answers":  # a few pictures are enough
         config = replace(config, batch=min(config.batch, len(train), *([len(like[0])] if like else [])))
@@ -154,7 +168,22 @@ def prepare(
             source.compile()
         if guide:
             guide.compile()
-    return Prepared(config, learn_from, task, sources, guide, data, train, validation, like, home, offload)
+    return Prepared(config, learn_from, why, task, sources, guide, data, train, validation, like, home, offload)
+
+
+def _fitting(config: TrainConfig, learn_from: str, data: Data) -> TrainConfig:
+    """Return the configuration without losses for which the data has nothing.
+
+    Raises:
+        DataError: TSE is to be learned from, and no picture has a caption.
+    """
+    sample = data[0]
+    if learn_from == "answers" and config.fca and config.reference == "clean" and sample.clean is None:
+        log.warning("There are no clean pictures: the run learns from the answers alone, and the weight of FCA is 0.")
+        config = replace(config, fca=0.0)
+    if config.tse and not sample.caption:
+        raise DataError("TSE makes pictures fit their captions, and these have none. Leave it out (--tse 0).")
+    return config
 
 
 def _in_turn(
@@ -178,55 +207,3 @@ def _load_guide(config: TrainConfig, home: torch.device, fetch: bool) -> Guide |
             "The paper's guide is --guide ViT-B-32@openai."
         )
     return Guide(config.guide, home, fetch)
-
-
-def _signal(config: TrainConfig, data: Data) -> str:
-    """Return what a run learns from: what its configuration says, or the first for which there is data.
-
-    Raises:
-        DataError: the data does not have what the run is to learn from.
-    """
-    sample = data[0]
-    found: str = config.learn_from
-    if found == "auto":
-        found = "pairs" if sample.clean is not None else "unpaired" if config.like else "answers"
-    compares = found in ("pairs", "pixels") or (config.reference == "clean" and config.fca > 0 and found == "answers")
-    if compares and sample.clean is None:
-        raise DataError(
-            "There are no clean pictures to learn from. Give pairs of spoilt and clean pictures (--pairs), a camera "
-            "that spoils clean ones (--camera), or other good pictures (--like)."
-        )
-    if found == "answers" and not questions_of(data, 0):
-        raise DataError(
-            "There are neither answers nor good pictures to learn from. Give other good pictures (--like), pairs "
-            "(--pairs), or data with questions and answers (--data)."
-        )
-    return found
-
-
-def _open_like(config: TrainConfig, task: TaskDefinition, skip_bad: bool, allow_outside: bool) -> Data:
-    if Path(config.like).is_dir():
-        return Pictures(Path(config.like), [] if skip_bad else None, allow_outside=allow_outside)
-    clean = replace(task, camera=None)
-    # Another seed: drawn pictures must be other ones than the device's.
-    return tasks.open_usable(config.like, clean, "train", config.n_train, config.seed + 1, skip_bad)
-
-
-def _open_data(
-    config: TrainConfig, task: TaskDefinition, team: Team, skip_bad: bool, download: bool, allow_outside: bool
-) -> Data:
-    bad: list[str] | None = [] if skip_bad else None
-    if config.pairs:
-        spoilt, clean = map(Path, config.pairs)
-        return Pairs(spoilt, clean, bad, allow_outside=allow_outside)
-    if config.pictures:
-        pictures = Pictures(Path(config.pictures), bad, allow_outside=allow_outside)
-        # A task's own camera is that of its own pictures; these come from a device, unless a camera is named.
-        return ThroughCamera(pictures, task.camera, config.seed) if config.camera and task.camera else pictures
-    n = config.n_train + min(config.n_validation, config.n_train // 4)
-    if download and not team.leads:
-        team.wait()  # the leading process downloads
-    data = tasks.open_usable(config.data, task, "train", n, config.seed, skip_bad, download, allow_outside)
-    if download and team.leads:
-        team.wait()
-    return data

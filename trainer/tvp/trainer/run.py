@@ -33,6 +33,7 @@ from .validation import score_of
 log = logging.getLogger("tvp.trainer")
 
 CHECKPOINT, LOCK = "checkpoint.pt", ".lock"
+PROMPT, REJECTED = "prompt.safetensors", "rejected.safetensors"
 
 
 @dataclass
@@ -84,10 +85,23 @@ class Run:
             raise RequestError(f"{self.folder} is a task bundle. Choose another folder for the run.")
 
     @contextmanager
-    def opened(
+    def opened(self) -> Iterator[None]:
+        """Make the folder, and keep other runs out of it.
+
+        Raises:
+            RequestError: another run is writing here.
+        """
+        with claimed(self.folder) if self._team.leads else nullcontext():
+            try:
+                yield
+            finally:
+                if self._logs:
+                    self._logs.close()
+
+    def begin(
         self, identity: dict[str, Any], learned: Learned, updates: Sequence[Update], objective: Objective, resume: bool
-    ) -> Iterator[None]:
-        """Keep other runs out of the folder, and go on from its checkpoint.
+    ) -> None:
+        """Go on from the folder's checkpoint, where there is one, and open the logs.
 
         Args:
             identity: what the run is made of, see `Prepared.identity`.
@@ -96,23 +110,16 @@ class Run:
 
         Raises:
             DataError: the checkpoint is damaged.
-            RequestError: another run is writing here, or the checkpoint is of another configuration, of other
-                weights or of other data.
+            RequestError: the checkpoint is of another configuration, of other weights or of other data.
         """
         self._identity, self._learned, self._updates, self._objective = identity, learned, updates, objective
-        with claimed(self.folder) if self._team.leads else nullcontext():
-            if not resume and self._team.leads:
-                (self.folder / CHECKPOINT).unlink(missing_ok=True)
-            self._team.wait()
-            self._restore(load_checkpoint(self.folder, identity, learned))
-            if self._team.leads:
-                lines = [*self.progress.steps, *self.progress.validations]
-                self._logs = Logs(self.folder, lines, self.step, self._tensorboard)
-            try:
-                yield
-            finally:
-                if self._logs:
-                    self._logs.close()
+        if not resume and self._team.leads:
+            (self.folder / CHECKPOINT).unlink(missing_ok=True)
+        self._team.wait()
+        self._restore(load_checkpoint(self.folder, identity, learned))
+        if self._team.leads:
+            lines = [*self.progress.steps, *self.progress.validations]
+            self._logs = Logs(self.folder, lines, self.step, self._tensorboard)
 
     def _restore(self, progress: Progress | None) -> None:
         if progress is None:
@@ -172,8 +179,8 @@ class Run:
         if self._team.leads:
             save_checkpoint(self.folder, self._identity, progress)
 
-    def finish(self, config: TrainConfig) -> tuple[Prompt, Line]:
-        """Write the prompt and its configuration; returns the prompt and the validation of this very prompt.
+    def result(self, config: TrainConfig) -> tuple[Prompt, Line]:
+        """Return the prompt, and the validation of this very prompt.
 
         With early stopping it is the prompt of the best validation, and of equals the first; else it is the last one.
         """
@@ -190,11 +197,21 @@ class Run:
             "validation": [chosen],
             "versions": {name: version(name) for name in ("torch", "transformers", "open_clip_torch")},
         }
+        return prompt, chosen
+
+    def write(self, config: TrainConfig, prompt: Prompt, kept: bool = True) -> Path:
+        """Write the configuration, and the prompt under the name that says whether it is kept; returns its file.
+
+        The other name is deleted: it would be a prompt of an earlier run.
+        """
+        names = (PROMPT, REJECTED) if kept else (REJECTED, PROMPT)
         if self._team.leads:
             write_whole(self.folder / "config.toml", to_toml(config).encode())
-            prompt.save(self.folder / "prompt.safetensors")
+            prompt.save(self.folder / names[0])
+            for suffix in (".safetensors", ".png"):
+                (self.folder / names[1]).with_suffix(suffix).unlink(missing_ok=True)
         self._team.wait()
-        return prompt, chosen
+        return self.folder / names[0]
 
 
 @contextmanager

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import logging
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,32 +24,54 @@ from .step import Objective
 from .team import Team
 from .validation import score_of, validate
 
-log = logging.getLogger("tvp.trainer")
-
 KINDS = ("conv", "kernel", "colour")
-STARTS = ("identity", "normalise", "statistics")
+STARTS = ("identity", "normalise", "statistics")  # the last one needs good pictures
 CHOICE = "choice.json"
 TRY_SHARE, FEWEST_TRIED = 10, 20  # a try takes a tenth of the run's steps, and 20 at least
 N_STATISTICS = 256  # pictures whose mean and spread are taken
 
 
-def start(prepared: Prepared, folder: Path, team: Team, resume: bool) -> Learned:
-    """Return what the run learns, as it is before the first step.
+@dataclass(frozen=True)
+class Choice:
+    """The kind and the start of a run's lens.
+
+    Attributes:
+        kind, start: as in the configuration.
+        tried: `kind`, `start` and `score` of each lens that was tried, see `validation.score_of`; none where the
+            configuration names one lens.
+    """
+
+    kind: str
+    start: str
+    tried: tuple[dict[str, Any], ...] = ()
+
+
+def start(
+    prepared: Prepared, objective: Objective, folder: Path, team: Team, resume: bool, identity: dict[str, Any]
+) -> tuple[Learned, Choice | None]:
+    """Return what the run learns, as it is before the first step, and the choice of its lens; None without a lens.
 
     Args:
         prepared: the run.
+        objective: of the run.
         folder: the run's. It remembers which lens was chosen.
         team: the processes that train together.
         resume: take the choice that the folder remembers.
+        identity: what the run is made of, see `Prepared.identity`.
+
+    Raises:
+        RequestError: the start needs good pictures, and there are none; or there is no lens in `behind`.
     """
     config = prepared.config
     if config.lens == "none":
-        return _learned(prepared, None, "")
-    kind: str = config.lens
-    begin: str = config.lens_start
-    if "auto" in (kind, begin):
-        kind, begin = _choose(prepared, folder, team, resume)
-    return _learned(prepared, kind, begin)
+        return _learned(prepared, None, ""), None
+    choice = Choice(config.lens, config.lens_start)
+    if "auto" in (choice.kind, choice.start):
+        choice = (_remembered(folder, identity) if resume else None) or _choose(prepared, objective, team)
+        if team.leads:
+            write_whole(folder / CHOICE, json.dumps({"identity": identity, **asdict(choice)}, indent=1).encode())
+        team.wait()
+    return _learned(prepared, choice.kind, choice.start), choice
 
 
 def _learned(prepared: Prepared, kind: str | None, begin: str) -> Learned:
@@ -71,7 +93,7 @@ def _learned(prepared: Prepared, kind: str | None, begin: str) -> Learned:
 
 def _statistics(prepared: Prepared) -> dict[str, Tensor]:
     """Return the matrix and the bias that bring each channel's mean and spread to those of the good pictures."""
-    if prepared.like is None and prepared.train[0].clean is None:
+    if not _has_good(prepared):
         raise RequestError("The start 'statistics' needs good pictures: pairs, a camera, or --like.")
     mean, spread = _mean_and_spread(prepared, prepared.train, False)
     good = (prepared.train, True) if prepared.like is None else (prepared.like[0], False)
@@ -79,6 +101,10 @@ def _statistics(prepared: Prepared) -> dict[str, Tensor]:
     gain = wanted_spread / np.maximum(spread, 1 / 255)
     matrix, bias = np.diag(gain), wanted_mean - gain * mean
     return {"matrix": torch.from_numpy(matrix).float(), "bias": torch.from_numpy(bias).float()}
+
+
+def _has_good(prepared: Prepared) -> bool:
+    return prepared.like is not None or prepared.train[0].clean is not None
 
 
 def _mean_and_spread(prepared: Prepared, data: Data, clean: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -94,44 +120,43 @@ def _mean_and_spread(prepared: Prepared, data: Data, clean: bool) -> tuple[np.nd
     return mean, np.sqrt(np.maximum(square - mean**2, 0))
 
 
-def _choose(prepared: Prepared, folder: Path, team: Team, resume: bool) -> tuple[str, str]:
+def _remembered(folder: Path, identity: dict[str, Any]) -> Choice | None:
+    """Return the choice of an earlier start of the same run; None where there is none, or none that can be read."""
+    try:
+        kept = json.loads((folder / CHOICE).read_text(encoding="utf-8"))
+        if kept.pop("identity") != json.loads(json.dumps(identity)):
+            return None
+        found = Choice(kept["kind"], kept["start"], tuple(kept["tried"]))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return None
+    return found if found.kind in KINDS and found.start in STARTS else None
+
+
+def _choose(prepared: Prepared, objective: Objective, team: Team) -> Choice:
     """Try lenses for a few steps each, and return the kind and the start of the one that validates best.
 
     First the starts are tried with the first kind, then the other kinds with the best start.
     """
     config = prepared.config
-    identity = prepared.identity()
-    place = folder / CHOICE
-    if resume and place.is_file():
-        kept = json.loads(place.read_text(encoding="utf-8"))
-        if kept["identity"] == json.loads(json.dumps(identity)):
-            return kept["kind"], kept["start"]
     kinds = KINDS if config.lens == "auto" else (config.lens,)
-    starts = STARTS if config.lens_start == "auto" else (config.lens_start,)
-    scores = {(kinds[0], begin): _try(prepared, kinds[0], begin, team) for begin in starts}
+    able = STARTS if _has_good(prepared) else STARTS[:-1]
+    starts = able if config.lens_start == "auto" else (config.lens_start,)
+    scores = {(kinds[0], begin): _try(prepared, objective, kinds[0], begin, team) for begin in starts}
     begin = max(starts, key=lambda begin: scores[kinds[0], begin])
-    scores |= {(kind, begin): _try(prepared, kind, begin, team) for kind in kinds[1:]}
+    scores |= {(kind, begin): _try(prepared, objective, kind, begin, team) for kind in kinds[1:]}
     kind, begin = max(scores, key=lambda tried: scores[tried])
-    for (tried, its_start), score in scores.items():
-        log.info("tried the lens %s from %s: %.4f", tried, its_start, abs(score))
-    log.info("took the lens %s from %s", kind, begin)
-    if team.leads:
-        folder.mkdir(parents=True, exist_ok=True)
-        tried_lenses = [{"kind": k, "start": s, "score": score} for (k, s), score in scores.items()]
-        content = {"identity": identity, "kind": kind, "start": begin, "tried": tried_lenses}
-        write_whole(place, json.dumps(content, indent=1).encode())
-    team.wait()
-    return kind, begin
+    tried = [{"kind": k, "start": s, "score": score} for (k, s), score in scores.items()]
+    return Choice(kind, begin, tuple(tried))
 
 
-def _try(prepared: Prepared, kind: str, begin: str, team: Team) -> float:
+def _try(prepared: Prepared, objective: Objective, kind: str, begin: str, team: Team) -> float:
     """Return the validation score of a lens after a few steps of training."""
     n_steps = max(FEWEST_TRIED, prepared.n_steps // TRY_SHARE)
-    short = replace(prepared, config=replace(prepared.config, steps=n_steps, warm_up=0))
-    learned = _learned(short, kind, begin)
-    updates = learned.updates(short.config, n_steps)
-    objective = Objective.of(short)
-    for step, batch in enumerate(short.batches(0, n_steps, team)):
+    config = replace(prepared.config, warm_up=0)
+    learned = _learned(prepared, kind, begin)
+    updates = learned.updates(config, n_steps)
+    for step, batch in enumerate(prepared.batches(0, n_steps, team)):
         _, gradients = objective(batch, learned, team)
         learned.move(updates, gradients, step)
-    return score_of(validate(learned.prompt(), short, team))
+    objective.restart()
+    return score_of(validate(learned.prompt(), prepared, team))

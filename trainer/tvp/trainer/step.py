@@ -76,7 +76,12 @@ class Objective:
             for source in sources
         ]
         half = any(source.dtype == torch.float16 for source in sources)
-        self.scale, self._fixed_scale, self.n_good = (FIRST_SCALE, False, 0) if half else (1.0, True, 0)
+        self._fixed_scale = not half
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget how losses were scaled, as before the first step. Reference features are kept."""
+        self.scale, self.n_good = 1.0 if self._fixed_scale else FIRST_SCALE, 0
 
     @staticmethod
     def of(prepared: Prepared) -> Objective:
@@ -288,8 +293,11 @@ class _Step:
 
     def _mean(self, parts: list[Tensor]) -> Tensor:
         """Return the mean token over all parts and processes, (width)."""
-        total = self._team.sum(torch.stack([part.float().sum((0, 1)) for part in parts]).sum(0))
-        return total / self._team.sum(torch.tensor(float(sum(part.shape[0] * part.shape[1] for part in parts)))).item()
+        total = torch.stack([part.float().sum((0, 1)) for part in parts]).sum(0)
+        n_tokens = sum(part.shape[0] * part.shape[1] for part in parts)
+        # The count goes with the sums: it is on their device, where processes can add up.
+        total = self._team.sum(torch.cat([total.double(), total.new_tensor([n_tokens]).double()]))
+        return (total[:-1] / total[-1]).float()
 
     def _moments(self, parts: list[list[Tensor]], centres: list[Tensor]) -> list[Moments]:
         """Return the moments at each depth, over all parts and processes."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -10,28 +9,27 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from tvp.sdk.errors import CheckError
+
 from .config import TrainConfig
 from .data import Data
 from .families import Family
+from .guard import Verdict, judge, name_of
 from .preparation import prepare
 from .prompt import Prompt
 from .run import Run
 from .showing import write_pictures
-from .starts import start
+from .starts import Choice, start
 from .step import Objective
 from .team import Team
 from .validation import validate
 
 __all__ = ["TrainConfig", "TrainResult", "train"]
 
-log = logging.getLogger("tvp.trainer")
-
-SIGNALS = {
-    "answers": "answers to questions",
-    "pairs": "pairs of spoilt and clean pictures, without a question or an answer",
-    "unpaired": "pictures from the device and other good ones, without pairs, questions or answers",
-    "pixels": "the pixels of clean pictures, without a model",
-}
+ADVICE = (
+    "Learn longer, from more pictures, or on several models; or keep it all the same with --guard-model none, and "
+    "measure it where it will be used."
+)
 
 
 @dataclass
@@ -41,14 +39,26 @@ class TrainResult:
     Attributes:
         prompt: the prompt.
         steps: the log of every step: its number, the parts of the loss, the learning rate, seconds.
-        validations: the log of every validation: the step before it, and the accuracy in [0, 1].
+        validations: the log of every validation: the step before it, and the accuracy or the distance in [0, 1].
         chosen: the validation of this very prompt: with early stopping the best, else the last.
+        learned_from: `answers`, `pairs`, `unpaired` or `pixels`.
+        why: what decided it.
+        without: the same validation without a prompt; empty where answers are learned from.
+        choice: the kind and the start of the lens, and the others that were tried; None without a lens.
+        verdict: what the guard says of the lens; None without a guard.
+        unguarded: why there is no guard; '' where there is one.
     """
 
     prompt: Prompt
     steps: list[dict[str, float]]
     validations: list[dict[str, float]]
     chosen: dict[str, float]
+    learned_from: str
+    why: str
+    without: dict[str, float]
+    choice: Choice | None
+    verdict: Verdict | None
+    unguarded: str
 
 
 def train(
@@ -71,8 +81,8 @@ def train(
     """Train a prompt, and write it with its configuration, logs and pictures to a folder.
 
     The folder gets prompt.safetensors, prompt.png of a frame, lens.png of a lens, pictures.png, which shows what the
-    prompt does, config.toml, log.jsonl, curves.png, frames/ and
-    checkpoint.pt. Where a lens was chosen, choice.json says what was tried.
+    prompt does, config.toml, log.jsonl, curves.png, frames/ and checkpoint.pt. Where a lens was chosen, choice.json
+    says what was tried. A lens that the guard refuses is written to rejected.safetensors instead.
     A run that is killed loses at most the steps after its last checkpoint; resumed on a CPU, it ends with the same
     bits. Started by `accelerate launch`, several processes share each batch.
 
@@ -99,6 +109,7 @@ def train(
             writes to, a checkpoint of another configuration, of other weights or of other data.
         ModelError: a model cannot be loaded.
         DataError: the data or the checkpoint cannot be read.
+        CheckError: the lens makes the guard's model worse, and is not kept.
     """
     team = Team()
     run = Run(folder, team, tensorboard)
@@ -116,13 +127,12 @@ def train(
         allow_outside=allow_outside,
         typed=typed,
     )
-    config, n_steps = prepared.config, prepared.n_steps
-    log.info("learning from %s", SIGNALS[prepared.learn_from])
-    learned = start(prepared, run.folder, team, resume)
-    updates = learned.updates(config, n_steps)
+    config, n_steps, identity = prepared.config, prepared.n_steps, prepared.identity()
     objective = Objective.of(prepared)
-
-    with run.opened(prepared.identity(), learned, updates, objective, resume):
+    with run.opened():
+        learned, choice = start(prepared, objective, run.folder, team, resume, identity)
+        updates = learned.updates(config, n_steps)
+        run.begin(identity, learned, updates, objective, resume)
         batches = prepared.batches(run.step, n_steps, team)
         hidden = quiet if team.leads else True
         bar = tqdm(batches, f"prompt for {config.task}", n_steps, initial=run.step, disable=hidden, leave=False)
@@ -143,7 +153,28 @@ def train(
             run.keep()  # first, so that nothing that happens during the validation loses the run
             run.add_validation(validate(learned.prompt(), prepared, team))
             run.keep()
-        prompt, chosen = run.finish(config)
+        prompt, chosen = run.result(config)
+        without = {} if prepared.learn_from == "answers" else validate(None, prepared, team)
+        verdict = judge(prompt, prepared, team, typed)
+        prompt.facts |= {"learned_from": prepared.learn_from, "without": without}
+        prompt.facts |= {"guard": verdict.describe()} if verdict else {}
+        kept = verdict is None or verdict.kept
+        file = run.write(config, prompt, kept)
         if team.leads:
             write_pictures(run.folder, prompt, prepared.validation)
-    return TrainResult(prompt, run.progress.steps, run.progress.validations, chosen)
+    if verdict and not kept:
+        raise CheckError(f"The lens is not kept: {verdict}. It is in {file}. {ADVICE}")
+    unguarded = "" if verdict else name_of(config)[1] or "it could not be asked"
+    progress = run.progress
+    return TrainResult(
+        prompt,
+        progress.steps,
+        progress.validations,
+        chosen,
+        prepared.learn_from,
+        prepared.why,
+        without,
+        choice,
+        verdict,
+        unguarded,
+    )

@@ -9,10 +9,10 @@ from .folders import ClassFolder, is_picture
 from .jsonl import Jsonl
 from .memes import HatefulMemes
 from .parquet import Parquet
-from .pictures import Pairs, Pictures
+from .pictures import Pairs, Pictures, has_pictures
 from .places import files_below
 from .pope import Pope
-from .sample import Data, Question, Row, Sample, Subset, picture_of, questions_of, report, row_of, split
+from .sample import Data, Question, Row, Sample, Subset, picture_of, questions_of, readable, report, row_of, split
 from .sources import open_data
 from .through import ThroughCamera
 from .vision import IMAGENETTE, Vision
@@ -35,10 +35,12 @@ __all__ = [
     "ThroughCamera",
     "Vision",
     "files_below",
+    "has_pictures",
     "is_picture",
     "open_data",
     "picture_of",
     "questions_of",
+    "readable",
     "report",
     "row_of",
     "split",

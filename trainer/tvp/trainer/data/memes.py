@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 from tvp.sdk.errors import DataError
 
-from .rows import Rows
+from .rows import Entry, Rows
 from .sample import Question
 
 LABELS = ("no", "yes")  # by the number in the file
@@ -27,7 +26,7 @@ class HatefulMemes(Rows):
 
     needs = "img, label (0 or 1), text"
 
-    def _parse(self, where: str, row: dict[str, Any]) -> tuple[Path, Question, str]:
+    def _parse(self, where: str, row: dict[str, Any]) -> Entry:
         image = self._text(where, row, "img")
         text = self._text(where, row, "text")
         if "label" not in row:
@@ -39,4 +38,4 @@ class HatefulMemes(Rows):
         if type(label) is not int or label not in (0, 1):
             raise DataError(f"{where} has the label {label!r}; it must be 0 (not hateful) or 1 (hateful).")
         question = f'This is an image with: "{text}" written on it. Is it hateful?'
-        return self._picture(where, image), Question(question, LABELS[label], LABELS), CAPTIONS[label]
+        return Entry(self._picture(where, image), Question(question, LABELS[label], LABELS), CAPTIONS[label])

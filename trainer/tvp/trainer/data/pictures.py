@@ -14,8 +14,6 @@ from .folders import is_picture
 from .places import files_below, resolved_file
 from .sample import Question, Row, Sample, report
 
-FEWEST_PAIRS = 8
-
 
 class Pictures:
     """All pictures in a folder and in folders below it.
@@ -61,19 +59,24 @@ class Pairs:
         skip_bad, allow_outside: as of `Pictures`.
 
     Raises:
-        DataError: there is no such folder, or there are fewer than eight pairs.
+        DataError: there is no such folder, the two are one, or they have no name in common.
+
+    Attributes:
+        alone: names that are in one folder only, and are left out.
     """
 
     def __init__(
         self, spoilt: Path, clean: Path, skip_bad: list[str] | None = None, *, allow_outside: bool = False
     ) -> None:
+        if spoilt.resolve() == clean.resolve():
+            raise errors.DataError(f"{spoilt} and {clean} are one folder. Name the spoilt pictures and the clean ones.")
         ours, theirs = (_files(folder, skip_bad, allow_outside) for folder in (spoilt, clean))
         self.alone = sorted(ours.keys() ^ theirs.keys())
         self.files = [(ours[name], theirs[name]) for name in sorted(ours.keys() & theirs.keys())]
-        if len(self.files) < FEWEST_PAIRS:
+        if not self.files:
             raise errors.DataError(
-                f"{spoilt} and {clean} have {len(self.files)} pictures with the same names; a lens needs at least "
-                f"{FEWEST_PAIRS} pairs. A picture and its clean one have the same path in both folders."
+                f"{spoilt} and {clean} have no pictures with the same names. A picture and its clean one have the same "
+                "path in both folders; only their endings may differ."
             )
 
     def __len__(self) -> int:
@@ -86,6 +89,11 @@ class Pairs:
     def __getitem__(self, index: int) -> Sample:
         spoilt, clean = map(_read, self.files[index])
         return Sample(spoilt, (), "", clean)
+
+
+def has_pictures(folder: Path) -> bool:
+    """Return whether there is a picture in a folder or in folders below it."""
+    return any(map(is_picture, files_below(folder)))
 
 
 def _files(folder: Path, skip_bad: list[str] | None, allow_outside: bool) -> dict[str, Path]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 from tvp.sdk.errors import DataError
 
-from .rows import Rows
+from .rows import Entry, Rows
 from .sample import Question
 
 LABELS = ("yes", "no")
@@ -25,14 +24,14 @@ class Pope(Rows):
 
     needs = "image, text, label (yes or no)"
 
-    def _parse(self, where: str, row: dict[str, Any]) -> tuple[Path, Question, str]:
+    def _parse(self, where: str, row: dict[str, Any]) -> Entry:
         name = self._text(where, row, "image")
         text = self._text(where, row, "text")
         answer = self._text(where, row, "label")
         if answer not in LABELS:
             raise DataError(f"{where} has the label {answer!r}; it must be yes or no.")
         image = self._picture(where, name, "val2014", "images", "")
-        return image, Question(text, answer, LABELS), _caption(text, answer)
+        return Entry(image, Question(text, answer, LABELS), _caption(text, answer))
 
 
 def _caption(text: str, answer: str) -> str:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, NamedTuple
 
 from tvp.sdk import errors, read_image
 
 from .places import resolved_file
 from .sample import Question, Row, Sample, is_readable, report
+
+
+class Entry(NamedTuple):
+    """What a line says: the path of its picture, a question about it or none, a caption, and its clean picture."""
+
+    picture: Path
+    question: Question | None
+    caption: str
+    clean: Path | None = None
 
 
 class Rows:
@@ -34,8 +41,8 @@ class Rows:
 
     def __init__(self, file: Path, skip_bad: list[str] | None = None, *, allow_outside: bool = False) -> None:
         self._file, self._root, self._allow_outside = file, file.parent.resolve(), allow_outside
-        self._rows: list[tuple[int, Path, Question, str]] = []
-        self._last: tuple[Path, NDArray[np.uint8]] | None = None  # a run of rows may ask about one large photo
+        self._rows: list[tuple[int, Entry]] = []
+        self._last: tuple[Entry, Sample] | None = None  # a run of rows may ask about one large photo
         if file.exists() and not file.is_file():
             raise errors.DataError(f"{file} is a folder, a pipe or a device. Data must be in a regular file.")
         try:
@@ -47,7 +54,7 @@ class Rows:
             if not line.strip():
                 continue
             try:
-                self._rows.append((number, *self._parse(f"{file}, line {number}", self._object(number, line))))
+                self._rows.append((number, self._parse(f"{file}, line {number}", self._object(number, line))))
             except errors.DataError as error:
                 report(error, skip_bad)
         if not self._rows:
@@ -68,8 +75,8 @@ class Rows:
             raise errors.DataError(f"{where} is not a JSON object with {self.needs}.")
         return row
 
-    def _parse(self, where: str, row: dict[str, Any]) -> tuple[Path, Question, str]:
-        """Return the path of a row's picture, its question and its caption.
+    def _parse(self, where: str, row: dict[str, Any]) -> Entry:
+        """Return what a row says.
 
         Raises:
             DataError: the row is bad; the message begins with `where`.
@@ -93,18 +100,21 @@ class Rows:
         return len(self._rows)
 
     def row(self, index: int) -> Row:
-        number, image, question, _ = self._rows[index]
-        return Row(f"{self._file}, line {number}", str(image), (question,))
+        number, entry = self._rows[index]
+        return Row(f"{self._file}, line {number}", str(entry.picture), _asked(entry))
 
     def __getitem__(self, index: int) -> Sample:
-        number, image, question, caption = self._rows[index]
+        number, entry = self._rows[index]
         last = self._last
-        if last is None or last[0] != image:
-            try:
-                last = self._last = image, read_image(image)
-            except errors.ImageError as error:
-                raise errors.DataError(f"{self._file}, line {number}: {error}") from error
-        return Sample(last[1], (question,), caption)
+        if last is not None and (last[0].picture, last[0].clean) == (entry.picture, entry.clean):
+            return replace(last[1], questions=_asked(entry), caption=entry.caption)
+        try:
+            clean = None if entry.clean is None else read_image(entry.clean)
+            sample = Sample(read_image(entry.picture), _asked(entry), entry.caption, clean)
+        except errors.ImageError as error:
+            raise errors.DataError(f"{self._file}, line {number}: {error}") from error
+        self._last = entry, sample
+        return sample
 
     def _picture(self, where: str, name: str, *folders: str) -> Path:
         """Return the resolved path of the picture of this name, in the first of these folders that holds it.
@@ -124,6 +134,10 @@ class Rows:
                 return resolved_file(where, place, self._root, self._allow_outside)
         looked = " or ".join(str(place)[:300] for place in places)
         raise errors.DataError(f"{where}, but there is no file {looked}.")
+
+
+def _asked(entry: Entry) -> tuple[Question, ...]:
+    return () if entry.question is None else (entry.question,)
 
 
 def _exists(place: Path) -> bool:

@@ -135,7 +135,13 @@ def _open_file(file: Path, task: TaskDefinition, split: str, how: Opening) -> Da
     if task.published.startswith("pope-") and file.suffix == ".json":
         _refuse_training_on_pope(file, task, split)
         return Pope(file, how.skip_bad, allow_outside=how.allow_outside)
-    return Jsonl(file, how.skip_bad, task.labels, task.caption, allow_outside=how.allow_outside)
+    rows = Jsonl(file, how.skip_bad, task.labels, task.caption, allow_outside=how.allow_outside)
+    if rows.has_clean and task.camera is not None:
+        raise DataError(
+            f"{file} has clean pictures of its own, and the camera would spoil its pictures a second time. Leave the "
+            "camera out (--camera none)."
+        )
+    return rows
 
 
 def _open_folder(folder: Path, task: TaskDefinition, split: str, how: Opening) -> Data:

@@ -60,6 +60,7 @@ def load(
     dtype: torch.dtype = torch.float32,
     canvas: int | None = None,
     fetch: bool = True,
+    vision_alone: bool = False,
 ) -> Family:
     """Load a frozen model with its tokenizer and its pixel format.
 
@@ -72,6 +73,8 @@ def load(
         canvas: for models that see pictures of any size (Qwen2-VL): the size that they are shown, px, unless their
             config.json has a `tvp_canvas`. Default 224.
         fetch: whether a hub may be asked for the model. Otherwise it is a folder, or in the hub's cache. Default True.
+        vision_alone: leave the language model on the disk; the model then sees and cannot be asked. Models of
+            open_clip, and weights that are not safetensors, are loaded whole. Default False.
 
     Raises:
         ModelError: no family covers the architecture, or the checkpoint is incomplete.
@@ -87,7 +90,10 @@ def load(
         if str(device) == "auto":  # spreading is transformers' own, and these models are small
             device = "cuda" if torch.cuda.is_available() else "cpu"
     else:
-        checkpoint = Checkpoint(str(name), place, dtype, "auto" if str(device) == "auto" else None, canvas, fetch)
+        if vision_alone and str(device) == "auto":  # it fits one device
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        spread = "auto" if str(device) == "auto" else None
+        checkpoint = Checkpoint(str(name), place, dtype, spread, canvas, fetch, vision_alone)
         module = _known(checkpoint)
         try:
             family = import_module(f".{module}", __package__).make(checkpoint)
@@ -118,15 +124,15 @@ def moved(thing: T, device: str | torch.device) -> T:
         raise RequestError(f"The device {str(device)!r} cannot be used: {error}") from error
 
 
-def refuse_unknown(name: str | Path) -> None:
-    """Refuse a name or a folder that `load` would refuse before it reads weights.
+def refuse_unknown(name: str | Path, fetch: bool = True) -> None:
+    """Refuse a name or a folder that `load` would refuse before it reads weights; `fetch` is as in `load`.
 
     Raises:
         ModelError: there is no such model, or no family covers it.
     """
     place = locate(name)
     if not _is_open_clip(place):
-        _known(Checkpoint(str(name), place))
+        _known(Checkpoint(str(name), place, fetch=fetch))
 
 
 def _is_open_clip(place: str) -> bool:

@@ -28,6 +28,7 @@ from ._gate import (
     refuse_missing_tokens,
 )
 from ._translate import chat_template, config_of, is_generic, pixel_format, processor_of, side_of, tokenizer_options
+from ._vision_alone import load_vision
 from .pixels import PixelFormat
 
 log = logging.getLogger("tvp.trainer")
@@ -49,6 +50,7 @@ class Checkpoint:
         device_map: transformers' own, for a model that is spread over devices. Default: none.
         canvas: side of the canvas, px, for models that see pictures of any size. Default: the family's.
         fetch: whether a hub may be asked. Default True.
+        vision_alone: leave the language model on the disk, see `_vision_alone`. Default False.
 
     Attributes:
         folder: with its files.
@@ -68,9 +70,10 @@ class Checkpoint:
         device_map: str | None = None,
         canvas: int | None = None,
         fetch: bool = True,
+        vision_alone: bool = False,
     ) -> None:
         self.name, self.place, self.dtype, self._device_map = name, place, dtype, device_map
-        self.canvas, self._fetch = canvas, fetch
+        self.canvas, self._fetch, self._vision_alone = canvas, fetch, vision_alone
         self.folder = hub.texts_of(name, place, fetch)
         check_texts(self.folder, name)
         if not (self.folder / CONFIG).is_file():
@@ -91,20 +94,30 @@ class Checkpoint:
         hub.add_weights(self.name, self.place, self.folder, self._fetch)
         check_weights(self.folder, self.name)
         check_parts(self.config, f"config.json of {self.name!r}")
+        config, dtype = architecture.config_class.from_dict(self.config), dtype or self.dtype
+        if self._vision_alone:
+            found = self._read(lambda: load_vision(architecture, config, self.folder, dtype, SAFE))
+            if found:
+                self._refuse_unread(found[1])
+                return found[0]
+            log.info("%s is loaded whole: its vision part cannot be read alone", self.name)
         model, report = self._read(
             lambda: architecture.from_pretrained(
                 self.folder,
-                config=architecture.config_class.from_dict(self.config),
-                dtype=dtype or self.dtype,
+                config=config,
+                dtype=dtype,
                 device_map=self._device_map,
                 output_loading_info=True,
                 **SAFE,
             )
         )
-        if report["missing_keys"]:
+        missing = set(report["missing_keys"])
+        if self._device_map is None:  # an index may name a tensor that its shard lacks
+            missing |= {name for name, value in model.named_parameters() if value.is_meta}
+        if missing:
             raise ModelError(
-                f"The checkpoint of {self.name!r} lacks {len(report['missing_keys'])} weights: "
-                f"{', '.join(sorted(report['missing_keys'])[:8])} … Download it again."
+                f"The checkpoint of {self.name!r} lacks {len(missing)} weights: "
+                f"{', '.join(sorted(missing)[:8])} … Download it again."
             )
         self._refuse_unread(report["unexpected_keys"])
         self._refuse_other_head(model)

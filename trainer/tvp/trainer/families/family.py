@@ -184,7 +184,8 @@ class Family:
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device  # type: ignore[no-any-return]
+        # A language model that was left on the disk is on no device.
+        return next(p.device for p in self.model.parameters() if not p.is_meta)  # type: ignore[no-any-return]
 
     def to_pixels(self, canvas: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n 3 size size"]:
         """Map canvases in [0, 1] to the pixels that the vision encoder takes, in the weights' type; differentiable."""

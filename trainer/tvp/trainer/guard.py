@@ -1,0 +1,120 @@
+"""The guard: a model of another design that says whether a lens helps where it was not learned."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from tvp.sdk.errors import ModelError, RequestError
+
+from . import families
+from .config import TrainConfig
+from .evaluate import accuracy
+from .hub import is_fetched
+from .precision import dtype_of
+from .preparation import Prepared
+from .prompt import Prompt
+from .team import Team
+from .validation import agreed, held_out_distance
+from .zoo import PREFIX, zoo_folder
+
+log = logging.getLogger("tvp.trainer")
+
+# The zoo's models by the vision encoder that they share; the first of a design is its guard.
+DESIGNS = {"blip": ("blip2", "blip2-t5", "instructblip"), "siglip": ("smolvlm", "llava"), "qwen": ("qwen2vl",)}
+ROUNDING = 1e-4  # of a distance
+CHANCE = 2.0  # standard deviations of the number of changed answers that may be chance
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a guard says of a lens, on validation pictures.
+
+    Attributes:
+        model: its name.
+        measured: `distance`, see `validation.held_out_distance`, or `accuracy`.
+        without, behind: the figure without and behind the lens, in [0, 1].
+        kept: whether the lens makes it no worse.
+    """
+
+    model: str
+    measured: str
+    without: float
+    behind: float
+    kept: bool
+
+    def describe(self) -> dict[str, Any]:
+        """Return the facts that a prompt's file holds of it."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        figure = "answers right" if self.measured == "accuracy" else "distance from good pictures"
+        said = f"the guard {self.model}: {figure} {self.without:.1%} without the lens, {self.behind:.1%} behind it"
+        return said if self.kept else f"{said}, which is worse"
+
+
+def name_of(config: TrainConfig) -> tuple[str, str]:
+    """Return the name of a run's guard, '' for none, and why there is none."""
+    if config.lens == "none":
+        return "", "no lens is learned"
+    if config.guard_model == "none":
+        return "", "none was asked for"
+    if config.guard_model:
+        return config.guard_model, ""
+    try:
+        zoo_folder()
+    except ModelError:
+        return "", "there is no zoo to take one from; name a model with --guard-model"
+    taken = {name.removeprefix(PREFIX) for name in config.models if name.startswith(PREFIX)}
+    free = [names[0] for names in DESIGNS.values() if not taken & set(names)]
+    return (PREFIX + free[0], "") if free else ("", "every encoder of the zoo takes part; name another --guard-model")
+
+
+def judge(prompt: Prompt, prepared: Prepared, team: Team, typed: Collection[str] | None = None) -> Verdict | None:
+    """Return what the run's guard says of a prompt's lens; None without a guard.
+
+    The leading process asks, and the others learn what it found. A guard that cannot read the questions says nothing.
+
+    Args:
+        prompt: what was learned. Its lens is judged alone, since a frame says what one task needs.
+        prepared: the run.
+        team: the processes that train together.
+        typed: names of models that may be fetched, see `train`.
+    """
+    config = prepared.config
+    name, why = name_of(config)
+    if not name:
+        if config.lens != "none":
+            log.info("no guard judges the lens: %s", why)
+        return None
+    asks = prepared.learn_from == "answers"
+    found = (0.0, 0.0, 0.0)
+    if team.leads:
+        try:
+            found = _measure(name, replace(prompt, frame=None), prepared, asks, is_fetched(name, typed))
+        except RequestError as error:
+            log.warning("the guard %s could not be asked, so no guard judges the lens: %s", name, error)
+            found = (float("nan"),) * 3
+    without, behind, worse = (agreed(value, prepared, team) for value in found)
+    if worse != worse:
+        return None
+    return Verdict(name, "accuracy" if asks else "distance", without, behind, worse <= 0)
+
+
+def _measure(name: str, lens: Prompt, prepared: Prepared, asks: bool, fetch: bool) -> tuple[float, float, float]:
+    """Return the figure without the lens and behind it, and a number above zero where that is worse."""
+    config = prepared.config
+    dtype = dtype_of(config.precision, str(prepared.home))
+    family = families.load(name, prepared.home, dtype, config.canvas, fetch, vision_alone=not asks)
+    if not asks:
+        bare, behind = (held_out_distance(family, prepared, shown) for shown in (None, lens))
+        return bare, behind, behind - bare - ROUNDING
+    results = [
+        accuracy(family, prepared.validation, prepared.geometry, shown, prepared.task, config.batch)
+        for shown in (None, lens)
+    ]
+    lost = int((results[0].right & ~results[1].right).sum())
+    won = int((results[1].right & ~results[0].right).sum())
+    return results[0].accuracy, results[1].accuracy, lost - won - CHANCE * (lost + won) ** 0.5
