@@ -15,29 +15,34 @@ from .families import Family
 
 ALL = 0  # depths: every layer of the vision encoder, and what the language model reads
 OF_VISION = ("vision", "visual", "image")  # parts of a module's name
+OF_LANGUAGE = ("language_model", "text_model")
 
 
 def vision_layers(family: Family) -> list[nn.Module]:
     """Return the layers of a family's vision encoder, from the picture on.
 
-    They are the longest list of modules whose name says vision; a family may name its own in `vision_layers`.
+    They are lists of modules whose names say vision, and that lie in no other such list; of these, the lists of one
+    parent that have most modules together: the layers of a transformer, or the stages of a convolutional network. A
+    family may name its own in `vision_layers`.
 
     Raises:
         ModelError: there is no such list.
     """
     if hasattr(family, "vision_layers"):
         return list(family.vision_layers)
-    found = [
-        (len(module), name, module)
-        for name, module in family.model.named_modules()
-        if isinstance(module, nn.ModuleList | nn.Sequential) and any(word in name for word in OF_VISION)
-    ]
-    if not found:
+    lists: dict[str, list[nn.Module]] = {}
+    by_parent: dict[str, list[nn.Module]] = {}
+    for name, module in family.model.named_modules():
+        of_vision = any(word in name for word in OF_VISION) and not any(word in name for word in OF_LANGUAGE)
+        inside = any(name.startswith(f"{outer}.") for outer in lists)
+        if isinstance(module, nn.ModuleList | nn.Sequential) and of_vision and not inside:
+            lists[name] = list(module)
+            by_parent.setdefault(name.rpartition(".")[0], []).extend(module)
+    if not by_parent:
         raise ModelError(
             f"The layers of the vision encoder of {family.name} are not known. Use --depths 1, its output."
         )
-    most = max(n for n, *_ in found)
-    return list(next(module for n, _, module in found if n == most))
+    return max(by_parent.values(), key=len)
 
 
 def features(
