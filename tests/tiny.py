@@ -20,6 +20,7 @@ from samples.zoo.save import save
 from tests.tokens import IMAGE, TEMPLATES, bytelevel, ids, marks, sentencepiece
 from tvp.trainer.frame import Frame
 from tvp.trainer.learned import Learned
+from tvp.trainer.lens import LensDesign, LensKind
 from tvp.trainer.prompt import Geometry
 
 CANVAS, PATCH, WIDTH, N_QUERIES = 64, 16, 32, 8
@@ -396,3 +397,11 @@ def random_frame(rank: int = 0) -> Learned:
     frame.values = [torch.rand(v.shape, generator=generator) for v in frame.values]
     frame.settle()
     return Learned(frame.geometry, frame)
+
+
+def random_lens(kind: LensKind = "conv", frame: bool = False, normalise: bool = False) -> Learned:
+    """A lens to learn, near the identity, with a frame of 8 px or without."""
+    design = LensDesign(kind, normalise, width=4)
+    generator = torch.Generator().manual_seed(2)
+    values = {n: v + 0.05 * torch.randn(v.shape, generator=generator) for n, v in design.start().items()}
+    return Learned(Geometry(CANVAS, 48 if frame else CANVAS), random_frame().frame if frame else None, design, values)

@@ -171,7 +171,7 @@ class TrainConfig:
                 raise RequestError(
                     f"The {name.replace('_', ' ')} {getattr(self, name)!r} is unknown; it is one of {', '.join(kind)}."
                 )
-        geometry = Geometry(self.canvas, self.inner, placement=self.placement)
+        geometry = Geometry(self.canvas, self.inner if self.frame else self.canvas, placement=self.placement)
         if not self.frame and self.lens == "none":
             raise RequestError("There is nothing to learn: neither a frame nor a lens. Choose one with --lens.")
         if self.behind and (self.lens != "none" or not self.frame):
