@@ -161,6 +161,7 @@ def train(
     given |= {name: value for name, value in (("models", models), ("augment", augment), ("pairs", pairs)) if value}
     config = make_config(given, own)
     # Imported this late because it takes seconds, and a misspelt option should be told at once.
+    from .summary import sentences
     from .train import train as run_training
 
     result = run_training(
@@ -178,6 +179,6 @@ def train(
         typed={*models, str(options["guide"]), str(options["guard_model"])},
     )
     if Team().leads:
-        name, value = next((name, value) for name, value in result.chosen.items() if name != "step")
-        click.echo(f"validation {name} {value:.1%}")
+        for sentence in sentences(result):
+            click.echo(sentence)
         click.echo(f"wrote {output / 'prompt.safetensors'}")

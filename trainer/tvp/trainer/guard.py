@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from tvp.sdk.errors import ModelError, RequestError
 
@@ -44,10 +43,6 @@ class Verdict:
     without: float
     behind: float
     kept: bool
-
-    def describe(self) -> dict[str, Any]:
-        """Return the facts that a prompt's file holds of it."""
-        return asdict(self)
 
     def __str__(self) -> str:
         figure = "answers right" if self.measured == "accuracy" else "distance from good pictures"

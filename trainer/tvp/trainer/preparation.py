@@ -13,6 +13,7 @@ import torch
 from tvp.sdk.errors import DataError, RequestError
 
 from . import families, tasks
+from .alignment import Alignment, measure
 from .asking import answerable
 from .batches import Batch, read_batches
 from .config import TrainConfig
@@ -29,6 +30,11 @@ from .zoo import PREFIX
 
 log = logging.getLogger("tvp.trainer")
 
+WARNING = (
+    "%s. A lens cannot move pictures back, and learns less from such pairs. Align them first, or give the good ones as "
+    "--like and the others as --pictures."
+)
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -43,6 +49,7 @@ class Prepared:
         guide: the CLIP model of TSE; None where its weight is 0.
         data: all training data, of which `train` and `validation` are parts without a picture in common.
         like: the same parts of other good pictures, for training and for validation; None where none are read.
+        alignment: how well pairs lie on each other; None without pairs.
         home: the device of the frame and the guide. Of models that are spread over devices, where the first starts.
         offload: source models wait on the CPU until it is their turn.
     """
@@ -57,16 +64,13 @@ class Prepared:
     train: Data
     validation: Data
     like: tuple[Data, Data] | None
+    alignment: Alignment | None
     home: torch.device
     offload: bool
 
     @property
     def geometry(self) -> Geometry:
-        fit = self.task.fit if self.config.fit == "task" else self.config.fit
-        config = self.config
-        if not config.frame:
-            return Geometry(config.canvas, config.canvas, fit)
-        return Geometry(config.canvas, config.inner, fit, config.placement)
+        return geometry_of(self.config, self.task)
 
     @property
     def n_batches(self) -> int:
@@ -104,6 +108,14 @@ class Prepared:
             "guide": {config.guide: families.digest(config.guide)} if self.guide else {},
             "data": {"n": len(self.data), "fingerprint": total.hexdigest()},
         }
+
+
+def geometry_of(config: TrainConfig, task: TaskDefinition) -> Geometry:
+    """Return how a run's pictures lie on the canvas."""
+    fit = task.fit if config.fit == "task" else config.fit
+    if not config.frame:
+        return Geometry(config.canvas, config.canvas, fit)
+    return Geometry(config.canvas, config.inner, fit, config.placement)
 
 
 def prepare(
@@ -168,7 +180,14 @@ def prepare(
             source.compile()
         if guide:
             guide.compile()
-    return Prepared(config, learn_from, why, task, sources, guide, data, train, validation, like, home, offload)
+    alignment = None
+    if learn_from in ("pairs", "pixels"):
+        alignment = measure(train, geometry_of(config, task))
+        if alignment.hurts:
+            log.warning(WARNING, alignment)
+    return Prepared(
+        config, learn_from, why, task, sources, guide, data, train, validation, like, alignment, home, offload
+    )
 
 
 def _fitting(config: TrainConfig, learn_from: str, data: Data) -> TrainConfig:

@@ -19,9 +19,9 @@ log = logging.getLogger("tvp.trainer")
 FEWEST = 8  # pairs, or pictures of either kind, that a lens is learned from
 SIGNALS = {
     "answers": "answers to questions",
-    "pairs": "the features of clean pictures; questions and answers are not read",
-    "unpaired": "the features of other good pictures, without pairs; questions and answers are not read",
-    "pixels": "the pixels of clean pictures; no model is asked",
+    "pairs": "the features of clean pictures, without questions and answers",
+    "unpaired": "the features of other good pictures, without pairs, questions and answers",
+    "pixels": "the pixels of clean pictures, without a model",
 }
 
 

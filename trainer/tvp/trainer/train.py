@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
 from tvp.sdk.errors import CheckError
 
+from .alignment import Alignment
 from .config import TrainConfig
 from .data import Data
 from .families import Family
@@ -44,6 +45,7 @@ class TrainResult:
         learned_from: `answers`, `pairs`, `unpaired` or `pixels`.
         why: what decided it.
         without: the same validation without a prompt; empty where answers are learned from.
+        alignment: how well pairs lie on each other; None without pairs.
         choice: the kind and the start of the lens, and the others that were tried; None without a lens.
         verdict: what the guard says of the lens; None without a guard.
         unguarded: why there is no guard; '' where there is one.
@@ -56,6 +58,7 @@ class TrainResult:
     learned_from: str
     why: str
     without: dict[str, float]
+    alignment: Alignment | None
     choice: Choice | None
     verdict: Verdict | None
     unguarded: str
@@ -157,7 +160,9 @@ def train(
         without = {} if prepared.learn_from == "answers" else validate(None, prepared, team)
         verdict = judge(prompt, prepared, team, typed)
         prompt.facts |= {"learned_from": prepared.learn_from, "without": without}
-        prompt.facts |= {"guard": verdict.describe()} if verdict else {}
+        prompt.facts |= {"choice": asdict(choice)} if choice else {}
+        prompt.facts |= {"alignment": asdict(prepared.alignment)} if prepared.alignment else {}
+        prompt.facts |= {"guard": asdict(verdict)} if verdict else {}
         kept = verdict is None or verdict.kept
         file = run.write(config, prompt, kept)
         if team.leads:
@@ -174,6 +179,7 @@ def train(
         prepared.learn_from,
         prepared.why,
         without,
+        prepared.alignment,
         choice,
         verdict,
         unguarded,

@@ -1,0 +1,43 @@
+"""What a run did, in plain words."""
+
+from __future__ import annotations
+
+from .signals import SIGNALS
+from .starts import Choice
+from .train import TrainResult
+
+AWAY = {
+    "pairs": "features of held-out pictures were {before:.1%} away from those of the clean ones, and are {after:.1%} "
+    "away with the prompt",
+    "unpaired": "moments of the features of held-out pictures were {before:.1%} away from those of the good ones, and "
+    "are {after:.1%} away with the prompt",
+    "pixels": "pixels of held-out pictures were {before:.1%} away from those of the clean ones, and are {after:.1%} "
+    "away with the prompt",
+}
+
+
+def sentences(result: TrainResult) -> list[str]:
+    """Return what a run learned from, what it tried and took, and how good its prompt is on held-out pictures."""
+    said = [f"learned from {SIGNALS[result.learned_from]} ({result.why})"]
+    if result.alignment:
+        said.append(str(result.alignment))
+    if result.choice:
+        said += _tried(result.choice)
+    if result.without:
+        before, after = result.without["distance"], result.chosen["distance"]
+        said.append(AWAY[result.learned_from].format(before=before, after=after))
+    else:
+        said.append(f"validation accuracy {result.chosen['accuracy']:.1%}")
+    if result.verdict:
+        said.append(str(result.verdict))
+    elif result.choice:
+        said.append(f"no guard judged the lens: {result.unguarded}")
+    return said
+
+
+def _tried(choice: Choice) -> list[str]:
+    if not choice.tried:
+        return []
+    tried = [f"{one['kind']} from {one['start']} {abs(one['score']):.1%}" for one in choice.tried]
+    measure = "distances" if choice.tried[0]["score"] < 0 else "accuracies"
+    return [f"tried lenses, with these {measure}: {', '.join(tried)}; took {choice.kind} from {choice.start}"]
