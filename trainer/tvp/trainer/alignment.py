@@ -16,7 +16,9 @@ WHITENING = 0.7  # 1 takes the phase alone, which noise and fog disturb most; 0 
 MOST_SHIFT = 0.25  # of a picture's side
 STEPS = 8  # of a pixel, in which the peak is looked for
 NOISE = 1.0  # px: what noise and blur alone add to the spread of single pairs
-HURTS = 2 / 64  # of a side
+# Of a side. A lens learned on zoo:blip2 (100 steps, scenes, the bad camera) gave back 80 % of what the camera took from
+# aligned pairs and from pairs shifted by 1 px of 64; 71 % at 2 px and 15 % at 4 px.
+HURTS = 1.5 / 64
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,9 @@ AWAY = {
 
 def sentences(result: TrainResult) -> list[str]:
     """Return what a run learned from, what it tried and took, and how good its prompt is on held-out pictures."""
-    said = [f"learned from {SIGNALS[result.learned_from]} ({result.why})"]
+    said = []
+    if result.choice or result.without:  # a frame learns from answers, as ever
+        said.append(f"learned from {SIGNALS[result.learned_from]} ({result.why})")
     if result.alignment:
         said.append(str(result.alignment))
     if result.choice:
