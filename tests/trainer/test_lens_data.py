@@ -12,9 +12,9 @@ from PIL import Image
 
 from tests.tiny import save_tiny
 from tvp.sdk.errors import CheckError, DataError, RequestError
-from tvp.trainer import guard, scenes, tasks
+from tvp.trainer import guard, tasks
 from tvp.trainer.cli import train as train_command
-from tvp.trainer.config import TrainConfig
+from tvp.trainer.config import TrainConfig, make_config
 from tvp.trainer.data import Jsonl
 from tvp.trainer.evaluate import summarise
 from tvp.trainer.train import train
@@ -184,7 +184,7 @@ def test_a_devices_pictures_and_other_good_ones_are_unpaired(config, folders, tm
     assert result.alignment is None
     assert set(result.without) == {"distance"}
     drawn = train(replace(device, like="scenes", n_train=8, task="scenes"), tmp_path / "scenes", quiet=True)
-    assert drawn.prompt.facts["config"]["batch"] == 6  # eight scenes less one, or two, for validation
+    assert drawn.prompt.facts["config"]["batch"] == 7  # eight scenes less one for validation
 
 
 def test_few_pictures_are_refused_whichever_way_they_come(config, folders, tmp_path):
@@ -220,6 +220,13 @@ def test_data_without_what_is_asked_of_it_is_told_before_a_model_is_loaded(confi
         change = {**change, "data": write(folders, lines_of(folders, "image", "clean"))}
     with pytest.raises(DataError, match=said):
         train(replace(config, **change), tmp_path, quiet=True)
+
+
+def test_pictures_without_a_task_are_of_none():
+    assert make_config({"models": ("m",), "pairs": ("a", "b"), "method": "lens"}).task == "custom"
+    assert make_config({"models": ("m",), "pictures": "a", "like": "b", "method": "lens"}).task == "custom"
+    assert make_config({"models": ("m",), "pictures": "a", "task": "scenes", "method": "lens"}).task == "scenes"
+    assert make_config({"models": ("m",), "method": "lens"}).task == "bad-camera"
 
 
 @pytest.mark.parametrize(
@@ -336,9 +343,3 @@ def test_the_command_says_what_it_did_and_fails_where_the_lens_is_not_kept(guard
     judged(monkeypatch, 0.2, 0.3)
     failed = CliRunner().invoke(train_command, [*command, "-o", str(tmp_path / "other")])
     assert isinstance(failed.exception, CheckError)
-
-
-def test_scenes_know_their_clean_pictures():
-    assert scenes.COUNTS  # the module is drawn, not read
-    sample = tasks.open_data("scenes", tasks.get("bad-camera"), "train", 1, 0)[0]
-    assert sample.clean is not None

@@ -36,7 +36,7 @@ class TrainConfig:
     Args:
         models: source models, each a folder, a hub id or `zoo:NAME`. Their losses are averaged.
         method: `vp`, `evp`, `tvp` or `lens`: which file of configs/methods the other fields start from.
-        task: name of the task.
+        task: name of the task. From files and flags it is `custom` by default where `pairs` or `pictures` are given.
         data: where its pictures are, see `tvp.trainer.data`. Default '': the task's own.
         pairs: two folders of pictures with the same names, in place of `data`: what the camera spoilt, and clean.
         pictures: folder of pictures from the device, without questions, in place of `data`.
@@ -264,6 +264,8 @@ def make_config(given: dict[str, Any], own: Path | None = None) -> TrainConfig:
                 f"{given[name]} would change the name alone. Leave it out, or delete {name!r} from the file."
             )
     default = {f.name: f.default for f in fields(TrainConfig)}
+    if mine.get("pairs") or mine.get("pictures"):  # which are of no task that TVP knows
+        default["task"] = "custom"
     task, method = (str(mine.get(name, default[name])) for name in ("task", "method"))
     tasks.get(task)  # refuses a wrong name, with near matches
     if method not in CHOICES["method"]:
@@ -281,7 +283,7 @@ def make_config(given: dict[str, Any], own: Path | None = None) -> TrainConfig:
             )
         # Epochs without steps must win over the steps that a lower file sets.
         merged |= {"steps": 0, **level} if "epochs" in level else level
-    return TrainConfig(**{"models": (), **merged})  # an empty tuple is refused
+    return TrainConfig(**{"models": (), "task": task, **merged})  # an empty tuple is refused
 
 
 def _own_bytes(own: Path) -> bytes:
