@@ -163,7 +163,7 @@ def test_recorded_pairs_are_not_spoilt_a_second_time(config, folders, tmp_path):
     data = write(folders, lines_of(folders, "image", "clean"))
     with pytest.raises(DataError, match=r"would spoil its pictures a second time.*--camera none"):
         train(replace(config, data=data, camera="fog:3"), tmp_path, quiet=True)
-    with pytest.raises(RequestError, match="are spoilt already"):
+    with pytest.raises(RequestError, match="own camera spoilt"):
         replace(config, pairs=(str(folders / "bad"), str(folders / "good")), camera="fog:3")
 
 

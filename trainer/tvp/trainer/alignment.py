@@ -95,6 +95,8 @@ def _peak(cross: NDArray[np.complex128]) -> NDArray[np.float64]:
     padded[np.ix_(places, places)] = cross
     reach = int(side * MOST_SHIFT) * STEPS
     offsets = np.arange(-reach, reach + 1)
-    fit = np.fft.ifft2(padded).real[np.ix_(offsets % n, offsets % n)]
+    fit = np.fft.ifft2(padded).real[np.ix_(offsets % n, offsets % n)] * n * n
+    if fit.max() < 1e-3:  # there is nothing to see
+        return np.zeros(2)
     down, right = np.unravel_index(fit.argmax(), fit.shape)
     return np.array([offsets[down], offsets[right]]) / STEPS
