@@ -16,6 +16,7 @@ from tvp.trainer import guard, tasks
 from tvp.trainer.cli import train as train_command
 from tvp.trainer.config import TrainConfig, make_config
 from tvp.trainer.data import Jsonl
+from tvp.trainer.eval_cli import evaluate as evaluate_command
 from tvp.trainer.evaluate import summarise
 from tvp.trainer.train import train
 
@@ -127,6 +128,14 @@ def test_rows_with_clean_pictures_and_answers_can_be_learned_from_both_ways(conf
     assert train(replace(config, data=data), tmp_path / "a", quiet=True).learned_from == "pairs"
     both = train(replace(config, data=data, learn_from="answers", batch=4), tmp_path / "b", quiet=True)
     assert {"answer", "fca"} <= set(both.steps[0])
+
+
+def test_rows_without_questions_are_not_evaluated(config, folders):
+    data = write(folders, lines_of(folders, "image", "clean"))
+    with pytest.raises(DataError, match="has no questions to ask"):
+        CliRunner().invoke(
+            evaluate_command, ["-m", config.models[0], "--task", "custom", "--data", data], catch_exceptions=False
+        )
 
 
 @pytest.mark.parametrize("key", ["clean", "question"])

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -293,3 +296,36 @@ def test_curves_and_log_hold_distances(config, tmp_path):
     facts = Prompt.load(tmp_path / "prompt.safetensors").facts
     assert (facts["learned_from"], facts["without"]) == ("pairs", result.without)
     assert facts["choice"] == {"kind": "colour", "start": "identity", "tried": []}
+
+
+WORKER = """
+import sys
+from pathlib import Path
+from tvp.trainer.config import make_config
+from tvp.trainer.train import train
+train(make_config({}, Path(sys.argv[1])), sys.argv[2], quiet=True)
+"""
+
+
+def test_two_processes_learn_the_lens_that_one_does(config, tmp_path):
+    """`accelerate launch` on two CPU processes: moments of the whole batch, a choice of starts, and a guard."""
+    other = save_tiny("blip2", tmp_path / "guard")
+    config = replace(config, like="scenes", lens_start="auto", steps=4, validate_every=2, guard_model=str(other))
+    alone = train(config, tmp_path / "alone", quiet=True)
+    (tmp_path / "worker.py").write_text(WORKER)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
+    paths = [str(p) for p in (tmp_path / "worker.py", tmp_path / "alone" / "config.toml", tmp_path / "together")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    subprocess.run(
+        [*launch, "--rdzv-endpoint", "127.0.0.1:0", *paths],
+        env=environment,
+        check=True,
+        capture_output=True,
+        timeout=300,
+    )
+    together = Prompt.load(tmp_path / "together" / "prompt.safetensors")
+    for name, value in alone.prompt.lens.values.items():
+        torch.testing.assert_close(together.lens.values[name], value, rtol=1e-3, atol=1e-4)
+    assert together.facts["choice"]["start"] == alone.choice.start
+    assert together.facts["validation"][0]["distance"] == pytest.approx(alone.chosen["distance"], rel=1e-3)
+    assert together.facts["guard"]["behind"] == pytest.approx(alone.verdict.behind, rel=1e-3)

@@ -23,7 +23,7 @@ from PIL import Image
 
 from tests.tiny import random_frame, save_tiny, save_tiny_guide
 from tvp.sdk.errors import DataError, ModelError, RequestError
-from tvp.trainer import families, preparation, tasks, validation
+from tvp.trainer import families, preparation, signals, tasks, validation
 from tvp.trainer.batches import load_batch
 from tvp.trainer.config import make_config
 from tvp.trainer.evaluate import accuracy, summarise
@@ -267,7 +267,7 @@ def test_pictures_without_questions_are_seen_through_a_camera_that_is_named_and_
     def first(camera):
         run = replace(config, task="bad-camera", pictures=str(tmp_path), camera=camera)
         task = tasks.through(tasks.get(run.task), run.camera)
-        return preparation._open_data(run, task, Team(), False, False, False)[0]
+        return signals.open_data(run, task, Team())[0]
 
     assert first("").clean is None
     assert (first("").picture == picture).all()

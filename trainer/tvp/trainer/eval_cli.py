@@ -16,7 +16,7 @@ from tvp.sdk.errors import DataError, RequestError
 
 from . import cameras, tasks
 from .config import CHOICES, make_config
-from .data import Data, Subset, picture_of, row_of
+from .data import Data, Subset, picture_of, questions_of, row_of
 from .files import write_whole
 from .options import allow_outside_option, offline_option
 from .prompt import Geometry, Prompt
@@ -182,6 +182,8 @@ def evaluate(
     for model in models:
         families.refuse_unknown(model)  # all names are checked before the first model is measured
     test = tasks.open_usable(data, task, "test", n, seed, skip_bad, download, allow_outside)
+    if not questions_of(test, 0):
+        raise DataError(f"{data} has no questions to ask. An evaluation needs rows with questions and answers.")
     chosen = _drawn(test, n, seed)
     learned: Data | None = None
     if n_calibrate:

@@ -63,7 +63,7 @@ def _board(folder: Path, step: int) -> Any:
 
 
 def draw_curves(path: Path, steps: Sequence[Line], validations: Sequence[Line]) -> None:
-    """Write a PNG with a curve for each part of the loss, and one for the validation accuracy."""
+    """Write a PNG with a curve for each part of the loss, and one for the validation accuracy or distance."""
     from matplotlib.figure import Figure
 
     names = [name for name in steps[0] if name not in NO_LOSS] if steps else []
