@@ -192,7 +192,7 @@ def test_a_devices_pictures_and_other_good_ones_are_unpaired(config, folders, tm
     assert (result.learned_from, result.why) == ("unpaired", "there are other good pictures")
     assert result.alignment is None
     assert set(result.without) == {"distance"}
-    drawn = train(replace(device, like="scenes", n_train=8, task="scenes"), tmp_path / "scenes", quiet=True)
+    drawn = train(replace(device, like="scenes", n_train=8), tmp_path / "scenes", quiet=True)
     assert drawn.prompt.facts["config"]["batch"] == 7  # eight scenes less one for validation
 
 

@@ -89,8 +89,9 @@ def open_like(config: TrainConfig, task: TaskDefinition, skip_bad: bool = False,
     folder = Path(config.like)
     if folder.is_dir() and has_pictures(folder):
         return _pictures(config.like, skip_bad, allow_outside)
+    drawn = config.like == "scenes" and task.source != "scenes"
+    clean = replace(tasks.get("scenes") if drawn else task, camera=None)
     # Another seed: drawn pictures must be other ones than the device's.
-    clean = replace(task, camera=None)
     return tasks.open_usable(
         config.like, clean, "train", config.n_train, config.seed + 1, skip_bad, allow_outside=allow_outside
     )
