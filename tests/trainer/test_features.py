@@ -69,7 +69,7 @@ class Convolutional:
 
     def __init__(self, prefix="visual"):
         def block(n_in, n_out, stride):
-            return nn.Sequential(nn.Conv2d(n_in, n_out, 3, stride, 1), nn.ReLU())
+            return nn.Sequential(nn.Conv2d(n_in, n_out, 3, stride, 1), nn.Identity(), nn.ReLU())
 
         torch.manual_seed(0)
         trunk = nn.Module()
