@@ -45,6 +45,7 @@ def learn(cell: Cell, models: dict[str, Family], overrides: dict[str, Any], file
         "task": TASK[cell.content],
         "seed": cell.seed,
         "n_validation": N_VALIDATION,
+        "guard_model": "none",  # every lens is reported, whatever it does to others
         **method,
         **overrides,
     }
