@@ -215,8 +215,6 @@ class TrainConfig:
         if self.like and (self.pairs or self.learn_from in ("pairs", "pixels", "answers")):
             asked = "pairs" if self.pairs else self.learn_from
             raise RequestError(f"Learning from {asked} does not read other good pictures. Leave like out.")
-        if self.learn_from == "unpaired" and not self.like:
-            raise RequestError("Learning without pairs needs good pictures of other content. Name them with --like.")
 
 
 def _choices(kind: Any) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
-from tvp.sdk.errors import DataError
+from tvp.sdk.errors import DataError, RequestError
 
 from . import tasks
 from .config import TrainConfig
@@ -85,7 +85,13 @@ def open_data(
 
 
 def open_like(config: TrainConfig, task: TaskDefinition, skip_bad: bool = False, allow_outside: bool = False) -> Data:
-    """Open the good pictures that a configuration names in `like`."""
+    """Open the good pictures that a configuration names in `like`.
+
+    Raises:
+        RequestError: it names none.
+    """
+    if not config.like:
+        raise RequestError("Learning without pairs needs good pictures of other content. Name them with --like.")
     folder = Path(config.like)
     if folder.is_dir() and has_pictures(folder):
         return _pictures(config.like, skip_bad, allow_outside)
