@@ -2,10 +2,10 @@
 
     python docs/images/make.py
 
-bad-camera.png: one scene as it is, through the bad camera, and with the prompt, each with the model's answers.
-scene.png: the picture that the bad camera takes of it. frame.png: the prompt, with its values 10 times as large.
+bad-camera.png: one scene as it is, through the bad camera, and behind the lens, each with the model's answers.
+scene.png: the picture that the bad camera takes of it. frame.png: a frame, with its values 10 times as large.
 cameras.png: a scene through every part of a camera, as `tvp camera` draws it.
-That scene was chosen: the camera makes the model fail, and the prompt corrects it. The README's table says how often.
+That scene was chosen: the camera makes the model fail, and the lens corrects it. The README's table says how often.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tvp.trainer.prompt import Geometry, Prompt
 
 HERE = Path(__file__).parent
 MODEL = "zoo:blip2"
-PROMPT = HERE.parents[1] / "samples" / "zoo" / "prompts" / "bad-camera.safetensors"
+PROMPTS = HERE.parents[1] / "samples" / "zoo" / "prompts"
 N_SCENES, SEED, CHOSEN = 512, 900, 467  # the demo's held-out scenes, and the one that is shown
 QUESTIONS = ("How many objects are there?", "What shape is the red object?")
 COLOURFUL = 79  # one with all kinds and four colours
@@ -50,7 +50,7 @@ class One:
 
 def panels() -> list[tuple[str, NDArray[np.uint8], list[tuple[str, str, bool]]]]:
     """Title, picture (64, 64, 3) and (question, answer, right) of each panel."""
-    model, prompt = families.load(MODEL), Prompt.load(PROMPT)
+    model, prompt = families.load(MODEL), Prompt.load(PROMPTS / "lens.safetensors")
     clean = Scenes(N_SCENES, seed=SEED)[CHOSEN]
     bad = Scenes(N_SCENES, seed=SEED, camera=tasks.BAD_CAMERA)[CHOSEN]
     prompted = prompt.on(prompt.geometry.show([bad.picture]))[0].clamp(0, 1)
@@ -59,7 +59,7 @@ def panels() -> list[tuple[str, NDArray[np.uint8], list[tuple[str, str, bool]]]]
     for title, picture, sample, geometry, frame in (
         ("clean scene", clean.picture, clean, FULL, None),
         ("through the bad camera", bad.picture, bad, FULL, None),
-        ("with the prompt", shown, bad, prompt.geometry, prompt),
+        ("behind the lens", shown, bad, prompt.geometry, prompt),
     ):
         result = accuracy(model, One(sample), geometry, frame)
         asked = {question.text: i for i, question in enumerate(sample.questions)}
@@ -93,7 +93,7 @@ def main() -> None:
     clean = [Scenes(N_SCENES, seed=SEED)[COLOURFUL].picture]
     sheet = draw_sheet(make_blocks(clean, look_through(clean, kinds, SEED), []), 128)
     sheet.save(HERE / "cameras.png", optimize=True)
-    frame = (0.5 + 10 * Prompt.load(PROMPT).frame).clamp(0, 1).permute(1, 2, 0).numpy()  # (3, h, w) -> (h, w, 3)
+    frame = (0.5 + 10 * Prompt.load(PROMPTS / "bad-camera.safetensors").frame).clamp(0, 1).permute(1, 2, 0).numpy()  # (3, h, w) -> (h, w, 3)
     stretched = Image.fromarray((frame * 255).round().astype(np.uint8))
     stretched.resize((PANEL, PANEL), Image.Resampling.NEAREST).save(HERE / "frame.png", optimize=True)
 

@@ -60,7 +60,7 @@ def test_the_answers_in_the_picture_are_the_models_own():
     assert said == [
         ("clean scene", [("3", True), ("star", True)]),
         ("through the bad camera", [("2", False), ("triangle", False)]),
-        ("with the prompt", [("3", True), ("star", True)]),
+        ("behind the lens", [("3", True), ("star", True)]),
     ]
 
 
