@@ -232,7 +232,9 @@ def test_what_most_nodes_are_on_is_what_a_part_runs_on(gpu, one_bundle, own_home
 def test_a_provider_that_fails_in_a_run_is_an_error_and_not_a_fallback(one_bundle):
     """onnxruntime's own session goes on with the CPU, and prints it, unless it is told not to."""
     with sdk.load(one_bundle) as task:
-        assert not any(session._enable_fallback for session in (task._preprocess, *task.model.parts.sessions.values()))
+        assert not any(
+            session._enable_fallback for session in (task._own.preprocess, *task.model.parts.sessions.values())
+        )
 
 
 def test_bases_are_shared_by_what_they_run_on(gpu, one_bundle, own_home, tmp_path):

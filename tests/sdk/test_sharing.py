@@ -69,7 +69,7 @@ def reseal(bundle, base):
 def test_two_tasks_on_one_base_share_itssessions(one_bundle, copy):
     with sdk.load(one_bundle) as a, sdk.load(copy) as b:
         assert a.model is b.model
-        assert a._preprocess is not b._preprocess
+        assert a._own.preprocess is not b._own.preprocess
 
 
 def test_a_loaded_base_is_not_hashed_again(copy, linked, hashed):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -114,7 +115,7 @@ def test_an_answer_ends_whatever_runs(bundle, part, monkeypatch):
         for finish in ("time", "cancelled"):
             with monkeypatch.context() as patch:
                 if part == "preprocess":
-                    patch.setattr(task, "_preprocess", Endless(task._preprocess))
+                    patch.setattr(task, "_own", replace(task._own, preprocess=Endless(task._own.preprocess)))
                 elif part == "vision_encoder":
                     patch.setattr(task.model, "vision_encoder", Endless(task.model.vision_encoder))
                 else:

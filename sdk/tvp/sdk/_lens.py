@@ -20,6 +20,7 @@ from .errors import BundleError, CheckError, near
 from .formats.golden_pixels import A_LEVEL, FILE, PICTURE, read_golden_pixels
 from .formats.integrity import refuse_links, verify
 from .formats.manifest import LensManifest, PixelFacts, TaskManifest, read_lens_manifest
+from .formats.moments import Moments, moments_in
 
 log = logging.getLogger("tvp.sdk")
 
@@ -27,12 +28,22 @@ PREPROCESS = "preprocess.onnx"
 
 
 @dataclass(frozen=True)
-class OpenedLens:
-    """A lens bundle that was opened for a task: its folder, its manifest and the session of its graph."""
+class OpenedPrompt:
+    """A prompt that pictures are shown with: the session of its graph, and what is usual of pictures behind it.
+
+    `moments` is None where that is not known.
+    """
+
+    preprocess: Any
+    moments: Moments | None
+
+
+@dataclass(frozen=True)
+class OpenedLens(OpenedPrompt):
+    """The prompt of a lens bundle that was opened for a task, with its folder and its manifest."""
 
     folder: Path
     manifest: LensManifest
-    preprocess: Any
 
 
 def find_lens(lens: str | os.PathLike[str]) -> Path:
@@ -59,13 +70,19 @@ def find_lens(lens: str | os.PathLike[str]) -> Path:
 
 
 def open_lens(
-    lens: str | os.PathLike[str], task: TaskManifest, encoder: Any, threads: int, verify_files: bool
+    lens: str | os.PathLike[str],
+    task: TaskManifest,
+    precision: str,
+    encoder: Any,
+    threads: int,
+    verify_files: bool,
 ) -> OpenedLens:
     """Verify a lens bundle and open its graph for a task.
 
     Args:
         lens: a folder, or a name under $TVP_HOME/lenses.
         task: the task's manifest.
+        precision: of the task's base.
         encoder: the session of the task's vision encoder.
         threads: that compute together.
         verify_files: whether to check every digest first; otherwise links are refused.
@@ -104,7 +121,11 @@ def open_lens(
             task.name,
             manifest.name,
         )
-    return OpenedLens(folder, manifest, preprocess)
+    moments = moments_in(folder, manifest)
+    weights = task.provenance.weights
+    # They were measured in fp32, and hold for the features of the same model alone.
+    known = weights and weights == manifest.provenance.weights and precision in ("fp32", "fp16")
+    return OpenedLens(preprocess, moments if known else None, folder, manifest)
 
 
 def check_lens(lens: OpenedLens, pixel_values: Callable[[Path], NDArray[np.float32]]) -> None:

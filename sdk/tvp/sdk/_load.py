@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ._image import Background, Reader, make_reader
 from ._image_limits import DEFAULT, ImageLimits
-from ._lens import OpenedLens, open_lens
+from ._lens import OpenedLens, OpenedPrompt, open_lens
 from ._models import open_model
 from ._models.graph_shapes import check_preprocess
 from ._runtime.machine import threads as number_of_threads
@@ -19,6 +19,7 @@ from ._task import Task
 from .errors import BundleError
 from .formats.integrity import refuse_links, verify
 from .formats.manifest import GOLDEN, read_base_manifest, read_task_manifest
+from .formats.moments import moments_in
 
 log = logging.getLogger("tvp.sdk")
 
@@ -113,8 +114,9 @@ def _open(folder: Path, providers: Providers, threads: int, verify_files: bool, 
     preprocess = open_session(folder / "preprocess.onnx", ON_CPU, manifest.files, threads)
     encoder = model.parts.sessions["vision_encoder"]
     check_preprocess(preprocess, encoder)
+    moments = moments_in(folder, manifest)
 
     def open_for_task(lens: str | os.PathLike[str]) -> OpenedLens:
-        return open_lens(lens, manifest, encoder, threads, verify_files)
+        return open_lens(lens, manifest, base.precision, encoder, threads, verify_files)
 
-    return Task(folder, manifest, model, preprocess, read, open_for_task)
+    return Task(folder, manifest, model, OpenedPrompt(preprocess, moments), read, open_for_task)

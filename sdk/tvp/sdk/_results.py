@@ -19,6 +19,8 @@ class Answer:
         finish: why the answer ends. `end`: the model ended it; `length`: the limit or the context was reached;
             `stop`: a stop text came; `time`: the time limit passed; `cancelled`; `label`: the task is contrastive, so
             it chose among its labels and there are no tokens.
+        unlikeness: how far the picture is from those that the bundle was made for; see `View.unlikeness`. None where
+            that is not known.
     """
 
     text: str
@@ -26,6 +28,7 @@ class Answer:
     log_probabilities: tuple[float, ...]
     timing: Mapping[str, float]
     finish: str
+    unlikeness: float | None = None
 
     def __str__(self) -> str:
         return self.text

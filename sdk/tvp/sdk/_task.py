@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
@@ -15,19 +15,22 @@ from numpy.typing import NDArray
 
 from ._generation import Options
 from ._image import ImageLike, Reader
-from ._lens import OpenedLens, as_picture, check_lens
+from ._lens import OpenedLens, OpenedPrompt, as_picture, check_lens
+from ._many import ask_many
 from ._models.model import Model, Request
 from ._requests import Requests
 from ._results import Answer, Ranked
 from ._runtime.providers import CPU, PREPROCESS
 from ._runtime.sessions import run
 from ._runtime.stopping import StoppedError, stoppable
-from ._view import View, answer_together
+from ._view import View
 from .errors import ImageError, RequestError, TvpError
 from .formats.manifest import LensManifest, TaskManifest
 
 if TYPE_CHECKING:
     from ._check import CheckReport
+
+log = logging.getLogger("tvp.sdk")
 
 
 class Task:
@@ -52,14 +55,14 @@ class Task:
         folder: Path,
         manifest: TaskManifest,
         model: Model,
-        preprocess: Any,
+        prompt: OpenedPrompt,
         read: Reader,
         open_lens: Callable[[str | os.PathLike[str]], OpenedLens],
     ) -> None:
         self.folder = folder
         self.manifest = manifest
         self._model: Model | None = model
-        self._preprocess = preprocess
+        self._own: OpenedPrompt | None = prompt
         self._lens: OpenedLens | None = None
         self._read = read
         self._open_lens = open_lens
@@ -196,54 +199,7 @@ class Task:
             ImageError: a picture cannot be read.
             RequestError: a question cannot be asked, or an option is wrong.
         """
-        rows = list(requests)
-        if wrong := [row for row in rows if not (isinstance(row, (tuple, list)) and len(row) == 2)]:
-            raise RequestError(f"ask_many takes (picture, question) pairs, not a {type(wrong[0]).__name__} alone.")
-        if not isinstance(batch, Integral) or isinstance(batch, bool) or batch < 1:
-            raise RequestError(f"batch is {batch!r}; it must be a whole number of at least 1.")
-        if errors not in ("raise", "return"):
-            raise RequestError(f"errors is {errors!r}; it must be 'raise' or 'return'.")
-        batch = int(batch)  # numpy's would overflow
-        model, parser = self.model, self._open_requests()
-        generation = parser.generation(options)
-        results: list[Answer | TvpError | None] = [None] * len(rows)
-
-        def fail(what: str, number: int, error: TvpError) -> None:
-            told = type(error)(f"{what} {number + 1} of {len(rows)}: {error}")
-            if errors == "raise":
-                raise told from error
-            told.__cause__, results[number] = error, told
-
-        parsed: dict[int, Request] = {}
-        for number, (_, text) in enumerate(rows):
-            try:
-                question = parser.question(text)
-                model.refuse_too_long(question)
-            except RequestError as error:
-                fail("question", number, error)
-            else:
-                parsed[number] = parser.request(question, generation)
-        for start in range(0, len(rows), batch):
-            cancel = generation.cancel
-            if cancel is not None and cancel.is_set():
-                return results[:start]
-            chosen = [number for number in range(start, min(start + batch, len(rows))) if number in parsed]
-            try:
-                with stoppable(cancel, None):
-                    seen = self._see([rows[number][0] for number in chosen])
-            except StoppedError:
-                return results[:start]
-            views: dict[int, View] = {}
-            for number, view in zip(chosen, seen, strict=True):
-                if isinstance(view, View):
-                    views[number] = view
-                else:
-                    fail("picture", number, view)
-            if views:
-                answers = answer_together([*views.values()], [parsed[number] for number in views])
-                for number, answer in zip(views, answers, strict=True):
-                    results[number] = answer
-        return results
+        return ask_many(self.model, self._open_requests(), self._see, list(requests), batch, errors, options)
 
     def use_lens(self, lens: str | os.PathLike[str] | None) -> None:
         """Put the prompt of a lens bundle in the place of this one, for all pictures that are seen from now on.
@@ -286,13 +242,12 @@ class Task:
             self.name, cases, lambda name: self._see_own(golden / name), exact, self.manifest.parity.max_loss
         )
         if lens is not None:
-            check_lens(lens, lambda picture: self._run(lens.preprocess, picture))
+            check_lens(lens, lambda picture: self._run(lens, picture))
         return report
 
     def pixel_values(self, image: ImageLike) -> NDArray[np.float32]:
         """Return the vision encoder's input: float32 (1, 3, size, size), with the prompt in it."""
-        lens = self._lens
-        return self._run(self._preprocess if lens is None else lens.preprocess, image)
+        return self._run(self._lens or self._own, image)
 
     def prompted(self, image: ImageLike) -> NDArray[np.uint8]:
         """Return what the model is shown of a picture, as a picture: uint8 (size, size, 3), with the prompt in it.
@@ -318,7 +273,7 @@ class Task:
 
     def close(self) -> None:
         """Let go of the model; the system gets its memory back when no other task or view uses it."""
-        self._model = self._requests = self._preprocess = self._lens = None
+        self._model = self._requests = self._own = self._lens = None
 
     def __enter__(self) -> Task:
         return self
@@ -336,19 +291,19 @@ class Task:
         requests.refuse_fork()
         return requests
 
-    def _run(self, preprocess: Any, image: ImageLike) -> NDArray[np.float32]:
-        """Run a preprocessing graph; it is None where `close` in another thread took it."""
+    def _run(self, prompt: OpenedPrompt | None, image: ImageLike) -> NDArray[np.float32]:
+        """Return the pixel values of a picture behind a prompt; it is None where `close` in another thread took it."""
         self._open_requests()
-        if preprocess is None:
+        if prompt is None:
             raise self._closed()
-        return run(preprocess, "pixel_values", {"image": self._read(image)})
+        return run(prompt.preprocess, "pixel_values", {"image": self._read(image)})
 
     def _see_own(self, image: ImageLike) -> View:
         """Encode a picture with the task's own prompt."""
-        began = time.perf_counter()
-        model, requests = self.model, self._open_requests()
-        (state,) = model.see(self._run(self._preprocess, image))
-        return View(model, requests, state, time.perf_counter() - began)
+        (seen,) = self._see([image], self._own)
+        if isinstance(seen, ImageError):
+            raise seen
+        return seen
 
     def _closed(self) -> RequestError:
         return RequestError(f"The task {self.name!r} is closed. Load it again.")
@@ -366,13 +321,14 @@ class Task:
             raise StoppedError("time")
         return view, request._replace(generation=replace(generation, time_limit=left))
 
-    def _see(self, images: Sequence[ImageLike]) -> list[View | ImageError]:
+    def _see(self, images: Sequence[ImageLike], prompt: OpenedPrompt | None = None) -> list[View | ImageError]:
         """Return a view for each picture, or why it cannot be read.
 
-        It is the same view where a picture comes several times in a row.
+        It is the same view where a picture comes several times in a row. The prompt is by default the one in use.
         """
         began = time.perf_counter()
         model, requests = self.model, self._open_requests()
+        prompt = prompt or self._lens or self._own
         places: list[int] = []
         different: list[ImageLike] = []
         for image in images:
@@ -383,14 +339,18 @@ class Task:
         pixels: dict[int, NDArray[np.float32]] = {}
         for place, image in enumerate(different):
             try:
-                pixels[place] = self.pixel_values(image)
+                pixels[place] = self._run(prompt, image)
             except ImageError as error:
                 results[place] = error
         if pixels:
             states = model.see(np.concatenate([*pixels.values()]) if len(pixels) > 1 else next(iter(pixels.values())))
             seconds = (time.perf_counter() - began) / len(pixels)
             for place, state in zip(pixels, states, strict=True):
-                results[place] = View(model, requests, state, seconds)
+                results[place] = view = View(
+                    model, requests, state, seconds, None if prompt is None else prompt.moments
+                )
+                if view.unlikeness is not None:
+                    log.info("saw a picture with the task %r: unlikeness %.2f", self.name, view.unlikeness)
         return [results[place] for place in places]  # type: ignore[misc]
 
 

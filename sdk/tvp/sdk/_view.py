@@ -14,6 +14,7 @@ from ._generation import Options
 from ._models.model import Model, Reply, Request
 from ._requests import Requests
 from ._results import Answer, Ranked
+from .formats.moments import Moments
 
 
 class View:
@@ -21,10 +22,19 @@ class View:
 
     Keys and values of the picture are kept, so a second question costs its own tokens only. Several threads may ask
     one view; they take turns.
+
+    Attributes:
+        unlikeness: how far the picture's features are from those that the bundle was made for: about 1 for pictures
+            like those of the export behind the same prompt, 2 for one that is twice as far from their mean. A single
+            picture may be a strange one; look at the mean over ten or more. No model runs for it. None where the
+            bundle, or the lens in use, does not say which features are usual.
     """
 
-    def __init__(self, model: Model, requests: Requests, seen: Any, seconds: float) -> None:
+    def __init__(
+        self, model: Model, requests: Requests, seen: Any, seconds: float, moments: Moments | None = None
+    ) -> None:
         self._model, self._requests, self._seen = model, requests, seen
+        self.unlikeness = None if moments is None else moments.unlikeness(model.features(seen))
         self._seconds = seconds  # of encoding the picture, until an answer has counted them
         self._lock = threading.Lock()
 
@@ -88,7 +98,7 @@ class View:
         spent = time.perf_counter() - began
         timing = {"see": self._seconds, "first_token": reply.first_token, "total": self._seconds + spent}
         self._seconds = 0.0
-        return Answer(reply.text, reply.tokens, reply.log_probabilities, timing, reply.finish)
+        return Answer(reply.text, reply.tokens, reply.log_probabilities, timing, reply.finish, self.unlikeness)
 
 
 def answer_together(views: Sequence[View], requests: Sequence[Request]) -> list[Answer]:

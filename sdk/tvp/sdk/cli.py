@@ -126,7 +126,9 @@ LENS = click.option("--lens", help="Lens bundle whose prompt takes the place of 
 @PROVIDERS
 @click.option("--max-new-tokens", type=int, default=None, help="Longest answer, in tokens. Default: the task's.")
 @click.option("--stream", is_flag=True, help="Print the answer piece by piece while it is written.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON with tokens, scores and times in seconds.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON with tokens, scores, times in seconds and unlikeness."
+)
 @click.option(
     "--save-prompted",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -183,6 +185,7 @@ def ask(
                     "log_probabilities": answer.log_probabilities,
                     "timing": dict(answer.timing),
                     "finish": answer.finish,
+                    "unlikeness": answer.unlikeness,
                 }
             )
             if as_json
@@ -253,6 +256,7 @@ def inspect(task: str) -> None:
                 "size": f"{sum(entry.size for entry in lens.files.values()) / 1e3:.1f} kB",
                 "parity": f"{lens.parity.pixels_within_a_level:.2%} of pixel values within one level of PyTorch's, "
                 f"in {lens.parity.n_cases} pictures",
+                "unlikeness": _unlikeness(lens.n_moment_pictures),
             }
         )
         return
@@ -271,6 +275,7 @@ def inspect(task: str) -> None:
         "size": f"{megabytes:.1f} MB",
         "parity": strict_json.dumps(asdict(manifest.parity)),
         "calibration": f"of {len(manifest.calibration)} question(s) with labels" if manifest.calibration else "(none)",
+        "unlikeness": _unlikeness(manifest.n_moment_pictures),
     }
     if isinstance(base, ContrastiveManifest):
         rows |= {"answers": f"labels only, by {base.scoring}", "texts": f"{base.n_positions} tokens at most"}
@@ -278,6 +283,10 @@ def inspect(task: str) -> None:
         context = f"{base.n_positions} tokens" if base.n_positions else "(no bound)"
         rows |= {"image tokens": str(base.n_image_tokens), "context": context}
     _show(rows)
+
+
+def _unlikeness(n_pictures: int) -> str:
+    return f"from what {n_pictures} pictures of the export have in common" if n_pictures else "(not known)"
 
 
 def _show(rows: Mapping[str, str]) -> None:

@@ -93,6 +93,9 @@ class ContrastiveModel:
             )
         return list(features)
 
+    def features(self, seen: NDArray[np.float32]) -> NDArray[np.float32]:
+        return seen[None]
+
     def answer(self, seen: NDArray[np.float32], request: Request, began: float) -> Reply:
         best = self.rank(seen, request.question, request.labels)[0]
         return Reply(best.label, (), (best.score,), time.perf_counter() - began, "label")

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BundleError
+from ..formats._npy import read_header
 from ..formats.manifest import GenerativeManifest
 
 
@@ -35,10 +36,6 @@ class TokenEmbeddings:
         try:
             self._file = open(self._name, "rb", buffering=0)  # noqa: SIM115 (open as long as this is)
             weakref.finalize(self, self._file.close)
-            read_header = {
-                (1, 0): np.lib.format.read_array_header_1_0,
-                (2, 0): np.lib.format.read_array_header_2_0,
-            }[np.lib.format.read_magic(self._file)]
             shape, by_columns, self._dtype = read_header(self._file)
             self._begin = self._file.tell()
         except Exception as error:  # a header may be anything

@@ -170,6 +170,9 @@ class GenerativeModel(Generic[ManifestT, CacheT]):
         features = encode_pictures(self, pixels)
         return [Seen(features[i : i + 1], self.new_cache()) for i in range(len(pixels))]
 
+    def features(self, seen: Seen[CacheT]) -> NDArray[np.float32]:
+        return seen.features.reshape(-1, seen.features.shape[-1])
+
     # Answers.
 
     def answer(self, seen: Seen[CacheT], request: Request, began: float) -> Reply:

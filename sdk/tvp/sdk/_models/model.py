@@ -95,6 +95,9 @@ class Model(Protocol):
     def see(self, pixels: NDArray[np.float32]) -> list[Any]:
         """Encode pixel values (n, 3, size, size); returns a state for each picture, which all below take."""
 
+    def features(self, seen: Any) -> NDArray[np.float32]:
+        """Return the vision encoder's features (n_tokens, n_channels) of one picture."""
+
     def answer(self, seen: Any, request: Request, began: float) -> Reply:
         """Answer about one picture; began: `time.perf_counter()` when the question came."""
 

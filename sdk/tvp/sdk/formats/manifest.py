@@ -275,6 +275,7 @@ class TaskManifest:
         prompt: the parts of the prompt in preprocess.onnx: `lens`, `frame`, both or none.
         calibration: what is subtracted from the scores of labels; empty for none. Where there is some, `requires`
             names it.
+        n_moment_pictures: number of pictures behind moments.npy; 0 where the bundle has no moments.
         requires: names of features that a reader must know; this version knows those of `_sealed.KNOWN`.
         digest: sha256 of the manifest's own bytes; '' before it is written.
     """
@@ -292,6 +293,7 @@ class TaskManifest:
     pixels: PixelFacts | None = _as(optional(_read_pixels), None)
     prompt: tuple[str, ...] = _as(read_texts, ())
     calibration: Calibrated = _as(read_calibration, ())
+    n_moment_pictures: int = _as(whole(0), 0)
     requires: tuple[str, ...] = _as(read_texts, ())
     digest: str = ""
 
@@ -303,6 +305,7 @@ class LensManifest:
     Attributes:
         name: of the lens, for people.
         pixels: what preprocess.onnx makes. It fits every task whose pixels are the same.
+        n_moment_pictures: as of `TaskManifest`. The moments hold for tasks on the same weights.
         files, parity, provenance, prompt, requires, digest: as of `TaskManifest`. Of `parity`, only the figures about
             pixel values are measured.
     """
@@ -315,6 +318,7 @@ class LensManifest:
     files: Mapping[str, FileEntry] = _as(read_files)
     parity: ParityFacts = _as(lambda value, where: _parse(ParityFacts, value, where))
     provenance: Provenance = _as(lambda value, where: _parse(Provenance, value, where))
+    n_moment_pictures: int = _as(whole(0), 0)
     requires: tuple[str, ...] = _as(read_texts, ())
     digest: str = ""
 
