@@ -28,6 +28,7 @@ from . import ranking
 from .base import put_base, versions
 from .fuse import merge
 from .kinds import kind_of
+from .moments import N_PICTURES, check_number, different_pictures, features_by, moments_of
 from .output import refuse_to_overwrite, restore, written_whole
 from .parity import Parity
 from .precision import DEVICES, MAX_LOSS, PRECISIONS, made_for
@@ -58,6 +59,7 @@ def export(
     max_loss: float = MAX_LOSS,
     single_file: bool = False,
     calibration: str | Path | Calibration | None = None,
+    n_moment_pictures: int = N_PICTURES,
 ) -> Parity:
     """Write a bundle to the folder `output` and return the report of its parity gate.
 
@@ -84,6 +86,9 @@ def export(
             False.
         calibration: a calibration or its file, for the scores of labels. The gate compares rankings with it too.
             Default: none.
+        n_moment_pictures: number of pictures of the data whose features say what is usual, for `View.unlikeness`: 8 or
+            more, or 0 for a bundle that does not know. Default 64. Without data, a task that is not about scenes gets
+            none: drawn scenes are not its pictures.
 
     Raises:
         CheckError: the bundle does not answer as PyTorch does. Nothing is written.
@@ -94,6 +99,7 @@ def export(
     """
     output = Path(output)
     _check_arguments(n_cases, precision, device, max_loss)
+    check_number(n_moment_pictures)
     restore(output)
     refuse_to_overwrite(output, force)
     if prompt is not None and not isinstance(prompt, Prompt):
@@ -106,7 +112,8 @@ def export(
     if geometry is None:
         geometry = Geometry(family.pixel_format.size, family.pixel_format.size, task.fit)
     if data is None:
-        data = Scenes(max(n_cases, N_GOLDEN), seed=7, camera=task.camera)
+        n_moment_pictures = n_moment_pictures if task.source == "scenes" else 0
+        data = Scenes(max(n_cases, N_GOLDEN, n_moment_pictures), seed=7, camera=task.camera)
     offsets = () if calibration is None else _offsets(calibration, model, geometry, prompt, task)
     data = answerable(data, [(str(model), family)], geometry.canvas, task.free)
     cases = kind.cases(task, [data[i] for i in range(min(n_cases, len(data)))])
@@ -146,7 +153,11 @@ def export(
             write_cases(work, golden, {case.picture: picture for picture, case in report.golden})
             # The golden cases are some of the compared cases. Among them, the share that differs may be larger.
             allowed = None if exact else max(max_loss, report.n_golden_different / len(golden))
-            _seal(replace(manifest, parity=report.facts(allowed)), work)
+            moments, n_moment_pictures = moments_of(features_by(loaded), different_pictures(data, n_moment_pictures))
+            if moments is not None:
+                moments.write(work)
+            manifest = replace(manifest, parity=report.facts(allowed), n_moment_pictures=n_moment_pictures)
+            _seal(manifest, work)
             # The first task stays open, so that its base is shared, and neither hashed nor opened again.
             with sdk.load(work, providers="cpu") as sealed:
                 sealed.check()

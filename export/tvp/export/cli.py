@@ -12,6 +12,7 @@ from tvp.trainer.data import Data, Scenes
 from tvp.trainer.options import allow_outside_option, offline_option
 from tvp.trainer.prompt import Prompt
 
+from .moments import N_PICTURES, check_number, different_pictures
 from .precision import DEVICES, MAX_LOSS, PRECISIONS
 
 
@@ -64,6 +65,13 @@ from .precision import DEVICES, MAX_LOSS, PRECISIONS
     type=click.Path(path_type=Path),
     help="File of tvp calibrate, for the scores of labels. Default: none.",
 )
+@click.option(
+    "--moments",
+    default=N_PICTURES,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Number of pictures of the data that say what is usual, for unlikeness; 0 for none.",
+)
 @click.option("--dry-run", is_flag=True, help="List the files and their sizes, and write nothing.")
 @offline_option
 @click.option("--force", is_flag=True, help="Replace the bundle in the --output folder.")
@@ -84,6 +92,7 @@ def export(
     without_base: bool,
     single_file: bool,
     calibration: Path | None,
+    moments: int,
     dry_run: bool,
     force: bool,
 ) -> None:
@@ -114,11 +123,14 @@ def export(
     from .prompts import choose_prompt
 
     chosen = choose_prompt(prompt, lens, frame)
+    if not data and (without_base or task.source != "scenes"):
+        moments = 0  # drawn scenes are not the pictures of this camera
     source = None
     if data and not dry_run:
-        source = tasks.open_data(data, task, "test", cases, seed=7, allow_outside=allow_outside)
+        n_scenes = max(cases, moments)
+        source = tasks.open_data(data, task, "test", n_scenes, seed=7, allow_outside=allow_outside)
     if without_base and chosen is not None:
-        _without_base(model, output, chosen, source, cases, dry_run, force)
+        _without_base(model, output, chosen, source, cases, moments, dry_run, force)
         return
     offsets = Calibration.load(calibration) if calibration else None
     options: dict[str, Any] = {
@@ -128,6 +140,7 @@ def export(
         "precision": precision,
         "device": device,
         "single_file": single_file,
+        "n_moment_pictures": moments,
     }
     if dry_run:
         _show(plan(model, task, output, **options), output)
@@ -145,17 +158,26 @@ def export(
 
 
 def _without_base(
-    model: str, output: Path, prompt: Prompt, source: Data | None, n_pictures: int, dry_run: bool, force: bool
+    model: str,
+    output: Path,
+    prompt: Prompt,
+    source: Data | None,
+    n_pictures: int,
+    n_usual: int,
+    dry_run: bool,
+    force: bool,
 ) -> None:
     from .plan import plan_lens
     from .without_base import export_lens
 
     if dry_run:
-        _show(plan_lens(output, prompt=prompt, force=force), output)
+        _show(plan_lens(output, prompt=prompt, force=force, n_moment_pictures=n_usual), output)
         return
+    check_number(n_usual)
+    usual = different_pictures(source, n_usual) if source else ()
     source = source or Scenes(n_pictures, seed=7)
     pictures = [source[i].picture for i in range(min(n_pictures, len(source)))]
-    report = export_lens(model, output, pictures, prompt=prompt, force=force)
+    report = export_lens(model, output, pictures, prompt=prompt, force=force, usual=usual)
     click.echo(f"parity: {report.pixels_within_a_level:.2%} of pixel values within one level")
     click.echo(f"wrote {output}")
 

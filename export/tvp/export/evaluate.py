@@ -45,7 +45,7 @@ def asked_bundle(
     with tempfile.TemporaryDirectory(prefix="tvp-eval-") as folder:
         bundle = Path(folder) / "bundle"
         # Exporting and the parity gate run on the CPU. A model on a GPU is loaded again.
-        export(model, task, bundle, prompt=prompt, data=data, family=family if on_cpu else None)
+        export(model, task, bundle, prompt=prompt, data=data, family=family if on_cpu else None, n_moment_pictures=0)
         with sdk.load(bundle, providers="cpu" if on_cpu else "auto") as loaded:
             yield lambda asked: ask(loaded, asked, task, quiet)
 

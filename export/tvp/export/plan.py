@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tvp import sdk
 from tvp.sdk.formats.manifest import read_base_manifest
+from tvp.sdk.formats.moments import FILE
 from tvp.trainer import families
 from tvp.trainer.prompt import Prompt
 from tvp.trainer.task_definition import TaskDefinition
@@ -15,6 +16,8 @@ from .bundle import IMAGE_ENCODER
 from .kinds import kind_of
 from .output import refuse_to_overwrite
 from .precision import made_for
+
+MOMENTS = (FILE, 32 * 2**10, "")
 
 
 def plan(
@@ -28,6 +31,7 @@ def plan(
     reuse: bool = True,
     single_file: bool = False,
     force: bool = False,
+    n_moment_pictures: int = 0,
 ) -> list[tuple[str, int, str]]:
     """Return the files that `export` would write; the arguments are those of `export`.
 
@@ -48,6 +52,7 @@ def plan(
     rows = [("preprocess.onnx", preprocessing, "")]
     rows += [("prompt.safetensors", frame + lens, "")] if prompt else []
     rows += [("prompt.png", frame // 8, "")] if frame else []
+    rows += [MOMENTS] if n_moment_pictures else []
     rows += [("golden/", 64 * 2**10, "pictures and PyTorch's answers"), ("manifest.json", 4 * 2**10, "")]
     made = made_for(device, precision)
     sizes = kind.sizes(family, precision, "fp16" if made != "cpu" and precision != "fp32" else precision)
@@ -63,11 +68,14 @@ def plan(
     return [*rows, ("base/manifest.json", 4 * 2**10, "")]
 
 
-def plan_lens(output: Path, *, prompt: Prompt, force: bool = False) -> list[tuple[str, int, str]]:
+def plan_lens(
+    output: Path, *, prompt: Prompt, force: bool = False, n_moment_pictures: int = 0
+) -> list[tuple[str, int, str]]:
     """As `plan`, of `export_lens`."""
     refuse_to_overwrite(output, force)
     rows = [
         ("preprocess.onnx", sum(_sizes(prompt)) + 64 * 2**10, ""),
+        *([MOMENTS] if n_moment_pictures else []),
         ("golden/", 32 * 2**10, "PyTorch's pixel values"),
     ]
     return [*rows, ("manifest.json", 4 * 2**10, "")]

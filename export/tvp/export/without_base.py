@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from tvp.trainer.families import Family
 from tvp.trainer.prompt import Prompt
 
 from .base import versions
+from .moments import features_of, moments_of
 from .output import refuse_to_overwrite, restore, written_whole
 from .parity import Parity, compare_pixels, pixel_values
 from .preprocess import preprocess_graph
@@ -36,19 +37,22 @@ def export_lens(
     prompt: str | Path | Prompt,
     family: Family | None = None,
     force: bool = False,
+    usual: Iterable[NDArray[np.uint8]] = (),
 ) -> Parity:
     """Write a lens bundle to the folder `output`: preprocess.onnx, golden pixels and a manifest.
 
     It fits every task whose vision encoder takes pixel values of the same size, mean, spread and filter, whatever its
-    model is. Its prompt may have a lens, a frame or both.
+    model is; only the moments are about one model. Its prompt may have a lens, a frame or both.
 
     Args:
-        model: a folder, a hub id or `zoo:NAME`. Only its pixel format counts.
+        model: a folder, a hub id or `zoo:NAME`. Its pixel format counts, and for `usual` its encoder.
         output: folder for the bundle. It must be new or empty. Its name becomes the lens's.
         pictures: uint8 (height, width, 3), at least one, whose pixel values are compared with PyTorch's.
         prompt: a prompt or its file.
         family: the same model, loaded. Default: it is loaded here.
         force: whether to replace the bundle at `output`. Default False.
+        usual: the same kind of pictures, at least 8, whose features say what is usual, for `View.unlikeness` of tasks
+            with the same model. Default: none; then the lens does not know.
 
     Returns:
         The report of the comparison; of it, only the figures about pixel values are measured.
@@ -79,6 +83,9 @@ def export_lens(
         picture = prompt.geometry.shrink(pictures[0])
         expected = pixel_values(family, prompt.geometry, prompt, picture).numpy()
         write_golden_pixels(work, picture, GoldenPixels.of(expected))
+        moments, n_usual = moments_of(features_of(family, prompt), usual)
+        if moments is not None:
+            moments.write(work)
         place = Path(families.locate(model))
         manifest = LensManifest(
             name=output.absolute().name,
@@ -88,9 +95,11 @@ def export_lens(
             parity=ParityFacts(
                 n_cases=report.n_cases, pixels=report.pixels, pixels_within_a_level=report.pixels_within_a_level
             ),
+            n_moment_pictures=n_usual,
             provenance=Provenance(
                 model=place.resolve().name if place.exists() else str(model),
                 family=family.name,
+                weights=families.digest(model),
                 prompt=prompt.facts,
                 versions=versions(),
             ),
