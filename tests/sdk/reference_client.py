@@ -119,6 +119,19 @@ class Client:
             seen = self.run("connector", **seen, question_ids=ids, question_mask=np.ones_like(ids))
         return seen["image_embeds"]
 
+    def unlikeness(self, picture: Path) -> float | None:
+        """How far the picture is from what is usual; None where the bundle does not say."""
+        if not self.task.get("n_moment_pictures", 0):
+            return None
+        demand("moments.npy" in self.task["files"], "the moments are not listed")
+        mean, spread = np.load(self.folder / "moments.npy").astype(np.float64)
+        demand(bool(np.isfinite(mean + spread).all() and (spread > 0).all()), "the moments are no numbers")
+        (seen,) = self.run("vision_encoder", **self.run("preprocess", image=read_picture(picture))).values()
+        seen = seen.reshape(-1, seen.shape[-1]).astype(np.float64)
+        numbers = seen[0] if len(seen) == 1 else np.concatenate([seen.mean(0), seen.std(0)])
+        demand(len(numbers) == len(mean), "the moments are about other features")
+        return float(np.sqrt(np.mean(((numbers - mean) / spread) ** 2)))
+
     # The decoder. A state is a number of tokens and their cache; it is never changed, so one can go back to it.
 
     def embed(self, ids: list[int]) -> np.ndarray:

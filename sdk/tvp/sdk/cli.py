@@ -286,7 +286,7 @@ def inspect(task: str) -> None:
 
 
 def _unlikeness(n_pictures: int) -> str:
-    return f"from what {n_pictures} pictures of the export have in common" if n_pictures else "(not known)"
+    return f"by {n_pictures} pictures of the export" if n_pictures else "(not known)"
 
 
 def _show(rows: Mapping[str, str]) -> None:
