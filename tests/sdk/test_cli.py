@@ -26,7 +26,7 @@ def picture(tmp_path):
 
 def test_ask_check_inspect_and_doctor(one_bundle, picture):
     answer = json.loads(tvp("ask", one_bundle, picture, "What?", "--json").stdout)
-    assert set(answer) == {"text", "tokens", "log_probabilities", "timing", "finish"}
+    assert set(answer) == {"text", "tokens", "log_probabilities", "timing", "finish", "unlikeness"}
     assert len(tvp("ask", one_bundle, picture, "--rank").stdout.splitlines()) == 4
     checked = tvp("check", one_bundle).stdout
     assert "4 of 4 golden cases equal" in checked
