@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from tests.bundles import seal
 from tests.lenses import lens_prompt
@@ -21,7 +22,7 @@ from tvp.export.without_base import export_lens
 from tvp.sdk.errors import DataError, RequestError
 from tvp.sdk.formats.moments import FILE, read_moments
 from tvp.trainer import families, tasks
-from tvp.trainer.data import Question, Sample, Scenes
+from tvp.trainer.data import Pictures, Question, Sample, Scenes
 from tvp.trainer.data.sample import Row
 from tvp.trainer.lens import LensDesign
 
@@ -100,12 +101,34 @@ def test_how_many_pictures(one_bundle, tmp_path):
             assert loaded.see(Scenes(1, seed=0)[0].picture).unlikeness is None
 
 
+def test_pictures_of_the_device_need_no_questions(one_bundle, tmp_path):
+    """Two lens bundles: from a folder of pictures by the command, and from the same ones in Python."""
+    model, prompt = one_bundle.parent / "model", tmp_path / "lens.safetensors"
+    (tmp_path / "device").mkdir()
+    LENS.save(prompt)
+    for i in range(9):
+        Image.fromarray(Scenes(9, seed=2)[i].picture).save(tmp_path / "device" / f"{i}.png")
+    arguments = ["-m", model, "-p", prompt, "--without-base", "--pictures", tmp_path / "device", "-o", tmp_path / "a"]
+    done = CliRunner().invoke(command, [*map(str, arguments)], catch_exceptions=False)
+    assert done.exit_code == 0
+    data = Pictures(tmp_path / "device")
+    export_lens(model, tmp_path / "b", [data[0].picture], prompt=prompt, usual=[data[i].picture for i in range(9)])
+    moments = [read_moments(tmp_path / name) for name in "ab"]
+    np.testing.assert_allclose(moments[0].mean, moments[1].mean, rtol=1e-5)
+    np.testing.assert_allclose(moments[0].spread, moments[1].spread, rtol=1e-5)
+    export(model, tasks.get("custom"), tmp_path / "c", prompt=LENS, n_cases=1, usual=data)
+    np.testing.assert_allclose(read_moments(tmp_path / "c").spread, moments[0].spread, rtol=1e-3)
+
+
 def test_the_plan_lists_the_file(one_bundle, tmp_path):
     model, out = str(one_bundle.parent / "model"), str(tmp_path / "out")
+    (tmp_path / "device").mkdir()
+    Image.new("RGB", (40, 40)).save(tmp_path / "device" / "0.png")
     for options, listed in (
         (["-t", "count"], True),
         (["-t", "count", "--moments", "0"], False),
         (["-t", "custom"], False),
+        (["-t", "custom", "--pictures", str(tmp_path / "device")], True),
     ):
         done = CliRunner().invoke(command, ["-m", model, "-o", out, "--dry-run", *options], catch_exceptions=False)
         assert "preprocess.onnx" in done.output

@@ -60,6 +60,7 @@ def export(
     single_file: bool = False,
     calibration: str | Path | Calibration | None = None,
     n_moment_pictures: int = N_PICTURES,
+    usual: Data | None = None,
 ) -> Parity:
     """Write a bundle to the folder `output` and return the report of its parity gate.
 
@@ -86,9 +87,10 @@ def export(
             False.
         calibration: a calibration or its file, for the scores of labels. The gate compares rankings with it too.
             Default: none.
-        n_moment_pictures: number of pictures of the data whose features say what is usual, for `View.unlikeness`: 8 or
-            more, or 0 for a bundle that does not know. Default 64. Without data, a task that is not about scenes gets
-            none: drawn scenes are not its pictures.
+        n_moment_pictures: number of pictures whose features say what is usual, for `View.unlikeness`: 8 or more, or 0
+            for a bundle that does not know. Default 64.
+        usual: these pictures, as the device takes them; questions about them are not read. Default: those of the data.
+            Without data, a task that is not about scenes has none: drawn scenes are not its pictures.
 
     Raises:
         CheckError: the bundle does not answer as PyTorch does. Nothing is written.
@@ -112,7 +114,7 @@ def export(
     if geometry is None:
         geometry = Geometry(family.pixel_format.size, family.pixel_format.size, task.fit)
     if data is None:
-        n_moment_pictures = n_moment_pictures if task.source == "scenes" else 0
+        n_moment_pictures = n_moment_pictures if usual or task.source == "scenes" else 0
         data = Scenes(max(n_cases, N_GOLDEN, n_moment_pictures), seed=7, camera=task.camera)
     offsets = () if calibration is None else _offsets(calibration, model, geometry, prompt, task)
     data = answerable(data, [(str(model), family)], geometry.canvas, task.free)
@@ -153,7 +155,9 @@ def export(
             write_cases(work, golden, {case.picture: picture for picture, case in report.golden})
             # The golden cases are some of the compared cases. Among them, the share that differs may be larger.
             allowed = None if exact else max(max_loss, report.n_golden_different / len(golden))
-            moments, n_moment_pictures = moments_of(features_by(loaded), different_pictures(data, n_moment_pictures))
+            moments, n_moment_pictures = moments_of(
+                features_by(loaded), different_pictures(usual or data, n_moment_pictures)
+            )
             if moments is not None:
                 moments.write(work)
             manifest = replace(manifest, parity=report.facts(allowed), n_moment_pictures=n_moment_pictures)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from tvp.trainer import tasks
-from tvp.trainer.data import Data, Scenes
+from tvp.trainer.data import Data, Pictures, Scenes
 from tvp.trainer.options import allow_outside_option, offline_option
 from tvp.trainer.prompt import Prompt
 
@@ -70,7 +70,12 @@ from .precision import DEVICES, MAX_LOSS, PRECISIONS
     default=N_PICTURES,
     show_default=True,
     type=click.IntRange(0),
-    help="Number of pictures of the data that say what is usual, for unlikeness; 0 for none.",
+    help="Number of pictures that say what is usual, for unlikeness; 0 for none.",
+)
+@click.option(
+    "--pictures",
+    type=click.Path(path_type=Path),
+    help="Folder of these pictures, as the device takes them; they need no questions. Default: those of --data.",
 )
 @click.option("--dry-run", is_flag=True, help="List the files and their sizes, and write nothing.")
 @offline_option
@@ -93,6 +98,7 @@ def export(
     single_file: bool,
     calibration: Path | None,
     moments: int,
+    pictures: Path | None,
     dry_run: bool,
     force: bool,
 ) -> None:
@@ -123,14 +129,15 @@ def export(
     from .prompts import choose_prompt
 
     chosen = choose_prompt(prompt, lens, frame)
-    if not data and (without_base or task.source != "scenes"):
+    if not data and not pictures and (without_base or task.source != "scenes"):
         moments = 0  # drawn scenes are not the pictures of this camera
+    usual = Pictures(pictures, allow_outside=allow_outside) if pictures else None
     source = None
     if data and not dry_run:
         n_scenes = max(cases, moments)
         source = tasks.open_data(data, task, "test", n_scenes, seed=7, allow_outside=allow_outside)
     if without_base and chosen is not None:
-        _without_base(model, output, chosen, source, cases, moments, dry_run, force)
+        _without_base(model, output, chosen, source, cases, usual or source, moments, dry_run, force)
         return
     offsets = Calibration.load(calibration) if calibration else None
     options: dict[str, Any] = {
@@ -146,7 +153,7 @@ def export(
         _show(plan(model, task, output, **options), output)
         return
     report = run_export(
-        model, task, output, data=source, n_cases=cases, max_loss=max_loss, calibration=offsets, **options
+        model, task, output, data=source, n_cases=cases, max_loss=max_loss, calibration=offsets, usual=usual, **options
     )
     if precision != "fp32":
         click.echo(f"{precision}: {report.loss:.1%} of the answers are not PyTorch's (allowed {max_loss:.1%})")
@@ -163,6 +170,7 @@ def _without_base(
     prompt: Prompt,
     source: Data | None,
     n_pictures: int,
+    usual: Data | None,
     n_usual: int,
     dry_run: bool,
     force: bool,
@@ -174,10 +182,10 @@ def _without_base(
         _show(plan_lens(output, prompt=prompt, force=force, n_moment_pictures=n_usual), output)
         return
     check_number(n_usual)
-    usual = different_pictures(source, n_usual) if source else ()
+    known = different_pictures(usual, n_usual) if usual else ()
     source = source or Scenes(n_pictures, seed=7)
     pictures = [source[i].picture for i in range(min(n_pictures, len(source)))]
-    report = export_lens(model, output, pictures, prompt=prompt, force=force, usual=usual)
+    report = export_lens(model, output, pictures, prompt=prompt, force=force, usual=known)
     click.echo(f"parity: {report.pixels_within_a_level:.2%} of pixel values within one level")
     click.echo(f"wrote {output}")
 
