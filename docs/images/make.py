@@ -93,7 +93,9 @@ def main() -> None:
     clean = [Scenes(N_SCENES, seed=SEED)[COLOURFUL].picture]
     sheet = draw_sheet(make_blocks(clean, look_through(clean, kinds, SEED), []), 128)
     sheet.save(HERE / "cameras.png", optimize=True)
-    frame = (0.5 + 10 * Prompt.load(PROMPTS / "bad-camera.safetensors").frame).clamp(0, 1).permute(1, 2, 0).numpy()  # (3, h, w) -> (h, w, 3)
+    frame = (
+        (0.5 + 10 * Prompt.load(PROMPTS / "bad-camera.safetensors").frame).clamp(0, 1).permute(1, 2, 0).numpy()
+    )  # (3, h, w) -> (h, w, 3)
     stretched = Image.fromarray((frame * 255).round().astype(np.uint8))
     stretched.resize((PANEL, PANEL), Image.Resampling.NEAREST).save(HERE / "frame.png", optimize=True)
 
