@@ -23,14 +23,15 @@ METHODS: dict[str, dict[str, Any]] = {
     "tvp": {"method": "tvp"},
     "tvp, released update": {"method": "tvp", "update": "normalized", "lr": 1.5, "steps": 250},
     "pairs": {"method": "lens", "learn_from": "pairs", "steps": 800},
-    "unpaired": {"method": "lens", "learn_from": "unpaired", "batch": 48, "depths": 0, "steps": 200},
+    "unpaired": {"method": "lens", "learn_from": "unpaired", "batch": 48, "steps": 300},
     "answers": {"method": "lens", "learn_from": "answers", "fca": 0.0, "steps": 200},
     "answers and pairs": {"method": "lens", "learn_from": "answers", "steps": 200},
     "pixels": {"method": "lens", "learn_from": "pixels", "steps": 600},
     "lens and frame": {"method": "lens", "learn_from": "answers", "steps": 200, "frame": True, "placement": "over",
                        "inner": 56, "lr": 0.01},
 }  # fmt: skip
-FRAMES = ("tvp", "tvp, released update", "evp", "vp")
+# Noise has the size of a pixel where the photos have their own size, and a lens's kernels reach further there.
+PHOTOS = {"canvas": 32}  # for lenses alone; models that take 64 px enlarge the canvas themselves
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from tvp.trainer.families import Family
 from tvp.trainer.prompt import Geometry, Prompt
 from tvp.trainer.train import train
 
-from .cells import AUTO, BAD, METHODS, Cell
+from .cells import AUTO, BAD, METHODS, PHOTOS, Cell
 from .data import N_TRAIN, N_VALIDATION, TASK, Both, measured, task_of, trained_on
 
 # The bad camera, with its darkness, its cast and its noise guessed by a third too strong or too weak.
@@ -40,6 +40,8 @@ def learn(cell: Cell, models: dict[str, Family], overrides: dict[str, Any], file
     method = METHODS[cell.method]
     if method["method"] == "lens" and cell.camera != BAD:
         method = AUTO | method
+    if cell.content == "photos" and method["method"] == "lens" and not method.get("frame"):
+        method = PHOTOS | method
     settings = {
         "models": tuple(f"zoo:{name}" for name in cell.sources),
         "task": TASK[cell.content],
