@@ -243,12 +243,16 @@ def test_pictures_without_a_task_are_of_none():
     [
         ({"pairs": ("a", "b"), "like": "c"}, "Learning from pairs does not read other good pictures"),
         ({"pairs": ("a", "b"), "data": "c"}, "both say where the pictures are"),
-        ({"learn_from": "unpaired"}, "--like"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(config, change, said):
     with pytest.raises(RequestError, match=said):
         replace(config, **change)
+
+
+def test_learning_without_pairs_needs_good_pictures(config, tmp_path):
+    with pytest.raises(RequestError, match="--like"):
+        train(replace(config, learn_from="unpaired", task="bad-camera", n_train=16, batch=8), tmp_path, quiet=True)
 
 
 # The guard.

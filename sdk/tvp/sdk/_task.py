@@ -65,7 +65,7 @@ class Task:
         self._own: OpenedPrompt | None = prompt
         self._lens: OpenedLens | None = None
         self._read = read
-        self._open_lens = open_lens
+        self._open_lens: Callable[[str | os.PathLike[str]], OpenedLens] | None = open_lens
         self._requests: Requests | None = Requests(model, manifest)
 
     @property
@@ -213,8 +213,11 @@ class Task:
         Raises:
             BundleError: the lens is missing or damaged, or makes other pixel values than the task takes.
         """
+        open_lens = self._open_lens
+        if open_lens is None:
+            raise self._closed()
         self._open_requests()
-        self._lens = None if lens is None else self._open_lens(lens)
+        self._lens = None if lens is None else open_lens(lens)
 
     @property
     def lens(self) -> LensManifest | None:
@@ -273,7 +276,8 @@ class Task:
 
     def close(self) -> None:
         """Let go of the model; the system gets its memory back when no other task or view uses it."""
-        self._model = self._requests = self._own = self._lens = None
+        # What opens a lens holds the vision encoder.
+        self._model = self._requests = self._own = self._lens = self._open_lens = None
 
     def __enter__(self) -> Task:
         return self
