@@ -10,11 +10,8 @@ import argparse
 import logging
 import shutil
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from tvp import sdk
@@ -22,7 +19,7 @@ from tvp.export.bundle import export
 from tvp.export.parity import Parity
 from tvp.trainer import families, tasks
 from tvp.trainer.config import make_config
-from tvp.trainer.data import Data, Question, Scenes
+from tvp.trainer.data import Data, Scenes
 from tvp.trainer.evaluate import Accuracy, accuracy
 from tvp.trainer.families import Family
 from tvp.trainer.prompt import Geometry, Prompt
@@ -30,7 +27,7 @@ from tvp.trainer.scenes import CHANCE
 from tvp.trainer.train import TrainConfig, train
 
 from .by_hand import BY_HAND, Changed
-from .report import write_report
+from .report import Asked, write_report
 
 SOURCE = "zoo:blip2"
 ROLES = {
@@ -45,17 +42,6 @@ CONFIG = make_config(
 )
 N_TEST, TEST_SEED, N_ASKED = 192, 900, 3
 CLEAN, BAD, LENS = "clean", "through the camera", "with the lens"
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A question to the exported task: the answer without the lens, with it, and the right one; seconds with it."""
-
-    picture: NDArray[np.uint8]
-    question: Question
-    without: str
-    answer: str
-    seconds: float
 
 
 def main() -> None:

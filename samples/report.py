@@ -6,8 +6,9 @@ import base64
 import html
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -15,14 +16,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tvp.export.parity import Parity
-from tvp.trainer.data import Data
+from tvp.trainer.data import Data, Question
 from tvp.trainer.evaluate import Accuracy
 from tvp.trainer.scenes import CHANCE
 from tvp.trainer.showing import behind, lens_sheet
 from tvp.trainer.train import TrainResult
-
-if TYPE_CHECKING:
-    from .quickstart import Asked
 
 STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1c2430;background:#fff}
@@ -34,6 +32,17 @@ tr.lens td{font-weight:600;background:#f1f6ff} .scroll{overflow-x:auto}
 .up{color:#0a7a3d;font-weight:600} .down{color:#b3261e;font-weight:600} img.plot{width:100%}
 """
 N_SHOWN = 6
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question to the exported task: the answer without the lens, with it, and the right one; seconds with it."""
+
+    picture: NDArray[np.uint8]
+    question: Question
+    without: str
+    answer: str
+    seconds: float
 
 
 def write_report(

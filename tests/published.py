@@ -1,8 +1,6 @@
 """The sizes of published models, restated from their config.json, two layers deep: encoder, Q-Former, language model.
 
 Over 400 lines because it is data, one entry a checkpoint, that is looked up and never read through.
-
-It is long because it is data: the published dimensions of every checkpoint, kept side by side.
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ def test_one_prompt_from_end_to_end(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["study", *asked, "--only", "scenes.bad.pairs.blip2.1", "--parts", "9"])
     main()
     lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
-    assert [line["name"] for line in lines][-1] == "scenes.bad.pairs.blip2.1"
+    assert [line["name"] for line in lines][-2:] == ["scenes.bad.pairs.blip2.1", "scenes.bad.pairs.blip2.1.8-bits"]
     assert {line.get("by_hand") for line in lines} == {None, *measure.WITHOUT_LEARNING}
     assert all(len(measure.unpack(one["right"], 16)) == 16 for line in lines for one in line["scores"].values())
     assert Prompt.load(tmp_path / "prompts" / "scenes.bad.pairs.blip2.1.safetensors").lens is not None

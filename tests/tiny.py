@@ -2,6 +2,8 @@
 
 The zoo's makers make the zoo's architectures. The others are made here: a vision encoder of 64 px, two layers of width
 32, and the processor that the published checkpoints have. tokens.py has their tokenizers and chat templates.
+
+Over 400 lines because it has a maker for each family, which are looked up and never read through.
 """
 
 from __future__ import annotations

@@ -12,9 +12,10 @@ from filelock import FileLock
 
 from samples.zoo.models import ENCODER_OF
 from tvp.trainer import families
+from tvp.trainer.matrix import eight_bit
 from tvp.trainer.prompt import Prompt
 
-from . import cells as all_cells
+from .cells import BAD, IN_EIGHT_BITS, cells, in_name
 from .measure import WITHOUT_LEARNING, learn, score
 
 HERE = Path(__file__).parent
@@ -27,26 +28,25 @@ def run(arguments: argparse.Namespace) -> None:
     (folder / "prompts").mkdir(parents=True, exist_ok=True)
     overrides = json.loads(arguments.settings)
     models = {name: families.load(f"zoo:{name}") for name in ENCODER_OF}
-    wanted = [cell for cell in all_cells.cells() if all(word in cell.name for word in arguments.only)]
+    wanted = [cell for cell in cells() if all(word in cell.name for word in arguments.only)]
     stop = time.monotonic() + 60 * arguments.minutes
     for cell in wanted[arguments.part :: arguments.parts]:
         if time.monotonic() > stop:
             break
         for camera in ("none", cell.camera):
-            name = "family" if camera == all_cells.FAMILY else camera.replace(":", "")
-            measure_once(
-                folder, f"{cell.content}.{name}", {"content": cell.content, "camera": camera}, models, arguments
-            )
-        for by_hand, change in WITHOUT_LEARNING.items() if cell.camera == all_cells.BAD else ():
+            facts = {"content": cell.content, "camera": camera}
+            measure_once(folder, f"{cell.content}.{in_name(camera)}", facts, models, arguments.split)
+        for by_hand, change in WITHOUT_LEARNING.items() if cell.camera == BAD else ():
             facts = {"content": cell.content, "camera": cell.camera, "by_hand": by_hand}
             name = f"{cell.content}.{cell.camera}.{by_hand.replace(' ', '-')}"
-            measure_once(folder, name, facts, models, arguments, change)
-        if cell.name in names(folder):
-            continue
+            measure_once(folder, name, facts, models, arguments.split, change=change)
         file = folder / "prompts" / f"{cell.name}.safetensors"
-        facts = learn(cell, models, overrides, file)
-        scores = score(cell.content, arguments.split, cell.camera, models, Prompt.load(file))
-        add(folder, {"name": cell.name, **vars(cell), **facts, "scores": scores})
+        if cell.name not in names(folder):
+            facts = vars(cell) | learn(cell, models, overrides, file)
+            measure_once(folder, cell.name, facts, models, arguments.split, Prompt.load(file))
+        if cell in IN_EIGHT_BITS:
+            prompt, facts = eight_bit(Prompt.load(file)), vars(cell) | {"change": "8 bits"}
+            measure_once(folder, f"{cell.name}.8-bits", facts, models, arguments.split, prompt)
 
 
 def measure_once(
@@ -54,13 +54,24 @@ def measure_once(
     name: str,
     facts: dict[str, Any],
     models: dict[str, families.Family],
-    arguments: argparse.Namespace,
+    split: str,
+    prompt: Prompt | None = None,
     change: Any = None,
 ) -> None:
-    """Measure without a prompt what no process has measured yet."""
+    """Measure what no process has measured yet, and write it to the results.
+
+    Args:
+        folder: of the results.
+        name: of the row.
+        facts: what the row holds besides its scores; its content and camera are measured.
+        models: by name.
+        split: `test` or `validation`.
+        prompt: Default: none.
+        change: what is done to every picture before. Default: nothing.
+    """
     with FileLock(folder / f".{name}.lock"):
         if name not in names(folder):
-            scores = score(facts["content"], arguments.split, facts["camera"], models, change=change)
+            scores = score(facts["content"], split, facts["camera"], models, prompt, change)
             add(folder, {"name": name, **facts, "scores": scores})
 
 

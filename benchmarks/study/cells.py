@@ -44,7 +44,7 @@ class Cell:
         method: a key of METHODS.
         sources: models of the zoo.
         seed: of the pictures, of their order, and of the lens's start.
-        change: what is not as in the other cells, in words; '' for nothing. See `changed`.
+        change: what is not as in the other cells, in words; '' for nothing. See `_changed`.
     """
 
     content: str
@@ -57,9 +57,17 @@ class Cell:
     @property
     def name(self) -> str:
         """The cell in one word, which is also a file's name."""
-        camera = "family" if self.camera == FAMILY else self.camera.replace(":", "")
-        parts = [self.content, camera, self.method, "+".join(self.sources), str(self.seed), self.change]
+        parts = [self.content, in_name(self.camera), self.method, "+".join(self.sources), str(self.seed), self.change]
         return ".".join(part.replace(" ", "-").replace(",", "") for part in parts if part)
+
+
+def in_name(camera: str) -> str:
+    """Return a camera as names of rows and of files have it."""
+    return "family" if camera == FAMILY else camera.replace(":", "")
+
+
+# The prompts that are measured in 8 bits too.
+IN_EIGHT_BITS = [Cell(content, BAD, "pairs", ("blip2",)) for content in CONTENTS]
 
 
 def cells() -> Iterator[Cell]:
@@ -93,11 +101,6 @@ def _others() -> Iterator[Cell]:
             ("pixels", ("blip2",)),
         ):
             yield from (Cell(content, camera, method, sources) for content in CONTENTS)
-
-
-# In words -> the settings that differ, or how the data does; see `measure.training_data`.
-CHANGES = ("64 pictures", "camera a third stronger", "camera a third weaker", "scenes and photos",
-           "classes 80 to 20", "disjoint classes")  # fmt: skip
 
 
 def _changed() -> Iterator[Cell]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from tvp.trainer import cameras, tasks
-from tvp.trainer.data import Data, Parquet, Scenes, Subset, ThroughCamera
+from tvp.trainer.data import Data, Parquet, Sample, Scenes, Subset, ThroughCamera
 from tvp.trainer.task_definition import TaskDefinition
 
 PHOTOS = Path(__file__).parents[3] / "shared/data/cifar10"
@@ -67,15 +66,16 @@ def _through(data: Data, camera: str, seed: int) -> Data:
     return ThroughCamera(data, seen, seed) if seen.parts else data
 
 
-class Both:
-    """Two data sets as one, in turns, so that any stretch has both."""
+class Joined:
+    """Several data sets as one, in a drawn order."""
 
-    def __init__(self, first: Data, second: Data) -> None:
-        self._parts = first, second
+    def __init__(self, parts: list[Data], seed: int) -> None:
+        self._places = [(part, i) for part in parts for i in range(len(part))]
+        self._order = np.random.default_rng(seed).permutation(len(self._places))
 
     def __len__(self) -> int:
-        return 2 * min(map(len, self._parts))
+        return len(self._places)
 
-    def __getitem__(self, index: int):  # type: ignore[no-untyped-def]
-        sample = self._parts[index % 2][index // 2]
-        return replace(sample, questions=(), caption="")
+    def __getitem__(self, index: int) -> Sample:
+        part, i = self._places[self._order[index]]
+        return part[i]

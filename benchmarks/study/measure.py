@@ -23,7 +23,7 @@ from tvp.trainer.prompt import Geometry, Prompt
 from tvp.trainer.train import train
 
 from .cells import AUTO, BAD, METHODS, PHOTOS, Cell
-from .data import N_TRAIN, N_VALIDATION, TASK, Both, measured, task_of, trained_on
+from .data import N_TRAIN, N_VALIDATION, TASK, Joined, measured, task_of, trained_on
 
 # The bad camera, with its darkness, its cast and its noise guessed by a third too strong or too weak.
 GUESSED = {
@@ -71,7 +71,7 @@ def training_data(cell: Cell) -> tuple[Data, Data | None]:
     data: Data
     if cell.change == "scenes and photos":
         halves = (trained_on(content, camera, cell.seed, (n + few) // 2) for content in ("scenes", "photos"))
-        return Both(*halves), None
+        return Joined(list(halves), cell.seed), None
     if cell.change == "disjoint classes":
         data = trained_on("photos", camera, cell.seed, n + few, (*VEHICLES, "horse"))
         return data, trained_on("photos", "none", cell.seed + 1000, n + few, ANIMALS[:-1])
@@ -88,22 +88,7 @@ def training_data(cell: Cell) -> tuple[Data, Data | None]:
 def _mixed(camera: str, seed: int, n: int, most: tuple[str, ...], few: tuple[str, ...]) -> Data:
     """Photos of which four of five are of one group of classes."""
     parts = [trained_on("photos", camera, seed, m, c) for m, c in ((n * 4 // 5, most), (n // 5, few))]
-    return _Joined(parts, seed)
-
-
-class _Joined:
-    """Several data sets as one, in a drawn order."""
-
-    def __init__(self, parts: list[Data], seed: int) -> None:
-        self._places = [(part, i) for part in parts for i in range(len(part))]
-        self._order = np.random.default_rng(seed).permutation(len(self._places))
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def __getitem__(self, index: int):  # type: ignore[no-untyped-def]
-        part, i = self._places[self._order[index]]
-        return part[i]
+    return Joined(parts, seed)
 
 
 def inverse(picture: Picture) -> Picture:
@@ -124,7 +109,6 @@ def score(
     camera: str,
     models: dict[str, Family],
     prompt: Prompt | None = None,
-    eight_bit: bool = False,
     change: Callable[[Picture], Picture] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Return for each model its accuracy, and which questions were answered right, in hexadecimal."""
@@ -133,21 +117,9 @@ def score(
     task = replace(task_of(content, camera), camera=None)
     found = {}
     for name, family in models.items():
-        shown = prompt if not eight_bit or prompt is None else _Rounded(prompt)
-        geometry = prompt.geometry if prompt else FULL
-        result = accuracy(family, data, geometry, shown, task)  # type: ignore[arg-type]
+        result = accuracy(family, data, prompt.geometry if prompt else FULL, prompt, task)
         found[name] = {"accuracy": round(result.accuracy, 5), "right": pack(result.right)}
     return found
-
-
-class _Rounded:
-    """A prompt whose result is rounded to 8 bits, as a camera pipeline would hand it on."""
-
-    def __init__(self, prompt: Prompt) -> None:
-        self._prompt, self.geometry = prompt, prompt.geometry
-
-    def on(self, canvas: Any) -> Any:
-        return (self._prompt.on(canvas).clamp(0, 1) * 255).round() / 255
 
 
 def pack(right: NDArray[np.bool_]) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 
 from samples.zoo.models import ENCODER_OF
 
-from .cells import BAD, CAMERAS, CONTENTS, FAMILY, METHODS, SEVERAL
+from .cells import BAD, CAMERAS, CONTENTS, FAMILY, METHODS, SEVERAL, in_name
 
 LEAST_LOST = 0.08  # a model is counted where the camera takes this much accuracy or more
 Row = dict[str, Any]
@@ -31,8 +31,7 @@ class Study:
 
     def plain(self, content: str, camera: str) -> dict[str, float]:
         """Accuracy of each model without a prompt; `none` is clean."""
-        name = "family" if camera == FAMILY else camera.replace(":", "")
-        return _accuracies(self.rows[f"{content}.{name}"])
+        return _accuracies(self.rows[f"{content}.{in_name(camera)}"])
 
     def recovery(self, row: Row) -> dict[str, float]:
         """The share of what the camera took that a prompt gives back, in percent, for each model that lost enough."""
@@ -96,21 +95,21 @@ BARS: dict[tuple[str, str, str, tuple[str, ...], str], dict[str, float]] = {
     ("scenes", BAD, "pairs", ("blip2",), "camera a third stronger"): {"others": 60},
     ("scenes", BAD, "pairs", ("blip2",), "camera a third weaker"): {"others": 60},
 }
+MOST_ROUNDING = 0.5  # points of accuracy that a prompt in 8 bits may be off on any model
 SHARE_OF_FEW = 90  # percent of the recovery with all pictures that 64 pictures must give, mean over models
 
 
 def bars(study: Study) -> list[dict[str, Any]]:
     """Every bar for which there are figures."""
-    found = []
+    judged: list[dict[str, Any]] = []
 
     def add(what: str, asked: float, reached: float) -> None:
-        found.append({"bar": what, "asked": asked, "reached": round(reached, 1), "met": reached >= asked})
+        judged.append({"bar": what, "asked": asked, "reached": round(reached, 1), "met": reached >= asked})
 
     for (content, camera, method, sources, change), asked_of in BARS.items():
         recovery = study.mean(content=content, camera=camera, method=method, sources=list(sources), change=change)
         if recovery:
-            name = "family" if camera == FAMILY else camera
-            what = ", ".join(part for part in (content, name, method, " and ".join(sources), change) if part)
+            what = ", ".join(part for part in (content, in_name(camera), method, " and ".join(sources), change) if part)
             for figure, asked in asked_of.items():
                 add(f"{what}: {figure}", asked, FIGURES[figure](recovery, sources))
     for content in CONTENTS:
@@ -119,7 +118,12 @@ def bars(study: Study) -> list[dict[str, Any]]:
         if few and all_of_them:
             share = 100 * float(np.mean(list(few.values())) / np.mean(list(all_of_them.values())))
             add(f"{content}, 64 pictures: share of the recovery with all pictures", SHARE_OF_FEW, share)
-    return found
+        for row in study.select(**cell, seed=1, change="8 bits"):
+            whole = _accuracies(study.select(**cell, seed=1)[0])
+            off = max(100 * abs(found - whole[name]) for name, found in _accuracies(row).items())
+            bar = f"{content}, in 8 bits: largest difference of accuracy, points, at most"
+            judged.append({"bar": bar, "asked": MOST_ROUNDING, "reached": round(off, 2), "met": off <= MOST_ROUNDING})
+    return judged
 
 
 def table(study: Study, content: str, camera: str) -> list[str]:

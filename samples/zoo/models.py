@@ -33,6 +33,7 @@ from transformers import (
 )
 
 from tvp.trainer import scenes
+from tvp.trainer.zoo import ENCODERS
 
 from .words import IMAGE, QWEN_IMAGE
 
@@ -42,12 +43,6 @@ WIDTH = 128
 N_SIDE = CANVAS // PATCH
 MERGE = 2  # SmolVLM and Qwen2-VL make one token of 2 x 2 patches
 N_QUERIES = scenes.GRID**2  # the Q-Former has a query for each cell of the scene's grid
-# vision encoder -> the models that use it; it is trained in the first
-ENCODERS = {
-    "blip": ("blip2", "blip2-t5", "instructblip"),
-    "siglip": ("smolvlm", "llava"),
-    "qwen": ("qwen2vl",),
-}
 ENCODER_OF = {name: encoder for encoder, names in ENCODERS.items() for name in names}
 _ENCODER = {
     "hidden_size": WIDTH,

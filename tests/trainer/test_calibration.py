@@ -1,4 +1,7 @@
-"""Calibration: planted leanings are taken back, without an answer read and without a picture scored twice."""
+"""Calibration: planted leanings are taken back, without an answer read and without a picture scored twice.
+
+Over 400 lines because learning, the file, the command and the evaluation ask the same planted models, made here.
+"""
 
 from __future__ import annotations
 

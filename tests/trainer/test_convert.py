@@ -2,8 +2,6 @@
 
 Over 400 lines because the published names of two layouts are written out here once more, apart from the code's
 own tables, so that they are an oracle.
-
-It is long because each makers' layout is written out name by name, and all share one set of parts.
 """
 
 from __future__ import annotations

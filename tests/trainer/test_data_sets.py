@@ -1,7 +1,5 @@
 """Data sets in the layouts that they are published in, written here small; class folders; bad rows left out.
 
-Long, because every layout is written with the same few helpers, and which of them a folder is taken for is tested too.
-
 It is long because each published set is built as its makers lay it out, and all share the same checks.
 """
 

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from tests.lenses import DESIGNS, lens_prompt, name_of, random_lens
 from tvp.sdk.errors import DataError, RequestError
 from tvp.trainer.lens import Lens, LensDesign, above_zero, normalised
+from tvp.trainer.matrix import eight_bit
 from tvp.trainer.prompt import Geometry, Prompt, compose
 
 FRAME_GEOMETRY = Geometry(20, 12)
@@ -104,6 +105,15 @@ def test_the_edges_repeat(kind):
     rows = pictures(1, 1, 15).expand(-1, -1, 12, -1)
     given = random_lens(LensDesign(kind))(rows)
     torch.testing.assert_close(given, given[:, :, :1].expand(-1, -1, 12, -1))
+
+
+@every_design
+def test_in_8_bits_the_result_is_rounded_and_nothing_else(design):
+    prompt = eight_bit(lens_prompt(design, 24))
+    canvas = torch.rand(2, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+    levels = 255 * prompt.on(canvas)
+    torch.testing.assert_close(levels, levels.round(), atol=1e-4, rtol=0)
+    assert (prompt.on(canvas) - lens_prompt(design, 24).on(canvas)).abs().max() <= 0.5 / 255 + 1e-6
 
 
 @every_design

@@ -1,8 +1,6 @@
 """The matrix: planted models whose right answers are known, what is written, and the command.
 
 Over 400 lines because all of it asks the same few planted models, which are made here.
-
-It is long because table, heat map and command are read off the same measured rows.
 """
 
 from __future__ import annotations

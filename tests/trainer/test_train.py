@@ -1,8 +1,6 @@
 """The training loop: it learns, it wastes nothing, and it survives being killed.
 
 Over 400 lines because one run of one tiny model is followed from its start to how it is taken up again.
-
-It is long because every test shares the tiny models and the run that the fixtures train once.
 """
 
 from __future__ import annotations

@@ -110,7 +110,7 @@ def _mean(g: Nodes, values: str) -> str:
 
 
 def _toned(g: Nodes, picture: str, exponents: NDArray[np.float64]) -> str:
-    """Bend values below FLOOR as `above_zero` of tvp.trainer.lens, raise them to a power, and clip them at white."""
+    """Bend values below FLOOR as `above_zero` of tvp.trainer.lens, clip them at white, and raise them to a power."""
     bent = g.op("Sub", g.real(2 * FLOOR), g.op("Min", picture, g.real(FLOOR)))
     picture = g.op("Max", picture, g.op("Div", g.real(FLOOR**2), bent))
     picture = g.op("Min", picture, g.real(1))

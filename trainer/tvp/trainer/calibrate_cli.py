@@ -12,11 +12,10 @@ import click
 import numpy as np
 
 from . import cameras, tasks
-from .config import CHOICES
 from .data import Data, Pictures, Question, Subset, ThroughCamera, split
 from .data.sample import readable
 from .eval_cli import camera_option
-from .options import allow_outside_option, offline_option
+from .options import measuring_options
 from .prompt import Geometry, Prompt
 from .task_definition import TaskDefinition
 
@@ -55,25 +54,7 @@ log = logging.getLogger("tvp.trainer")
 @click.option(
     "--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed for scenes and the choice of pictures."
 )
-@click.option("--device", default="cpu", show_default=True, help="Where the model runs: cpu, cuda, cuda:1 …")
-@click.option(
-    "--precision",
-    default="fp32",
-    show_default=True,
-    type=click.Choice(CHOICES["precision"]),
-    help="Number format of the model. auto takes bf16 on a GPU that has it, else fp32.",
-)
-@click.option(
-    "--batch",
-    default=256,
-    show_default=True,
-    type=click.IntRange(1),
-    help="Questions that the language model reads at once. Lower it to save memory.",
-)
-@click.option("--skip-bad", is_flag=True, help="Leave bad rows out of the data and list them. Default: stop at one.")
-@click.option("--download", is_flag=True, help="Download the task's data set into the folder of --data.")
-@offline_option
-@allow_outside_option
+@measuring_options
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="JSON file for the calibration.")
 def calibrate(
     model: str,

@@ -12,7 +12,7 @@ import click
 
 from .cameras import HELP as CAMERA_HELP
 from .config import CHOICES, TrainConfig, make_config
-from .options import allow_outside_option, offline_option
+from .options import allow_outside_option, download_option, offline_option, skip_bad_option
 from .team import Team
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -130,8 +130,8 @@ def _option(name: str, help: str) -> Callable[[F], F]:
 @click.option("--tensorboard", is_flag=True, help="Also log for TensorBoard, in OUTPUT/tensorboard.")
 @click.option("--compile", is_flag=True, help="Compile the vision encoders. The start is slow, long runs are faster.")
 @click.option("--offload", is_flag=True, help="Keep only one source model on the device at a time. Saves memory.")
-@click.option("--skip-bad", is_flag=True, help="Leave bad rows out of the data and list them. Default: stop at one.")
-@click.option("--download", is_flag=True, help="Download the task's data set into the folder of --data.")
+@skip_bad_option
+@download_option
 @allow_outside_option
 @offline_option
 def train(

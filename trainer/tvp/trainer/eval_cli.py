@@ -15,10 +15,10 @@ import numpy as np
 from tvp.sdk.errors import DataError, RequestError
 
 from . import cameras, tasks
-from .config import CHOICES, make_config
+from .config import make_config
 from .data import Data, Subset, picture_of, questions_of, row_of
 from .files import write_whole
-from .options import allow_outside_option, offline_option
+from .options import measuring_options
 from .prompt import Geometry, Prompt
 
 if TYPE_CHECKING:
@@ -107,25 +107,7 @@ def camera_option(context: click.Context, option: click.Parameter, value: str) -
     type=click.IntRange(0),
     help="Seed for scenes, for the choice of pictures and for cameras.",
 )
-@click.option("--device", default="cpu", show_default=True, help="Where models run: cpu, cuda, cuda:1 …")
-@click.option(
-    "--precision",
-    default="fp32",
-    show_default=True,
-    type=click.Choice(CHOICES["precision"]),
-    help="Number format of the models. auto takes bf16 on a GPU that has it, else fp32.",
-)
-@click.option(
-    "--batch",
-    default=256,
-    show_default=True,
-    type=click.IntRange(1),
-    help="Questions that the language model reads at once. Lower it to save memory.",
-)
-@click.option("--skip-bad", is_flag=True, help="Leave bad rows out of the data and list them. Default: stop at one.")
-@click.option("--download", is_flag=True, help="Download the task's data set into the folder of --data.")
-@offline_option
-@allow_outside_option
+@measuring_options
 @click.option(
     "-o",
     "--output",

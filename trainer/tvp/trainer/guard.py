@@ -17,12 +17,10 @@ from .preparation import Prepared
 from .prompt import Prompt
 from .team import Team
 from .validation import agreed, held_out_distance
-from .zoo import PREFIX, zoo_folder
+from .zoo import ENCODERS, PREFIX, zoo_folder
 
 log = logging.getLogger("tvp.trainer")
 
-# The zoo's models by the vision encoder that they share; the first of a design is its guard.
-DESIGNS = {"blip": ("blip2", "blip2-t5", "instructblip"), "siglip": ("smolvlm", "llava"), "qwen": ("qwen2vl",)}
 ROUNDING = 1e-4  # of a distance
 CHANCE = 2.0  # standard deviations of the number of changed answers that may be chance
 
@@ -63,7 +61,7 @@ def name_of(config: TrainConfig) -> tuple[str, str]:
     except ModelError:
         return "", "there is no zoo to take one from; name a model with --guard-model"
     taken = {name.removeprefix(PREFIX) for name in config.models if name.startswith(PREFIX)}
-    free = [names[0] for names in DESIGNS.values() if not taken & set(names)]
+    free = [names[0] for names in ENCODERS.values() if not taken & set(names)]  # the first is the encoder's guard
     return (PREFIX + free[0], "") if free else ("", "every encoder of the zoo takes part; name another --guard-model")
 
 

@@ -14,7 +14,7 @@ Every lens starts as the identity; with `normalise`, as the normalisation alone.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -97,10 +97,13 @@ class Lens:
         values: float32 tensors by name, as `LensDesign.start` returns them: `matrix` (3, 3), which takes and gives
             red, green and blue; `bias` (3); `tone` (3), the logarithm of each channel's exponent; of `kernel` also
             `kernel` (3, 5, 5); of `conv` also `weight_i` (out, in, 5, 5) and `bias_i` (out) of each convolution.
+        eight_bit: round the result to 8 bits, as a camera pipeline would hand it on; then nothing is learned through
+            it. Default False.
     """
 
     design: LensDesign
     values: Mapping[str, Tensor]
+    eight_bit: bool = False
 
     def __call__(self, pictures: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n 3 height width"]:
         """Return pictures behind the lens; values in [0, 1], differentiable in pictures and in the lens's values."""
@@ -113,11 +116,12 @@ class Lens:
         matrix, bias, tone = (self._value(name, picture) for name in ("matrix", "bias", "tone"))
         picture = torch.einsum("dc,nchw->ndhw", matrix, picture) + bias.view(3, 1, 1)
         # A power keeps (0, 1] in (0, 1]: what is clipped before it need not be clipped behind it.
-        return below_white(above_zero(picture)) ** tone.exp().view(3, 1, 1)
+        picture = below_white(above_zero(picture)) ** tone.exp().view(3, 1, 1)
+        return (picture * 255).round() / 255 if self.eight_bit else picture
 
     def to(self, device: torch.device | str) -> Lens:
         """Return the same lens on another device."""
-        return Lens(self.design, {name: value.to(device) for name, value in self.values.items()})
+        return replace(self, values={name: value.to(device) for name, value in self.values.items()})
 
     def _convolved(self, picture: Tensor) -> Tensor:
         n = self.design.depth + 1

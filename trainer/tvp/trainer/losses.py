@@ -39,6 +39,12 @@ def distance(features: Float[Tensor, "n n_tokens width"], reference: Float[Tenso
     return torch.where(zero, 0.0, squared.masked_fill(zero, 1.0).sqrt()).mean(-1)
 
 
+def length(features: Float[Tensor, "n n_tokens width"]) -> Tensor:
+    """Return for each picture the length of its features, averaged over tokens; (n)."""
+    lengths: Tensor = torch.linalg.vector_norm(features.float(), dim=-1)
+    return lengths.mean(-1)
+
+
 @dataclass(frozen=True)
 class Moments:
     """The first and second moments of features, as sums over pictures, which parts of a batch add up to.

@@ -188,7 +188,7 @@ def evaluate_matrix(
             if prompt is None or exporter is None:
                 continue
             in_8_bits = _asker(family, geometry, eight_bit(prompt), task, batch, quiet)
-            measure(model, f"{name} (8-bit PNG)", geometry, in_8_bits, False)
+            measure(model, f"{name} ({'8-bit PNG' if prompt.lens is None else '8-bit'})", geometry, in_8_bits, False)
             if not family.exports:
                 add(Row(model, f"{name} (ONNX)", note=NOT_EXPORTED))
                 continue
@@ -206,11 +206,13 @@ def evaluate_matrix(
 
 
 def eight_bit(prompt: Prompt) -> Prompt:
-    """Return the prompt that its PNG holds: saved as a picture, and read back into [0, 1]."""
-    buffer = io.BytesIO()
+    """Return the prompt in 8 bits: the frame that its PNG holds, and a lens whose result is rounded."""
+    if prompt.lens is not None:
+        prompt = replace(prompt, lens=replace(prompt.lens, eight_bit=True))
     picture = prompt.picture()
     if picture is None:
-        raise RequestError("A lens has no picture; only a frame can be rounded to 8 bits.")
+        return prompt
+    buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     levels = torch.from_numpy(np.array(Image.open(buffer)))
     return replace(prompt, frame=levels.permute(2, 0, 1) / 255)  # (h, w, 3) -> (3, h, w)

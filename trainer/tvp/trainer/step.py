@@ -20,7 +20,7 @@ from .data import Data, Question
 from .families import Family
 from .features import features
 from .learned import Learned
-from .losses import Guide, Moments, distance
+from .losses import Guide, Moments, distance, length
 from .preparation import Prepared
 from .prompt import Geometry
 from .references import References
@@ -68,12 +68,11 @@ class Objective:
     ) -> None:
         self._config, self._sources, self._guide, self._offload = config, sources, guide, offload
         self._learn_from, self._geometry = learn_from, geometry
-        self._reference = "clean" if learn_from == "pairs" else config.reference
+        reference = "clean" if learn_from == "pairs" else config.reference
         self._relative = learn_from == "pairs" or config.relative
         budget = clean_budget // len(sources)
         self.references = [
-            References(source, data, geometry, self._reference, config.depths, config.batch, budget)
-            for source in sources
+            References(source, data, geometry, reference, config.depths, config.batch, budget) for source in sources
         ]
         half = any(source.dtype == torch.float16 for source in sources)
         self._fixed_scale = not half
@@ -88,10 +87,8 @@ class Objective:
         """Return the objective of a run."""
         # Reference features are worth remembering only where pictures come round again.
         budget = CLEAN_BUDGET if prepared.n_steps > prepared.n_batches else 0
-        run = prepared
-        return Objective(
-            run.config, run.train, run.sources, run.guide, run.geometry, run.offload, budget, run.learn_from
-        )
+        p = prepared
+        return Objective(p.config, p.train, p.sources, p.guide, p.geometry, p.offload, budget, p.learn_from)
 
     def __call__(self, batch: Batch, learned: Learned, team: Team) -> tuple[dict[str, float], list[Tensor]]:
         """Return the parts of the loss over the whole batch, and the gradients by `learned.values`.
@@ -117,7 +114,7 @@ class Objective:
 
 
 class _Step:
-    """The loss of one batch; the parts of the loss are added up in `parts`."""
+    """The loss of one batch; its parts are added up in `_facts`."""
 
     def __init__(self, objective: Objective, batch: Batch, learned: Learned, team: Team) -> None:
         self._o, self._config, self._learned, self._team = objective, objective._config, learned, team
@@ -160,8 +157,8 @@ class _Step:
         for group in self._learned.groups:
             lengths = [torch.stack([g.norm() for g in one[group]]).norm() for one in gradients]
             mean = torch.stack(lengths).mean()
-            for one, length in zip(balanced, lengths, strict=True):
-                one[group] = [g * (mean / length) if length > 0 else g for g in one[group]]
+            for one, mine in zip(balanced, lengths, strict=True):
+                one[group] = [g * (mean / mine) if mine > 0 else g for g in one[group]]
         return balanced
 
     def _add(self, loss: Tensor, gradients: list[Tensor]) -> None:
@@ -250,7 +247,7 @@ class _Step:
     def _lengths(self, source: Family, references: list[list[Tensor]]) -> Tensor:
         """Return for each depth the length of the reference features, added up over the whole batch."""
         totals = [
-            torch.stack([distance(t, torch.zeros_like(t)).sum().to(self._device) for t in targets])
+            torch.stack([length(t).sum().to(self._device) for t in targets])
             for piece, reference in zip(self._pieces, references, strict=True)
             for targets in [self._targets(source, piece, reference)]
         ]

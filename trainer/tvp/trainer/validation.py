@@ -13,7 +13,7 @@ from .data import Data, Subset
 from .evaluate import accuracy
 from .families import Family
 from .features import features
-from .losses import Moments, distance
+from .losses import Moments, distance, length
 from .preparation import Prepared
 from .prompt import Prompt
 from .team import Team
@@ -96,7 +96,7 @@ def held_out_distance(family: Family, prepared: Prepared, prompt: Prompt | None)
     if prepared.like is None:
         away: list[Tensor] = []
         for mine, theirs in zip(seen(validation, prompt), seen(validation, None, True), strict=True):
-            lengths = [distance(depth, torch.zeros_like(depth)).sum() for depth in theirs]
+            lengths = [length(depth).sum() for depth in theirs]
             apart = [distance(m, t).sum() for m, t in zip(mine, theirs, strict=True)]
             away.append(torch.tensor([apart, lengths], dtype=torch.float64))
         totals = torch.stack(away).sum(0)

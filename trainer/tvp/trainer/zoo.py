@@ -9,6 +9,12 @@ from tvp.sdk.errors import ModelError, near
 
 VARIABLE = "TVP_ZOO"
 PREFIX = "zoo:"
+# vision encoder -> the zoo's models that use it; it is trained in the first
+ENCODERS = {
+    "blip": ("blip2", "blip2-t5", "instructblip"),
+    "siglip": ("smolvlm", "llava"),
+    "qwen": ("qwen2vl",),
+}
 # trainer/tvp/trainer/zoo.py -> the root of the repository
 IN_CHECKOUT = Path(__file__).resolve().parents[3] / "samples" / "zoo"
 
