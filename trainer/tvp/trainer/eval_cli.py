@@ -99,7 +99,7 @@ def camera_option(context: click.Context, option: click.Parameter, value: str) -
     default="",
     help="With --calibrate: where these pictures are. Default: the training split of --data.",
 )
-@click.option("--exported", is_flag=True, help="Also measure each prompt as its 8-bit PNG and as an ONNX bundle.")
+@click.option("--exported", is_flag=True, help="Also measure each prompt in 8 bits and as an ONNX bundle.")
 @click.option(
     "--seed",
     default=0,
