@@ -17,9 +17,11 @@ import torch
 from tvp import sdk
 from tvp.sdk.errors import BundleError, ModelError, TvpError
 from tvp.sdk.formats.integrity import is_private, linked, list_files, private_folder, verify
-from tvp.sdk.formats.manifest import bases_in, read_base_manifest, write_manifest
+from tvp.sdk.formats.manifest import Provenance, bases_in, read_base_manifest, write_manifest
 from tvp.sdk.formats.temporary import temporary_file
+from tvp.trainer import families
 from tvp.trainer.families import Family
+from tvp.trainer.prompt import Prompt
 
 from .fuse import make_readable
 from .kinds import kind_of
@@ -137,6 +139,18 @@ def _write(family: Family, key: str, folder: Path, precision: str, device: str) 
     digest = write_manifest(manifest, folder / "manifest.json")
     _record(key, digest)
     return digest
+
+
+def provenance(family: Family, model: str | Path, prompt: Prompt | None) -> Provenance:
+    """Return where a bundle comes from: its model, a folder, a hub id or `zoo:NAME`, and its prompt."""
+    place = Path(families.locate(model))
+    return Provenance(
+        model=place.resolve().name if place.exists() else str(model),
+        family=family.name,
+        weights=families.digest(model),
+        prompt=prompt.facts if prompt is not None else {},
+        versions=versions(),
+    )
 
 
 def versions() -> dict[str, str]:

@@ -14,7 +14,7 @@ from tvp.sdk.errors import RequestError
 from tvp.sdk.formats.calibration import FEATURE, Calibrated
 from tvp.sdk.formats.golden import write_cases
 from tvp.sdk.formats.integrity import list_files
-from tvp.sdk.formats.manifest import ParityFacts, Provenance, TaskManifest, write_manifest
+from tvp.sdk.formats.manifest import ParityFacts, TaskManifest, write_manifest
 from tvp.trainer import families
 from tvp.trainer.asking import answerable
 from tvp.trainer.calibration import Calibration
@@ -25,7 +25,7 @@ from tvp.trainer.prompt import Geometry, Prompt
 from tvp.trainer.task_definition import TaskDefinition
 
 from . import ranking
-from .base import put_base, versions
+from .base import provenance, put_base
 from .fuse import merge
 from .kinds import kind_of
 from .moments import N_PICTURES, check_number, different_pictures, features_by, moments_of
@@ -136,7 +136,7 @@ def export(
             base=base,
             files={},
             parity=ParityFacts(),
-            provenance=_provenance(family, model, prompt),
+            provenance=provenance(family, model, prompt),
             pixels=pixel_facts(family),
             prompt=parts_of(prompt),
             calibration=offsets,
@@ -202,14 +202,3 @@ def _offsets(
 
 def _seal(manifest: TaskManifest, work: Path) -> None:
     write_manifest(replace(manifest, files=list_files(work, skip="base")), work / "manifest.json")
-
-
-def _provenance(family: Family, model: str | Path, prompt: Prompt | None) -> Provenance:
-    place = Path(families.locate(model))
-    return Provenance(
-        model=place.resolve().name if place.exists() else str(model),
-        family=family.name,
-        weights=families.digest(model),
-        prompt=prompt.facts if prompt is not None else {},
-        versions=versions(),
-    )

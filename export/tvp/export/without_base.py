@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from tvp.sdk.errors import CheckError, RequestError
 from tvp.sdk.formats.golden_pixels import GoldenPixels, write_golden_pixels
 from tvp.sdk.formats.integrity import list_files
-from tvp.sdk.formats.manifest import LensManifest, ParityFacts, PixelFacts, Provenance, write_manifest
+from tvp.sdk.formats.manifest import LensManifest, ParityFacts, PixelFacts, write_manifest
 from tvp.trainer import families
 from tvp.trainer.families import Family
 from tvp.trainer.prompt import Prompt
 
-from .base import versions
+from .base import provenance
 from .moments import features_of, moments_of
 from .output import refuse_to_overwrite, restore, written_whole
 from .parity import Parity, compare_pixels, pixel_values
@@ -86,7 +86,6 @@ def export_lens(
         moments, n_usual = moments_of(features_of(family, prompt), usual)
         if moments is not None:
             moments.write(work)
-        place = Path(families.locate(model))
         manifest = LensManifest(
             name=output.absolute().name,
             pixels=pixel_facts(family, prompt.geometry.canvas),
@@ -96,13 +95,7 @@ def export_lens(
                 n_cases=report.n_cases, pixels=report.pixels, pixels_within_a_level=report.pixels_within_a_level
             ),
             n_moment_pictures=n_usual,
-            provenance=Provenance(
-                model=place.resolve().name if place.exists() else str(model),
-                family=family.name,
-                weights=families.digest(model),
-                prompt=prompt.facts,
-                versions=versions(),
-            ),
+            provenance=provenance(family, model, prompt),
         )
         write_manifest(replace(manifest, files=list_files(work)), work / "manifest.json")
     log.info("exported a lens to %s", output)
