@@ -47,8 +47,10 @@ class TrainConfig:
         lens: the lens to learn, `colour`, `kernel` or `conv`; `none`; or `auto`, which tries all.
         lens_start: `identity`, `normalise` (each picture is first brought to one mean and spread), `statistics` (the
             mean and spread of the pictures is brought to those of the good ones), or `auto`, which tries all.
-        lens_width, lens_depth: channels and layers inside a `conv` lens.
-        lens_update, lens_lr: the lens's own update rule and learning rate.
+        lens_width: channels inside a `conv` lens.
+        lens_depth: layers inside a `conv` lens.
+        lens_update: the lens's own update rule.
+        lens_lr: the lens's own learning rate.
         behind: prompt file with a lens, behind which the frame is learned; '' for none.
         frame: whether to learn a frame.
         camera: what its pictures are seen through, as `cameras.parse` reads it; `none` for clean pictures. Default '':

@@ -44,8 +44,8 @@ def gain(
     """Return the gain of accuracy, with the interval of a paired bootstrap (percentiles) from a fixed seed.
 
     Args:
-        right_before, right_after: for each question whether it was answered right; the same questions in the same
-            order.
+        right_before: for each question whether it was answered right before.
+        right_after: the same after, for the same questions in the same order.
         pictures: for each question a name of its picture. Whole pictures are drawn then, because answers about one
             picture are alike. Default: questions are drawn.
         n_resamples: Default 2,000.
