@@ -11,7 +11,7 @@ from benchmarks.study import cells, data, measure, report
 from benchmarks.study.__main__ import main
 from samples.by_hand import BY_HAND, noise_of
 from samples.zoo.models import ENCODER_OF
-from tvp.trainer import cameras, tasks
+from tvp.trainer import cameras, families, tasks
 from tvp.trainer.data import Scenes
 from tvp.trainer.prompt import Prompt
 
@@ -91,27 +91,37 @@ def test_by_hand_methods_do_what_they_say():
     assert means.max() - means.min() < 12
 
 
+def test_a_bundle_is_measured_as_its_prompt_is(monkeypatch):
+    monkeypatch.setattr(data, "N_MEASURED", {"validation": dict.fromkeys(data.TASK, 4)})
+    models, prompt = {"smolvlm": families.load("zoo:smolvlm")}, measure.black("counting", "tvp")
+    place = ("counting", "validation", cells.BAD, models)
+    plain, bundle = measure.score(*place, prompt)["smolvlm"], measure.score_bundle(*place, prompt)["smolvlm"]
+    assert plain["right"] == bundle["right"]
+    assert plain["drift"] == 0 < plain["to clean"]  # a black frame moves nothing
+    assert measure.score_calibrated(*place)["smolvlm"].keys() == {"accuracy", "right"}
+
+
 def test_right_answers_are_packed_without_loss():
     right = np.random.default_rng(0).random(77) < 0.5
     assert np.array_equal(measure.unpack(measure.pack(right), 77), right)
 
 
 def test_one_prompt_from_end_to_end(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(data, "N_MEASURED", {("scenes", "validation"): 4})
+    monkeypatch.setattr(data, "N_MEASURED", {"validation": dict.fromkeys(data.TASK, 4)})
     monkeypatch.setattr(measure, "N_TRAIN", 40)
     monkeypatch.setattr(measure, "N_VALIDATION", 8)
     asked = ["run", "-o", str(tmp_path), "--split", "validation", "--settings", '{"steps": 2, "batch": 8}']
-    monkeypatch.setattr("sys.argv", ["study", *asked, "--only", "scenes.bad.pairs.blip2.1", "--parts", "9"])
+    monkeypatch.setattr("sys.argv", ["study", *asked, "--only", "scenes.bad.pairs.smolvlm.1"])
     main()
     lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
-    assert [line["name"] for line in lines][-2:] == ["scenes.bad.pairs.blip2.1", "scenes.bad.pairs.blip2.1.8-bits"]
-    assert {line.get("by_hand") for line in lines} == {None, *measure.WITHOUT_LEARNING}
+    assert lines[-1]["name"] == "scenes.bad.pairs.smolvlm.1"
+    assert {line.get("by_hand") for line in lines} == {None, *measure.WITHOUT_LEARNING, *measure.BLACK}
     assert all(len(measure.unpack(one["right"], 16)) == 16 for line in lines for one in line["scores"].values())
-    assert Prompt.load(tmp_path / "prompts" / "scenes.bad.pairs.blip2.1.safetensors").lens is not None
+    assert Prompt.load(tmp_path / "prompts" / "scenes.bad.pairs.smolvlm.1.safetensors").lens is not None
     main()  # nothing is measured twice
     assert len((tmp_path / "results.jsonl").read_text().splitlines()) == len(lines)
     capsys.readouterr()
     monkeypatch.setattr("sys.argv", ["study", "report", "-o", str(tmp_path)])
     main()
-    assert "| pairs | blip2 |" in capsys.readouterr().out
+    assert "| pairs | smolvlm |" in capsys.readouterr().out
     assert json.loads((tmp_path / "report.json").read_text())["bars"]

@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +18,9 @@ from tvp.trainer import families
 from tvp.trainer.matrix import eight_bit
 from tvp.trainer.prompt import Prompt
 
-from .cells import BAD, IN_EIGHT_BITS, cells, in_name
-from .measure import WITHOUT_LEARNING, learn, score
+from .cells import BAD, EXPORTED, cells, elsewhere, in_name
+from .data import task_of
+from .measure import BLACK, FULL, WITHOUT_LEARNING, Scores, black, learn, score, score_bundle, score_calibrated
 
 HERE = Path(__file__).parent
 RESULTS = "results.jsonl"
@@ -30,48 +34,60 @@ def run(arguments: argparse.Namespace) -> None:
     models = {name: families.load(f"zoo:{name}") for name in ENCODER_OF}
     wanted = [cell for cell in cells() if all(word in cell.name for word in arguments.only)]
     stop = time.monotonic() + 60 * arguments.minutes
+    score_with = partial(score, split=arguments.split, models=models)
     for cell in wanted[arguments.part :: arguments.parts]:
         if time.monotonic() > stop:
             break
         for camera in ("none", cell.camera):
-            facts = {"content": cell.content, "camera": camera}
-            measure_once(folder, f"{cell.content}.{in_name(camera)}", facts, models, arguments.split)
-        for by_hand, change in WITHOUT_LEARNING.items() if cell.camera == BAD else ():
-            facts = {"content": cell.content, "camera": cell.camera, "by_hand": by_hand}
-            name = f"{cell.content}.{cell.camera}.{by_hand.replace(' ', '-')}"
-            measure_once(folder, name, facts, models, arguments.split, change=change)
+            measure_once(folder, {"content": cell.content, "camera": camera}, score_with)
+        if cell.camera == BAD:
+            measure_without_learning(folder, cell.content, score_with)
         file = folder / "prompts" / f"{cell.name}.safetensors"
         if cell.name not in names(folder):
             facts = vars(cell) | learn(cell, models, overrides, file)
-            measure_once(folder, cell.name, facts, models, arguments.split, Prompt.load(file))
-        if cell in IN_EIGHT_BITS:
-            prompt, facts = eight_bit(Prompt.load(file)), vars(cell) | {"change": "8 bits"}
-            measure_once(folder, f"{cell.name}.8-bits", facts, models, arguments.split, prompt)
+            measure_once(folder, facts, partial(score_with, prompt=Prompt.load(file)), cell.name)
+        prompt = Prompt.load(file)
+        if cell in EXPORTED:
+            facts = vars(cell) | {"change": "8 bits"}
+            measure_once(folder, facts, partial(score_with, prompt=eight_bit(prompt)), f"{cell.name}.8-bits")
+            facts = vars(cell) | {"change": "ONNX"}
+            in_bundles = partial(score_bundle, split=arguments.split, models=models, prompt=prompt)
+            measure_once(folder, facts, in_bundles, f"{cell.name}.onnx")
+        for content, camera, change in elsewhere(cell):
+            measure_once(folder, {"content": content, "camera": camera}, score_with)
+            facts = vars(cell) | {"content": content, "camera": camera, "change": change}
+            placed = prompt if content == cell.content else replace(prompt, geometry=FULL)  # a lens acts at any size
+            name = f"{cell.name}.on.{content}.{in_name(camera)}".replace(" ", "-")
+            measure_once(folder, facts, partial(score_with, prompt=placed), name)
 
 
-def measure_once(
-    folder: Path,
-    name: str,
-    facts: dict[str, Any],
-    models: dict[str, families.Family],
-    split: str,
-    prompt: Prompt | None = None,
-    change: Any = None,
-) -> None:
+def measure_without_learning(folder: Path, content: str, score_with: Callable[..., Scores]) -> None:
+    """Measure what needs no training, through the bad camera."""
+    place = {"content": content, "camera": BAD}
+    for by_hand, change in WITHOUT_LEARNING.items():
+        measure_once(folder, place | {"by_hand": by_hand}, partial(score_with, change=change))
+    for by_hand, method in BLACK.items():
+        measure_once(folder, place | {"by_hand": by_hand}, partial(score_with, prompt=black(content, method)))
+    if task_of(content, BAD).free:
+        return  # a calibration chooses among labels
+    calibrated = partial(score_calibrated, **score_with.keywords)  # type: ignore[attr-defined]
+    measure_once(folder, place | {"by_hand": "calibration"}, calibrated)
+
+
+def measure_once(folder: Path, facts: dict[str, Any], score_with: Callable[..., Scores], name: str = "") -> None:
     """Measure what no process has measured yet, and write it to the results.
 
     Args:
         folder: of the results.
-        name: of the row.
         facts: what the row holds besides its scores; its content and camera are measured.
-        models: by name.
-        split: `test` or `validation`.
-        prompt: Default: none.
-        change: what is done to every picture before. Default: nothing.
+        score_with: measures a content through a camera.
+        name: of the row. Default: from its content, camera and method by hand.
     """
+    parts = (facts["content"], in_name(facts["camera"]), facts.get("by_hand", ""))
+    name = name or ".".join(part.replace(" ", "-") for part in parts if part)
     with FileLock(folder / f".{name}.lock"):
         if name not in names(folder):
-            scores = score(facts["content"], split, facts["camera"], models, prompt, change)
+            scores = score_with(content=facts["content"], camera=facts["camera"])
             add(folder, {"name": name, **facts, "scores": scores})
 
 

@@ -11,10 +11,13 @@ from tvp.trainer.data import Data, Parquet, Sample, Scenes, Subset, ThroughCamer
 from tvp.trainer.task_definition import TaskDefinition
 
 PHOTOS = Path(__file__).parents[3] / "shared/data/cifar10"
-TASK = {"scenes": "bad-camera", "photos": "bad-camera-cifar10"}
+TASK = {"scenes": "bad-camera", "counting": "bad-camera-count", "photos": "bad-camera-cifar10"}
 N_TRAIN, N_VALIDATION = 4800, 64  # pictures that a prompt is learned on, and that choose its start
-N_MEASURED = {("scenes", "test"): 512, ("scenes", "validation"): 256, ("photos", "test"): 2000,
-              ("photos", "validation"): 500}  # fmt: skip
+N_MEASURED = {
+    "test": {"scenes": 512, "counting": 2048, "photos": 2000},
+    "validation": {"scenes": 256, "counting": 512, "photos": 500},
+}
+QUESTIONS = {"scenes": 4, "counting": 1, "photos": 1}  # about each picture
 N_KEPT = 2000  # the last photos of train, for validation
 CAMERA_SEED = {"train": 0, "validation": 1000, "test": 2000}
 
@@ -26,9 +29,9 @@ def task_of(content: str, camera: str) -> TaskDefinition:
 
 def measured(content: str, split: str, camera: str) -> Data:
     """The pictures that prompts are measured on, with all their questions, through a camera; `none` for clean ones."""
-    n = N_MEASURED[content, split]
-    if content == "scenes":
-        return _through(Scenes(n, {"validation": 20_000, "test": 30_000}[split]), camera, CAMERA_SEED[split])
+    n = N_MEASURED[split][content]
+    if content != "photos":
+        return _through(_scenes(content, n, {"validation": 20_000, "test": 30_000}[split]), camera, CAMERA_SEED[split])
     photos = _photos("test" if split == "test" else "train")
     first = len(photos) - N_KEPT if split == "validation" else 0
     return _through(Subset(photos, range(first, first + n)), camera, CAMERA_SEED[split])
@@ -38,14 +41,14 @@ def trained_on(content: str, camera: str, seed: int, n: int = N_TRAIN, classes: 
     """Pictures to learn on, spoilt by a camera; with a seed of 1,000 and more, other ones than with a lower seed.
 
     Args:
-        content: `scenes` or `photos`.
+        content: a key of TASK.
         camera: `none` for clean ones.
         seed: of the choice.
         n: number of pictures.
         classes: of photos; none for all.
     """
-    if content == "scenes":
-        return _through(Scenes(n, 10_000 + seed), camera, seed)
+    if content != "photos":
+        return _through(_scenes(content, n, 10_000 + seed), camera, seed)
     photos = _photos("train")
     other, drawn = divmod(seed, 1000)
     # Halves of the photos, so that device's and good pictures are never the same.
@@ -54,6 +57,10 @@ def trained_on(content: str, camera: str, seed: int, n: int = N_TRAIN, classes: 
         rows = np.array([i for i in rows if photos.row(int(i)).questions[0].answer in classes])
     order = np.random.default_rng(drawn).permutation(len(rows))[:n]
     return _through(Subset(photos, rows[order].tolist()), camera, seed)
+
+
+def _scenes(content: str, n: int, seed: int) -> Scenes:
+    return Scenes(n, seed, n_questions=QUESTIONS[content], topics=tasks.get(TASK[content]).topics)
 
 
 def _photos(split: str) -> Parquet:
@@ -78,4 +85,5 @@ class Joined:
 
     def __getitem__(self, index: int) -> Sample:
         part, i = self._places[self._order[index]]
-        return part[i]
+        found: Sample = part[i]
+        return found

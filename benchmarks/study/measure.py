@@ -10,19 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from samples.by_hand import BY_HAND, Changed, Picture
 from samples.zoo.models import CANVAS
+from tvp.export.evaluate import asked_bundle
 from tvp.trainer import cameras
+from tvp.trainer.calibration import applied, offsets_of
 from tvp.trainer.config import make_config
 from tvp.trainer.data import Data
-from tvp.trainer.evaluate import accuracy
+from tvp.trainer.evaluate import Accuracy, accuracy, ask, judge
 from tvp.trainer.families import Family
+from tvp.trainer.features import features
+from tvp.trainer.losses import distance, length
 from tvp.trainer.prompt import Geometry, Prompt
 from tvp.trainer.train import train
 
-from .cells import AUTO, BAD, METHODS, PHOTOS, Cell
+from .cells import AUTO, BAD, METHODS, PHOTOS, WEIGHTS, Cell
 from .data import N_TRAIN, N_VALIDATION, TASK, Joined, measured, task_of, trained_on
 
 # The bad camera, with its darkness, its cast and its noise guessed by a third too strong or too weak.
@@ -33,13 +39,15 @@ GUESSED = {
 VEHICLES = ("airplane", "automobile", "ship", "truck")
 ANIMALS = ("bird", "cat", "deer", "dog", "frog", "horse")
 FULL = Geometry(CANVAS, CANVAS)
+N_CALIBRATED = 2048  # pictures without answers
+N_DISTANCES, BATCH = 256, 32  # pictures
 
 
 def learn(cell: Cell, models: dict[str, Family], overrides: dict[str, Any], file: Path) -> dict[str, Any]:
     """Learn the cell's prompt and write it to a file; returns what the run says of it."""
     method = METHODS[cell.method]
     if method["method"] == "lens" and cell.camera != BAD:
-        method = AUTO | method
+        method = method | AUTO
     if cell.content == "photos" and method["method"] == "lens" and not method.get("frame"):
         method = PHOTOS | method
     settings = {
@@ -49,6 +57,7 @@ def learn(cell: Cell, models: dict[str, Family], overrides: dict[str, Any], file
         "n_validation": N_VALIDATION,
         "guard_model": "none",  # every lens is reported, whatever it does to others
         **method,
+        **WEIGHTS.get(cell.change, {}),
         **overrides,
     }
     data, like = training_data(cell)
@@ -101,6 +110,17 @@ def inverse(picture: Picture) -> Picture:
 
 
 WITHOUT_LEARNING: dict[str, Callable[[Picture], Picture]] = {**BY_HAND, "the camera's inverse": inverse}
+# Frames before training: they show how much the picture's smaller place alone costs.
+BLACK = {"black frame of evp": "evp", "black frame of tvp": "tvp"}
+
+
+def black(content: str, method: str) -> Prompt:
+    """The frame of a method before training."""
+    config = make_config({"models": ("none",), "task": TASK[content], "method": method})
+    return Prompt.start(Geometry(CANVAS, config.inner, placement=config.placement), "free")
+
+
+Scores = dict[str, dict[str, Any]]
 
 
 def score(
@@ -110,16 +130,69 @@ def score(
     models: dict[str, Family],
     prompt: Prompt | None = None,
     change: Callable[[Picture], Picture] | None = None,
-) -> dict[str, dict[str, Any]]:
-    """Return for each model its accuracy, and which questions were answered right, in hexadecimal."""
+) -> Scores:
+    """Return for each model its accuracy, and which questions were answered right, in hexadecimal.
+
+    With a prompt there are two distances of the features that enter the language model, as shares of the length of
+    the clean picture's: `drift`, from the spoilt picture's, and `to clean`.
+    """
     data = measured(content, split, camera)
     data = Changed(data, change) if change else data
     task = replace(task_of(content, camera), camera=None)
     found = {}
     for name, family in models.items():
         result = accuracy(family, data, prompt.geometry if prompt else FULL, prompt, task)
-        found[name] = {"accuracy": round(result.accuracy, 5), "right": pack(result.right)}
+        found[name] = in_short(result) | (distances(family, data, prompt) if prompt and camera != "none" else {})
     return found
+
+
+def score_calibrated(content: str, split: str, camera: str, models: dict[str, Family]) -> Scores:
+    """The same with the labels of questions calibrated on training pictures without answers."""
+    data, unlabelled = measured(content, split, camera), trained_on(content, camera, 1, N_CALIBRATED)
+    task = replace(task_of(content, camera), camera=None)
+    found = {}
+    for name, family in models.items():
+        offsets = offsets_of(ask(family, unlabelled, FULL, None, task))
+        found[name] = in_short(judge(applied(offsets, ask(family, data, FULL, None, task))))
+    return found
+
+
+def score_bundle(content: str, split: str, camera: str, models: dict[str, Family], prompt: Prompt) -> Scores:
+    """The same of bundles, asked through the sdk."""
+    data = measured(content, split, camera)
+    task = replace(task_of(content, camera), camera=None)
+    found = {}
+    for name, family in models.items():
+        with asked_bundle(f"zoo:{name}", family, prompt, task, data) as asked:
+            found[name] = in_short(judge(asked(data)))
+    return found
+
+
+def in_short(result: Accuracy) -> dict[str, Any]:
+    return {"accuracy": round(result.accuracy, 5), "right": pack(result.right)}
+
+
+@torch.no_grad()
+def distances(family: Family, data: Data, prompt: Prompt) -> dict[str, float]:
+    """How far a prompt moves the features away from the spoilt picture's, and how far they are from the clean one's."""
+    geometry, totals = prompt.geometry, np.zeros(3)
+
+    def seen(canvas: Tensor) -> Tensor:
+        return features(family, family.to_pixels(canvas))[1][-1]
+
+    n = min(N_DISTANCES, len(data))
+    for start in range(0, n, BATCH):
+        samples = [data[i] for i in range(start, min(start + BATCH, n))]
+        spoilt = geometry.show([sample.picture for sample in samples])
+        clean = FULL.show([sample.clean for sample in samples if sample.clean is not None])
+        prompted, reference = seen(prompt.on(spoilt)), seen(clean)
+        totals += [
+            distance(prompted, seen(spoilt)).sum().item(),
+            distance(prompted, reference).sum().item(),
+            length(reference).sum().item(),
+        ]
+    drift, to_clean = (round(float(total / totals[2]), 4) for total in totals[:2])
+    return {"drift": drift, "to clean": to_clean}
 
 
 def pack(right: NDArray[np.bool_]) -> str:
