@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.study import cells, data, measure, report
-from benchmarks.study.__main__ import main
+from benchmarks.study.__main__ import HERE, main
 from samples.by_hand import BY_HAND, noise_of
 from samples.zoo.models import ENCODER_OF
 from tvp.trainer import cameras, families, tasks
@@ -18,20 +18,32 @@ from tvp.trainer.prompt import Prompt
 photos = pytest.mark.skipif(not data.PHOTOS.is_dir(), reason="the photos are not here")
 
 
+N = 2048
+
+
 def row(name, scores, **facts):
-    found = {model: {"accuracy": value, "right": ""} for model, value in zip(ENCODER_OF, scores, strict=True)}
-    return {"name": name, "content": "scenes", "camera": cells.BAD, "change": "", **facts, "scores": found}
+    """A row whose first questions are answered right."""
+    found = {
+        model: {"accuracy": value, "right": measure.pack(np.arange(N) < value * N), "drift": 0.1}
+        for model, value in zip(ENCODER_OF, scores, strict=True)
+    }
+    change = {"change": ""} if "method" in facts else {}
+    return {"name": name, "content": "scenes", "camera": cells.BAD, **change, **facts, "scores": found}
 
 
 @pytest.fixture
 def study():
     """A camera that takes half of every model's accuracy, but little of the last one's."""
+    cell = {"method": "pairs", "sources": ["blip2"]}
     rows = [
         row("scenes.none", [0.9] * 6, camera="none"),
         row("scenes.bad", [0.5, 0.5, 0.5, 0.5, 0.5, 0.85]),
-        row("a", [0.9, 0.7, 0.8, 0.6, 0.7, 0.1], method="pairs", sources=["blip2"], seed=1),
-        row("b", [0.7, 0.7, 0.8, 0.6, 0.7, 0.1], method="pairs", sources=["blip2"], seed=2),
-        row("c", [0.7, 0.6, 0.6, 0.6, 0.6, 0.8], method="pairs", sources=["blip2"], seed=1, change="64 pictures"),
+        row("a", [0.9, 0.7, 0.8, 0.6, 0.7, 0.1], **cell, seed=1),
+        row("b", [0.7, 0.7, 0.8, 0.6, 0.7, 0.1], **cell, seed=2),
+        row("c", [0.7, 0.6, 0.6, 0.6, 0.6, 0.8], **cell, seed=1, change="64 pictures"),
+        row("d", [0.9, 0.7, 0.8, 0.6, 0.7, 0.11], **cell, seed=1, change="ONNX"),
+        row("e", [0.7, 0.6, 0.7, 0.6, 0.6, 0.1], method="pixels", sources=["blip2"], seed=1),
+        row("f", [0.9, 0.9, 0.89, 0.9, 0.9, 0.9], **cell, camera="none", seed=1, change="learned on the family"),
     ]
     return report.Study({one["name"]: one for one in rows})
 
@@ -39,14 +51,40 @@ def study():
 def test_recovery_is_the_share_that_comes_back_over_all_seeds(study):
     mean = study.mean(content="scenes", camera=cells.BAD, method="pairs", sources=["blip2"])
     assert mean == pytest.approx({"blip2": 75, "blip2-t5": 50, "instructblip": 75, "smolvlm": 25, "llava": 50})
-    bars = {bar["bar"]: bar for bar in report.bars(study)}
-    assert bars["scenes, bad, pairs, blip2: source"]["reached"] == 75
-    assert bars["scenes, bad, pairs, blip2: worst other"]["reached"] == 25
-    assert bars["scenes, bad, pairs, blip2: others"]["reached"] == 50
-    assert not any(bar["met"] for name, bar in bars.items() if "pairs, blip2:" in name)
+    bars = {bar.what: bar for bar in report.bars(study)}
+    assert bars["scenes, bad, pairs, blip2: source"].reached == pytest.approx(75)
+    assert bars["scenes, bad, pairs, blip2: worst other"].reached == pytest.approx(25)
+    assert bars["scenes, bad, pairs, blip2: others"].reached == pytest.approx(50)
+    assert not any(bar.met for name, bar in bars.items() if "pairs, blip2:" in name)
     share = bars["scenes, 64 pictures: share of the recovery with all pictures"]
-    assert share["reached"] == pytest.approx(100 * 30 / 55, abs=0.1)
-    assert report.FIGURES["unseen encoders"](mean, ("blip2",)) == pytest.approx((25 + 50) / 2)
+    assert share.reached == pytest.approx(100 * 30 / 55, abs=0.1)
+    assert bars["scenes, ONNX: largest difference of accuracy, points"].reached == pytest.approx(1)
+    assert bars["scenes, points above the lens taught by pixels: least"].reached == pytest.approx(0, abs=0.1)
+    assert bars["scenes, points above the lens taught by pixels: mean"].reached == pytest.approx(50 / 6, abs=0.1)
+    assert bars["scenes, points above no prompt: least"].reached == pytest.approx(-75, abs=0.1)
+    lost = bars["scenes, family, blip2: most points lost on clean pictures"]
+    assert lost.reached == pytest.approx(1, abs=0.1)
+    assert not lost.met
+    unseen = report.unseen(mean, ("blip2",))
+    assert report.average(mean, unseen) == pytest.approx((25 + 50) / 2)
+
+
+def test_a_gain_is_the_mean_over_models_and_draws_whole_pictures(study):
+    won = study.gain([study.rows["a"]], ["blip2", "blip2-t5"])
+    assert won.value == pytest.approx((0.4 + 0.2) / 2, abs=0.001)
+    assert won.low < won.value - 0.01 < won.value + 0.01 < won.high
+
+
+def test_the_page_has_every_prompt(study):
+    text = report.page(study)
+    assert "| pairs, 2 seeds | blip2 | *75* | 50 | 75 | 25 | 50 |  |" in text
+    assert "| pixels | no model | 50 | 25 | 50 | 25 | 25 |  |" in text
+    assert "| scenes | bad | pairs | 64 pictures | blip2 | *50* | 25 |" in text
+    assert "+0.0 p | +0.0 p | -1.0 p |" in text
+
+
+def test_the_page_in_the_docs_is_that_of_the_results():
+    assert report.PAGE.read_text(encoding="utf-8") == report.page(report.Study.read(HERE))
 
 
 def test_no_cell_is_there_twice_and_every_one_can_be_named_by_a_file():
@@ -106,7 +144,7 @@ def test_right_answers_are_packed_without_loss():
     assert np.array_equal(measure.unpack(measure.pack(right), 77), right)
 
 
-def test_one_prompt_from_end_to_end(tmp_path, monkeypatch, capsys):
+def test_one_prompt_from_end_to_end(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "N_MEASURED", {"validation": dict.fromkeys(data.TASK, 4)})
     monkeypatch.setattr(measure, "N_TRAIN", 40)
     monkeypatch.setattr(measure, "N_VALIDATION", 8)
@@ -120,8 +158,7 @@ def test_one_prompt_from_end_to_end(tmp_path, monkeypatch, capsys):
     assert Prompt.load(tmp_path / "prompts" / "scenes.bad.pairs.smolvlm.1.safetensors").lens is not None
     main()  # nothing is measured twice
     assert len((tmp_path / "results.jsonl").read_text().splitlines()) == len(lines)
-    capsys.readouterr()
-    monkeypatch.setattr("sys.argv", ["study", "report", "-o", str(tmp_path)])
-    main()
-    assert "| pairs | smolvlm |" in capsys.readouterr().out
-    assert json.loads((tmp_path / "report.json").read_text())["bars"]
+    monkeypatch.setitem(data.N_MEASURED, "test", data.N_MEASURED["validation"])
+    report.report(tmp_path, tmp_path / "study.md")
+    assert "| pairs | smolvlm |" in (tmp_path / "study.md").read_text()
+    assert "scenes.bad.pairs.smolvlm.1" in (tmp_path / "report.json").read_text()
