@@ -158,7 +158,7 @@ def test_one_prompt_from_end_to_end(tmp_path, monkeypatch):
     assert Prompt.load(tmp_path / "prompts" / "scenes.bad.pairs.smolvlm.1.safetensors").lens is not None
     main()  # nothing is measured twice
     assert len((tmp_path / "results.jsonl").read_text().splitlines()) == len(lines)
-    monkeypatch.setitem(data.N_MEASURED, "test", data.N_MEASURED["validation"])
+    monkeypatch.setattr(report, "N_MEASURED", {"test": data.N_MEASURED["validation"]})
     report.report(tmp_path, tmp_path / "study.md")
     assert "| pairs | smolvlm |" in (tmp_path / "study.md").read_text()
     assert "scenes.bad.pairs.smolvlm.1" in (tmp_path / "report.json").read_text()
