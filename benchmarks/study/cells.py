@@ -33,7 +33,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "lens and frame": {**LENS, "learn_from": "answers", "steps": 200, "frame": True, "placement": "over",
                        "inner": 56, "lr": 0.01},
 }  # fmt: skip
-AUTO = {"lens_start": "auto"}  # a camera that is new: the start is chosen by trying
+# For the lenses of other cameras the start is chosen by trying, and they take half as long.
+AUTO = {"lens_start": "auto"}
+MOST_STEPS = 400
 # Noise has the size of a pixel where the photos have their own size, and a lens's kernels reach further there.
 PHOTOS = {"canvas": 32}  # for lenses alone; models that take 64 px enlarge the canvas themselves
 # What FCA and TSE add to a frame: weights in place of tvp's own. An absolute distance has the length of the features.

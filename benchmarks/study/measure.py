@@ -28,7 +28,7 @@ from tvp.trainer.losses import distance, length
 from tvp.trainer.prompt import Geometry, Prompt
 from tvp.trainer.train import train
 
-from .cells import AUTO, BAD, METHODS, PHOTOS, WEIGHTS, Cell
+from .cells import AUTO, BAD, METHODS, MOST_STEPS, PHOTOS, WEIGHTS, Cell
 from .data import N_TRAIN, N_VALIDATION, TASK, Joined, measured, task_of, trained_on
 
 # The bad camera, with its darkness, its cast and its noise guessed by a third too strong or too weak.
@@ -47,7 +47,7 @@ def learn(cell: Cell, models: dict[str, Family], overrides: dict[str, Any], file
     """Learn the cell's prompt and write it to a file; returns what the run says of it."""
     method = METHODS[cell.method]
     if method["method"] == "lens" and cell.camera != BAD:
-        method = method | AUTO
+        method = method | AUTO | {"steps": min(method["steps"], MOST_STEPS)}
     if cell.content == "photos" and method["method"] == "lens" and not method.get("frame"):
         method = PHOTOS | method
     settings = {
