@@ -11,7 +11,7 @@ demo: $(VENV)/installed
 	$(BIN)/python -m samples.quickstart
 
 test: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile  # two processes of one thread each
+	OMP_NUM_THREADS=1 TVP_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile  # two processes of one thread each
 
 check: $(VENV)/installed
 	$(BIN)/ruff format --check .

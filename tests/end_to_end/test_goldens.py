@@ -6,6 +6,7 @@ tests/goldens/make.py writes them. `format-1` are the bundles of the first forma
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -23,10 +24,11 @@ ZOO = json.loads((GOLDENS / "zoo.json").read_text(encoding="utf-8"))
 
 
 def replay(cases, tmp_path):
-    """Run tests/goldens/replay.py; returns what it printed, or what it complained of."""
+    """Run tests/goldens/replay.py with as many threads as by default; returns what it printed or complained of."""
     (tmp_path / "cases.json").write_text(json.dumps(cases), encoding="utf-8")
     command = [sys.executable, str(GOLDENS / "replay.py"), str(tmp_path / "cases.json")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    environment = {key: value for key, value in os.environ.items() if key != "TVP_THREADS"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     return done.stdout.strip() or done.stderr
 
 

@@ -125,11 +125,9 @@ def test_the_guide_names_photos_far_over_chance(cifar10):
     assert right / 400 >= 0.25
 
 
-@pytest.fixture(scope="module", params=EXPORTED)
-def exported(request, tmp_path_factory):
-    """A zoo model with a prompt that was trained for a few steps, as a bundle."""
-    model = families.load(f"zoo:{request.param}")
-    folder = tmp_path_factory.mktemp("zoo")
+@pytest.fixture(scope="module")
+def prompt(tmp_path_factory):
+    """A prompt that was trained for a few steps."""
     config = TrainConfig(
         models=("zoo:llava",),
         guide="zoo:guide",
@@ -142,7 +140,14 @@ def exported(request, tmp_path_factory):
         update="adam",
         lr=0.05,
     )
-    prompt = train(config, folder / "run", quiet=True).prompt
+    return train(config, tmp_path_factory.mktemp("run"), quiet=True).prompt
+
+
+@pytest.fixture(scope="module", params=EXPORTED)
+def exported(request, prompt, tmp_path_factory):
+    """A zoo model with that prompt, as a bundle."""
+    model = families.load(f"zoo:{request.param}")
+    folder = tmp_path_factory.mktemp("zoo")
     export(model.model.config._name_or_path, tasks.get("bad-camera"), folder / "task", prompt=prompt, family=model)
     return folder / "task", model, prompt
 

@@ -58,6 +58,12 @@ def load_tokenizer(file: Path) -> Tokenizer:
     return tokenizer
 
 
+def open_graph(file: Path) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1  # a tiny graph's other threads would only wait, and take a core for it
+    return ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+
+
 def log_softmax(logits: np.ndarray) -> np.ndarray:
     return logits.astype(np.float64) - np.logaddexp.reduce(logits.astype(np.float64))
 
@@ -70,7 +76,7 @@ class Client:
         self.task, self.base = read_manifest(folder), read_manifest(base)
         demand(self.task["base"] == self.base["sha256"], "the bundle was made for another base")
         files = [folder / "preprocess.onnx", *(base / name for name in self.base["files"] if name.endswith(".onnx"))]
-        self.graphs = {f.stem: ort.InferenceSession(str(f), providers=["CPUExecutionProvider"]) for f in files}
+        self.graphs = {f.stem: open_graph(f) for f in files}
         files = [base / name for name in self.base["files"] if name.endswith("tokenizer.json")]
         self.tokenizers = {file.stem: load_tokenizer(file) for file in files}
         self.tokenizer, self.most = self.tokenizers["tokenizer"], self.base["n_positions"] or float("inf")
@@ -86,9 +92,7 @@ class Client:
         for name in ("mean", "std"):
             demand(np.abs(np.subtract(made[name], wanted[name])).max() <= 1e-6, f"the {name} is another")
         demand(made["filter"] in ("", wanted["filter"]), "the filter is another")
-        self.graphs["preprocess"] = ort.InferenceSession(
-            str(folder / "preprocess.onnx"), providers=["CPUExecutionProvider"]
-        )
+        self.graphs["preprocess"] = open_graph(folder / "preprocess.onnx")
         golden = json.loads((folder / "golden" / "pixels.json").read_bytes())
         given = self.run("preprocess", image=read_picture(folder / "golden" / "0.png"))["pixel_values"]
         given = given[0, :, :: golden["every"], :: golden["every"]]

@@ -126,7 +126,7 @@ def test_it_is_about_one_for_pictures_like_those_whatever_the_width_and_their_nu
         rows = rng.standard_t(4, (n + 200, 6)) @ mix + 0.3 * rng.standard_t(4, (n + 200, width))
         moments = Moments.of(rows[:n])
         ones.append(np.mean([moments.unlikeness(row[None]) for row in rows[n:]]))
-        moved.append(np.mean([moments.unlikeness(row[None] + 3 * rows.std(0)) for row in rows[n:]]))
+        moved.append(np.mean([moments.unlikeness(row[None]) for row in rows[n:] + 3 * rows.std(0)]))
     assert np.mean(ones) == pytest.approx(1, abs=0.06)
     assert np.mean(moved) > 2.5
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from matplotlib.figure import Figure
 
 from tests.tiny import save_tiny, save_tiny_guide
 
@@ -10,6 +11,18 @@ def zoo(tmp_path_factory):
     """A tiny random model and guide, for what does not depend on the family; do not change them."""
     folder = tmp_path_factory.mktemp("zoo")
     return save_tiny("llava", folder / "llava"), save_tiny_guide(folder / "guide")
+
+
+@pytest.fixture
+def painted():
+    """The figures of this test are painted."""
+
+
+@pytest.fixture(autouse=True)
+def _not_painted(request, monkeypatch):
+    """Figures are made and not painted, which takes as long as a tiny run; tests with `painted` see to that."""
+    if "painted" not in request.fixturenames:
+        monkeypatch.setattr(Figure, "savefig", lambda figure, file, **options: file.write(b"not painted"))
 
 
 @pytest.fixture

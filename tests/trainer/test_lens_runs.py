@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.tiny import CANVAS, save_tiny
 from tvp.sdk.errors import RequestError
@@ -287,12 +288,13 @@ def test_a_checkpoint_of_another_lens_does_not_continue(config, tmp_path):
     assert load_checkpoint(tmp_path / "nowhere", {}, None) is None
 
 
-def test_curves_and_log_hold_distances(config, tmp_path):
+def test_curves_and_log_hold_distances(config, tmp_path, painted):
     result = train(replace(config, validate_every=3), tmp_path, quiet=True)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [line for line in lines if "distance" in line] == result.validations
     assert set(lines[0]) == {"step", "seconds", "rate", "fca"}
-    assert (tmp_path / "curves.png").exists()
+    for name in ("curves.png", "lens.png", "pictures.png"):
+        Image.open(tmp_path / name).verify()
     assert not (tmp_path / "frames").exists()
     facts = Prompt.load(tmp_path / "prompt.safetensors").facts
     assert (facts["learned_from"], facts["without"]) == ("pairs", result.without)

@@ -30,6 +30,7 @@ from tvp.trainer.families.paligemma import PaliGemma
 from tvp.trainer.matrix import Row, columns, evaluate_matrix
 from tvp.trainer.prompt import Geometry, Prompt
 
+pytestmark = pytest.mark.usefixtures("painted")  # a matrix is looked at as a picture
 CUSTOM = tasks.get("custom")
 SMALL = Geometry(8, 4)  # three quarters of the canvas are frame
 LABELS = ("no", "yes")

@@ -389,7 +389,7 @@ def test_the_interval_is_that_of_a_proportion():
     assert result.high - result.low == pytest.approx(2 * 1.96 * np.sqrt(0.3 * 0.7 / 1000), rel=0.1)
 
 
-def test_a_run_leaves_its_configuration_logs_and_pictures(config, tmp_path):
+def test_a_run_leaves_its_configuration_logs_and_pictures(config, tmp_path, painted):
     config = replace(config, validate_every=3)
     result = train(config, tmp_path, quiet=True, tensorboard=True)
     assert make_config({}, tmp_path / "config.toml") == config

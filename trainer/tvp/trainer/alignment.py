@@ -89,13 +89,11 @@ def _spectrum(picture: NDArray[np.uint8]) -> NDArray[np.complex128]:
 def _peak(cross: NDArray[np.complex128]) -> NDArray[np.float64]:
     """Return where two pictures fit best, (down, right) in px."""
     side = len(cross)
-    n = side * STEPS
-    places = np.fft.fftfreq(side, 1 / side).astype(int) % n
-    padded = np.zeros((n, n), complex)
-    padded[np.ix_(places, places)] = cross
     reach = int(side * MOST_SHIFT) * STEPS
     offsets = np.arange(-reach, reach + 1)
-    fit = np.fft.ifft2(padded).real[np.ix_(offsets % n, offsets % n)] * n * n
+    # The inverse transform at these places alone: a whole one, STEPS times as fine, takes several times as long.
+    waves = np.exp(2j * np.pi / STEPS * np.outer(offsets, np.fft.fftfreq(side)))
+    fit = (waves @ cross @ waves.T).real
     if fit.max() < 1e-3:  # there is nothing to see
         return np.zeros(2)
     down, right = np.unravel_index(fit.argmax(), fit.shape)
