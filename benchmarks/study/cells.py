@@ -146,6 +146,10 @@ def _changed() -> Iterator[Cell]:
         yield Cell(content, BAD, "pairs", ("blip2",), 1, "camera a third stronger")
         yield Cell(content, BAD, "pairs", ("blip2",), 1, "camera a third weaker")
 
+    for guess in ("a third stronger", "a third weaker"):
+        for way in ("a range", "normalised"):
+            yield Cell("scenes", BAD, "pairs", ("blip2",), 1, f"camera {guess}, {way}")
+
 
 def _weights() -> Iterator[Cell]:
     for seed in SEEDS:
