@@ -40,8 +40,9 @@ def run(
     modules: nn.Module,
     lessons: Callable[[int], Iterator[Any]],
     loss_of: Callable[[Any], tuple[Tensor, dict[str, float]]],
+    every: int = CHECKPOINT_EVERY,
 ) -> None:
-    """Minimise a loss with AdamW and a one-cycle rate; continue from `checkpoint` where it exists."""
+    """Minimise a loss with AdamW and a one-cycle rate; continue from `checkpoint`, which is written `every` few steps."""
     if not n_steps:
         return
     optimizer = torch.optim.AdamW(_groups(parameters, modules, lr), betas=(0.9, 0.98), weight_decay=0.05)
@@ -75,7 +76,7 @@ def run(
             smooth[name] = 0.97 * smooth.get(name, value) + 0.03 * value
         if step % 20 == 0:
             bar.set_postfix({k: f"{v:.3f}" for k, v in smooth.items()}, refresh=False)
-        if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == n_steps:
+        if (step + 1) % every == 0 or step + 1 == n_steps:
             state = {
                 "modules": modules.state_dict(),
                 "optimizer": optimizer.state_dict(),
