@@ -42,7 +42,7 @@ def run(
     loss_of: Callable[[Any], tuple[Tensor, dict[str, float]]],
     every: int = CHECKPOINT_EVERY,
 ) -> None:
-    """Minimise a loss with AdamW and a one-cycle rate; continue from `checkpoint`, which is written `every` few steps."""
+    """Minimise a loss with AdamW and a one-cycle rate; continue from `checkpoint`, written `every` so many steps."""
     if not n_steps:
         return
     optimizer = torch.optim.AdamW(_groups(parameters, modules, lr), betas=(0.9, 0.98), weight_decay=0.05)
