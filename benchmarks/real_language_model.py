@@ -207,7 +207,8 @@ def measure_transfer(family: Any, model: Path, n: int, steps: int) -> Rows:
     rows: Rows = []
     for content in CONTENTS:
         task = replace(task_of(content, BAD), camera=None)
-        clean, bad = (Subset(measured(content, "test", camera), range(n)) for camera in ("none", BAD))
+        clean, bad = (measured(content, "test", camera) for camera in ("none", BAD))
+        clean, bad = (Subset(data, range(min(n, len(data)))) for data in (clean, bad))
         before = {name: [judge(ask(one, d, FULL, None, task)) for d in (clean, bad)] for name, one in models.items()}
         for source in ("zoo:blip2", str(model)):
             lens = Prompt.load(LENS) if (source, content) == ("zoo:blip2", "scenes") else learn(source, content, steps)
@@ -215,9 +216,10 @@ def measure_transfer(family: Any, model: Path, n: int, steps: int) -> Rows:
                 was, spoilt = before[name]
                 seen = judge(ask(one, bad, lens.geometry, lens, task))
                 lost = was.accuracy - spoilt.accuracy
+                back = (seen.accuracy - spoilt.accuracy) / lost if lost >= 0.08 else None
                 rows.append({"content": content, "n": seen.n, "learned on": Path(source).name, "model": name,
                              "clean": was.accuracy, "bad camera": spoilt.accuracy, "with the lens": seen.accuracy,
-                             "recovery": (seen.accuracy - spoilt.accuracy) / lost if lost >= 0.08 else None})  # fmt: skip
+                             "recovery": back})  # fmt: skip
                 print(rows[-1], flush=True)
     return rows
 

@@ -84,7 +84,7 @@ def ask_photo(label: int, rng: np.random.Generator) -> tuple[str, str]:
 
 
 def lessons_of(seed: int, n_scenes: int, n_questions: int, n_photos: int, photos: Any) -> Lesson:
-    """A lesson about scenes and photos. It depends on the seed alone, so a resumed run has the lessons of a whole one."""
+    """A lesson about scenes and photos. The seed alone decides it, so a resumed run has the lessons of a whole one."""
     lesson = next(lessons(seed, n_scenes, n_photos, photos, n_questions))
     rng = np.random.default_rng([seed, 1])
     for i, label in enumerate(lesson.photo.tolist()):
