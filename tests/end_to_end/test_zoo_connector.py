@@ -18,10 +18,10 @@ def tiny():
     """A SmolVLM of the zoo's size with random weights and SmolLM2's chat; all but its connector is frozen."""
     torch.manual_seed(0)
     tokenizer = words.make_tokenizer("smolvlm")
-    tokenizer.chat_template = smollm2.CHAT.replace("<|im_end|>", words.SMOL_END)
+    tokenizer.chat_template = smollm2.CHAT.replace(smollm2.END, words.SMOL_END)
     model = models.make_smolvlm(tokenizer).eval().requires_grad_(False)
     model.model.connector.requires_grad_(True)
-    return model, tokenizer
+    return model, tokenizer, smollm2.prompt_of("smolvlm").replace(smollm2.END, words.SMOL_END)
 
 
 @pytest.fixture
@@ -36,9 +36,8 @@ QUESTIONS = [
 ]
 
 
-def test_many_questions_in_one_sequence_have_the_loss_that_each_has_alone(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(smollm2, "CHAT", tiny[1].chat_template)
-    smollm2.save(*tiny, tmp_path)
+def test_many_questions_in_one_sequence_have_the_loss_that_each_has_alone(tiny, tmp_path):
+    smollm2.save("smolvlm", *tiny[:2], tmp_path)
     family = families.load(tmp_path)
     reader = connector.Reader("smolvlm", *tiny, torch.float32)
     assert all(reader.prompt_ids(q) == family.prompt_ids(q) for about in QUESTIONS for q, _ in about)
@@ -54,11 +53,12 @@ def test_many_questions_in_one_sequence_have_the_loss_that_each_has_alone(tiny, 
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(tiny, photos, tmp_path, monkeypatch):
     monkeypatch.setattr(connector, "CHECKPOINT_EVERY", 1)
     stages = (connector.Stage("words", 2, 1e-3, 2, 0, 3, False), connector.Stage("answers", 3, 1e-3, 2, 2, 3, True))
-    model, tokenizer = tiny
+    model, tokenizer, prompt = tiny
     start = {key: value.clone() for key, value in model.state_dict().items()}
 
     def teach(name):
-        connector.teach("smolvlm", model, tokenizer, photos, 1.0, lambda stage: tmp_path / f"{name}-{stage}.pt", stages)
+        files = lambda stage: tmp_path / f"{name}-{stage}.pt"  # noqa: E731
+        connector.teach("smolvlm", model, tokenizer, photos, 1.0, files, stages, prompt)
         return {key: value.clone() for key, value in model.state_dict().items()}
 
     whole = teach("whole")
@@ -85,7 +85,7 @@ def test_a_photo_is_asked_for_in_several_forms_and_never_for_animal_or_vehicle()
     rng = np.random.default_rng(0)
     pairs = {connector.ask_photo(0, rng) for _ in range(500)}
     assert {("What do you see?", "I see an airplane."), ("Is there an airplane in the photo?", "yes")} <= pairs
-    assert ("Is this a ship or an airplane?", "airplane") in pairs and ("Is there a dog in the photo?", "no") in pairs
+    assert {("Is this a ship or an airplane?", "airplane"), ("Is there a dog in the photo?", "no")} <= pairs
     assert not any(word in text for text in map(" ".join, pairs) for word in ("animal", "vehicle"))
 
 
