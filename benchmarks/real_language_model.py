@@ -7,6 +7,8 @@ makes. Parts:
 - open: "Is this an animal or a vehicle?", which no lesson asked; beside it the language model alone, told the class.
 - bundle: the exported bundle against PyTorch; int8 and int4: answers, accuracy, and perplexity of plain_english.txt.
 - transfer: lenses that are learned on the zoo on this model, and its own on the zoo.
+- claim: the open question of `open` is taught by a frame on this model, and measured on this one and on the second one,
+  `blip2-135m`, whose vision encoder is another; with FCA and TSE and without.
 
 Each part is put into real_language_model.json beside this file as soon as it is measured.
 """
@@ -37,6 +39,7 @@ from tvp.trainer.config import make_config
 from tvp.trainer.data import Data, Parquet, Question, Sample, Scenes, Subset
 from tvp.trainer.evaluate import ask, judge, summarise
 from tvp.trainer.families import GenerativeFamily
+from tvp.trainer.metrics import gain
 from tvp.trainer.prompt import Geometry, Prompt
 from tvp.trainer.train import train
 
@@ -49,6 +52,7 @@ VEHICLES = ("airplane", "automobile", "ship", "truck")
 TEXT = Path(__file__).with_name("plain_english.txt")
 LENS = Path(__file__).parents[1] / "samples" / "zoo" / "prompts" / "lens.safetensors"
 WINDOW = 256  # tokens of the text that are read at once
+FCA, TSE = 0.005, 0.004  # the weights of configs/tasks/cifar10.toml
 N_PARITY = 100  # photos, and as many scenes
 Rows = list[dict[str, Any]]
 
@@ -224,6 +228,29 @@ def measure_transfer(family: Any, model: Path, n: int, steps: int) -> Rows:
     return rows
 
 
+def measure_claim(family: Any, model: Path, second: Path, n: int, steps: int) -> Rows:
+    """Points that a frame wins at animal or vehicle, on the model that it is learned on and on the second one."""
+    models = {model.name: family, second.name: families.load(second)}
+    data = Asked(Subset(measured("photos", "test", "none"), range(n)), OPEN, kind_of, KINDS)
+    taught = Asked(trained_on("photos", "none", 1, N_TRAIN + N_VALIDATION), OPEN, kind_of, KINDS)
+    task = tasks.TaskDefinition("open", labels=KINDS)
+    before = {name: ask(one, data, FULL, None, task) for name, one in models.items()}
+    rows: Rows = []
+    for fca, tse in ((0.0, 0.0), (FCA, 0.0), (0.0, TSE), (FCA, TSE)):
+        settings = {"models": (str(model),), "task": "cifar10", "method": "tvp", "steps": steps, "seed": 1,
+                    "fca": fca, "tse": tse, "n_validation": N_VALIDATION}  # fmt: skip
+        with tempfile.TemporaryDirectory() as place:
+            frame = train(make_config(settings), place, [family], taught, quiet=True).prompt
+        for name, one in models.items():
+            was, now = judge(before[name]), judge(ask(one, data, frame.geometry, frame, task))
+            won = gain(was.right, now.right, before[name].pictures)
+            rows.append({"fca": fca, "tse": tse, "learned on": model.name, "model": name, "n": now.n,
+                         "before": was.accuracy, "after": now.accuracy, "gain": won.value, "low": won.low,
+                         "high": won.high})  # fmt: skip
+            print(rows[-1], flush=True)
+    return rows
+
+
 def learn(source: str, content: str, steps: int) -> Prompt:
     """A lens for the bad camera from pairs of one content. No question is read, and no language model is loaded."""
     settings = {"models": (source,), "task": TASK[content], "steps": steps, "n_validation": N_VALIDATION, "seed": 1,
@@ -238,11 +265,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="default: all")
     parser.add_argument("--model", type=Path, default=WORK / "smolvlm-135m")
+    parser.add_argument("--second", type=Path, default=WORK / "blip2-135m")
     parser.add_argument("--photos", type=Path, required=True, help="folder of CIFAR-10, as parquet")
     parser.add_argument("-n", type=int, help="photos, in place of each part's own number")
-    parser.add_argument("--steps", type=int, default=300, help="of a lens that is learned here")
+    parser.add_argument("--steps", type=int, help="of a lens or frame that is learned here: 300 and 120")
+    parser.add_argument("-o", "--output", type=Path, default=Path(__file__).with_suffix(".json"))
     arguments = parser.parse_args()
-    file = Path(__file__).with_suffix(".json")
+    file = arguments.output
     family = families.load(arguments.model)
     for part in arguments.parts or list(PARTS):
         began = time.process_time()
@@ -259,7 +288,8 @@ PARTS: dict[str, Callable[[Any, argparse.Namespace], Rows]] = {
     "photos": lambda family, a: measure_photos(family, a.photos, a.n or 2000),
     "open": lambda family, a: measure_open(family, a.photos, a.n or 1000),
     "bundle": lambda family, a: measure_bundle(family, a.model, a.photos, a.n or 500),
-    "transfer": lambda family, a: measure_transfer(family, a.model, a.n or 500, a.steps),
+    "transfer": lambda family, a: measure_transfer(family, a.model, a.n or 500, a.steps or 300),
+    "claim": lambda family, a: measure_claim(family, a.model, a.second, a.n or 1000, a.steps or 120),
 }
 
 
