@@ -22,7 +22,7 @@ from transformers import DynamicCache
 from .encoders import project, see, text_model
 from .lessons import Lesson, lessons
 from .smollm2 import connector_of, prompt_of
-from .teach import ALIGN_WEIGHT, IGNORE, alignment_loss, run
+from .teach import ALIGN_WEIGHT, IGNORE, alignment_loss, pad, run
 from .words import IMAGE, PHOTO_LABELS, PHOTO_QUESTIONS
 
 # Question and answer about a photo: {name} is the class, {a} the class with its article, {b} another class.
@@ -66,7 +66,11 @@ class Stage:
     reads: bool
 
 
-STAGES = (Stage("words", 120, 3e-4, 32, 0, 96, False), Stage("answers", 300, 3e-4, 6, 3, 24, True))
+STAGES = (
+    Stage("words", 120, 3e-4, 32, 0, 96, False),
+    Stage("answers", 300, 3e-4, 6, 3, 24, True),
+    Stage("finish", 240, 5e-4, 8, 4, 24, True),  # more scenes: photos are read by then
+)
 
 
 def with_article(name: str) -> str:
@@ -154,41 +158,42 @@ class Reader:
 
         Args:
             image: image embeddings (n, n_image, n_text).
-            questions: for each picture as many questions with answers. They share one sequence, and each sees only the
-                picture and itself, at the positions that it would have alone.
+            questions: for each picture questions with answers. They share one sequence, and each sees only the picture
+                and itself, at the positions that it would have alone.
         """
         n, n_image, _ = image.shape
-        n_questions = len(questions[0])
-        rows, targets = [], []
-        for question, answer in (pair for about in questions for pair in about):
-            asked, reply = self.prompt_ids(question)[1], self.answer_ids(answer)
-            rows.append(asked + reply[:-1])
-            targets.append([IGNORE] * (len(asked) - 1) + reply)
-        length = max(map(len, rows))
-        ids = torch.tensor([row + [0] * (length - len(row)) for row in rows])
-        wanted = torch.tensor([row + [IGNORE] * (length - len(row)) for row in targets]).flatten()
-        text = self._embed(ids).view(n, n_questions * length, -1)
-        columns = torch.arange(length).repeat(n_questions)
-        order = torch.cat([torch.arange(self._n_before + n_image), self._n_before + n_image + columns])
-        segment = torch.cat(
-            [torch.full((self._n_before + n_image,), -1), torch.arange(n_questions).repeat_interleave(length)]
-        )
-        own = (segment[None, :] == -1) | (segment[:, None] == segment[None, :])
-        visible = ((order[:, None] >= order[None, :]) & own)[self._n_before :]
+        n_shown = self._n_before + n_image
+        # For each picture: its tokens, the right ones after them, each token's question, and its place in the text.
+        rows: list[tuple[list[int], ...]] = []
+        for about in questions:
+            rows.append(([], [], [], []))
+            for k, (question, answer) in enumerate(about):
+                asked, reply = self.prompt_ids(question)[1], self.answer_ids(answer)
+                tokens = asked + reply[:-1]
+                right = [IGNORE] * (len(asked) - 1) + reply
+                for row, more in zip(rows[-1], (tokens, right, [k] * len(tokens), range(len(tokens))), strict=True):
+                    row.extend(more)
+        parts = zip(zip(*rows, strict=True), (0, IGNORE, -2, 0), strict=True)
+        ids, wanted, segment, column = (pad(list(part), fill) for part, fill in parts)
+        text = self._embed(ids)
+        order = torch.cat([torch.arange(n_shown).expand(n, -1), n_shown + column], 1)
+        segment = torch.cat([torch.full((n, n_shown), -1), segment], 1)
+        own = (segment[:, None, :] == -1) | (segment[:, :, None] == segment[:, None, :])
+        visible = ((order[:, :, None] >= order[:, None, :]) & own)[:, self._n_before :]
         mask = torch.zeros(visible.shape, dtype=text.dtype)
-        mask = mask.masked_fill(~visible, torch.finfo(text.dtype).min)[None, None].expand(n, -1, -1, -1)
+        mask = mask.masked_fill(~visible, torch.finfo(text.dtype).min)[:, None]
         cache = DynamicCache()
         for layer, (keys, values) in enumerate(self._before):
             cache.update(keys.expand(n, -1, -1, -1), values.expand(n, -1, -1, -1), layer)
         hidden = self._text(
             inputs_embeds=torch.cat([image.to(text.dtype), text], 1),
             attention_mask=mask,
-            position_ids=order[None, self._n_before :].expand(n, -1),
+            position_ids=order[:, self._n_before :],
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
         chosen = wanted != IGNORE
-        hidden = hidden[:, n_image:].reshape(len(wanted), -1)[chosen]
+        hidden = hidden[:, n_image:][chosen]
         logits = F.linear(hidden, self._embed.weight).float()
         return F.cross_entropy(logits, wanted[chosen]), logits.argmax(-1), wanted[chosen]
 

@@ -210,7 +210,7 @@ def language_loss(
             image = project(name, model, features).repeat_interleave(n_questions, 0)
             logits, wanted, early = _translate(model, tokenizer, image, [[*ids, end] for ids in flat], replies)
         else:
-            read = _pad([[tokenizer.bos_token_id, *ids] for ids in flat], tokenizer.pad_token_id)
+            read = pad([[tokenizer.bos_token_id, *ids] for ids in flat], tokenizer.pad_token_id)
             features = ask_queries(name, model, features.repeat_interleave(n_questions, 0), read)
             image = project(name, model, features)
             rows = [[[tokenizer.bos_token_id, *ids]] for ids in flat]
@@ -262,7 +262,7 @@ def _translate(
     decoder's attention takes several times as long to look anything up.
     """
     t5, pad = model.language_model, tokenizer.pad_token_id
-    ids, wanted = _pad(asked, pad), _pad(replies, IGNORE)
+    ids, wanted = pad(asked, pad), pad(replies, IGNORE)
     inputs = torch.cat([image, t5.get_input_embeddings()(ids)], 1)
     mask = F.pad((ids != pad).long(), [image.shape[1], 0], value=1)
     shifted = F.pad(wanted.masked_fill(wanted == IGNORE, pad)[:, :-1], [1, 0], value=pad)
@@ -294,7 +294,7 @@ def _continue(
     for question, reply in ((q, r) for qs, rs in zip(asked, replies, strict=True) for q, r in zip(qs, rs, strict=True)):
         rows.append(question + reply)
         targets.append([IGNORE] * (len(question) - 1) + reply + [IGNORE])
-    ids, wanted = _pad(rows, tokenizer.pad_token_id), _pad(targets, IGNORE)
+    ids, wanted = pad(rows, tokenizer.pad_token_id), pad(targets, IGNORE)
     length = ids.shape[1]
     embed = model.get_input_embeddings()
     parts = [image, embed(ids).view(n, n_questions * length, -1)]
@@ -349,7 +349,7 @@ def alignment_loss(
     return loss
 
 
-def _pad(rows: list[list[int]], value: int) -> Tensor:
+def pad(rows: list[list[int]], value: int) -> Tensor:
     length = max(map(len, rows))
     return torch.tensor([row + [value] * (length - len(row)) for row in rows])
 

@@ -32,7 +32,7 @@ def photos():
 
 QUESTIONS = [
     [("What is in the photo?", "bird"), ("Is there a red star?", "yes")],
-    [("This is a photo of a", "truck"), ("What do you see?", "I see a truck.")],
+    [("This is a photo of a", "truck"), ("What do you see?", "I see a truck and a star.")],
 ]
 
 
