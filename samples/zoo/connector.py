@@ -69,7 +69,7 @@ class Stage:
 STAGES = (
     Stage("words", 120, 3e-4, 32, 0, 96, False),
     Stage("answers", 300, 3e-4, 6, 3, 24, True),
-    Stage("finish", 240, 5e-4, 8, 4, 24, True),  # more scenes: photos are read by then
+    Stage("finish", 160, 5e-4, 8, 4, 24, True),  # more scenes: photos are read by then
 )
 
 
