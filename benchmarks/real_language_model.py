@@ -119,10 +119,7 @@ def score(family: Any, data: Data, labels: Sequence[str], prompt: Prompt | None 
 def measure_photos(family: Any, folder: Path, n: int) -> Rows:
     task = tasks.get("cifar10")
     photos = Subset(Parquet(folder, "test", "What is in the photo?", labels=task.labels), range(n))
-    rows = [{"data": "photos", "question": "What is in the photo?"} | score(family, photos, task.labels)]
-    usual = Subset(Parquet(folder, "test", task.question, labels=task.labels), range(n))
-    ranked = judge(ask(family, usual, FULL, None, task))
-    rows.append({"data": "photos", "question": task.question, "n": ranked.n, "best label": ranked.accuracy})
+    rows: Rows = [{"data": "photos", "question": "What is in the photo?"} | score(family, photos, task.labels)]
     scenes = judge(ask(family, Scenes(128, seed=31_337, n_questions=5), FULL))
     by_topic = {topic: float(scenes.right[i::5].mean()) for i, topic in enumerate(tasks.scenes.TOPICS)}
     return [*rows, {"data": "scenes", "n": scenes.n, "free": scenes.accuracy} | by_topic]
@@ -131,25 +128,26 @@ def measure_photos(family: Any, folder: Path, n: int) -> Rows:
 def measure_open(family: GenerativeFamily, folder: Path, n: int) -> Rows:
     classes = tasks.get("cifar10").labels
     photos = Subset(Parquet(folder, "test", "", labels=classes), range(n))
-    rows = []
-    for question in (OPEN, f"{OPEN} Answer with one word."):
-        row = score(family, Asked(photos, question, kind_of, KINDS), KINDS)
-        rows.append({"question": question, "sees": "the photo"} | row)
-        told = [table for name in classes for table in [told_scores(family, name, question)]]
-        right = [KINDS[int(table.argmax())] == kind_of(name) for table, name in zip(told, classes, strict=True)]
-        shifted = np.stack(told) - np.mean(told, 0)
-        after = [KINDS[int(t.argmax())] == kind_of(name) for t, name in zip(shifted, classes, strict=True)]
-        rows.append({"question": question, "sees": "the class in words", "n": len(classes),
-                     "best label": float(np.mean(right)), "best label, calibrated": float(np.mean(after))})  # fmt: skip
-    return rows
+    seen = score(family, Asked(photos, OPEN, kind_of, KINDS), KINDS)
+    told = np.stack([told_scores(family, name) for name in classes])
+    wanted = [kind_of(name) for name in classes]
+    shares = [
+        float(np.mean([KINDS[i] == answer for i, answer in zip(table.argmax(1), wanted, strict=True)]))
+        for table in (told, told - told.mean(0))
+    ]
+    return [
+        {"question": OPEN, "sees": "the photo"} | seen,
+        {"question": OPEN, "sees": "the class in words", "n": len(classes)}
+        | dict(zip(("best label", "best label, calibrated"), shares, strict=True)),
+    ]
 
 
 @torch.no_grad()
-def told_scores(family: GenerativeFamily, name: str, question: str) -> np.ndarray:
+def told_scores(family: GenerativeFamily, name: str) -> np.ndarray:
     """The scores of animal and vehicle where the language model reads a class's name in place of the picture."""
     ids = family.tokenizer(f"A photo of {'an' if name[0] in 'aeiou' else 'a'} {name}.\n").input_ids
     embeddings = family.embed_tokens(torch.tensor([ids]))
-    return family.answer_scores(embeddings, [question], KINDS)[0].float().numpy()
+    return family.answer_scores(embeddings, [OPEN], KINDS)[0].float().numpy()
 
 
 def measure_bundle(family: Any, model: Path, folder: Path, n: int) -> Rows:
@@ -269,16 +267,19 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, required=True, help="folder of CIFAR-10, as parquet")
     parser.add_argument("-n", type=int, help="photos, in place of each part's own number")
     parser.add_argument("--steps", type=int, help="of a lens or frame that is learned here: 300 and 120")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="bundle is always in fp32")
     parser.add_argument("-o", "--output", type=Path, default=Path(__file__).with_suffix(".json"))
     arguments = parser.parse_args()
     file = arguments.output
-    family = families.load(arguments.model)
     for part in arguments.parts or list(PARTS):
         began = time.process_time()
+        half = arguments.precision == "bf16" and part != "bundle"
+        family = families.load(arguments.model, dtype=torch.bfloat16 if half else torch.float32)
         rows = PARTS[part](family, arguments)
         found = json.loads(file.read_text()) if file.exists() else {}
         command = f"python -m benchmarks.real_language_model {part} --photos FOLDER"
         command += f" -n {arguments.n}" if arguments.n else ""
+        command += f" --precision {arguments.precision}" if half else ""
         found[part] = {"command": command, "processor seconds": round(time.process_time() - began), "rows": rows}
         file.write_text(json.dumps({key: found[key] for key in PARTS if key in found}, indent=1) + "\n")
         print(json.dumps(rows, indent=1), flush=True)
