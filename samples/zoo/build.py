@@ -178,7 +178,8 @@ def build_real(name: str, photos: Photos | None, scale: float, folder: Path) -> 
     file = smollm2.find()  # before anything is loaded
     torch.manual_seed(SEEDS[name])
     kind = smollm2.CLASSES[name]
-    model, tokenizer = smollm2.make(kind, file, families.load(f"zoo:{kind}").model)
+    language, tokenizer = smollm2.read(file)
+    model = smollm2.assemble(kind, language, tokenizer, families.load(f"zoo:{kind}").model)
     connector.teach(kind, model, tokenizer, photos, scale, lambda stage: WORK / f"{name}-{stage}.pt")
     smollm2.save(kind, model, tokenizer, folder)
     print(f"{name} is in {folder}; its path is its name for every command", file=sys.stderr)

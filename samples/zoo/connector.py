@@ -125,12 +125,11 @@ class Reader:
         name: of the model in the zoo whose class this one has.
         model: the model.
         tokenizer: of the model.
-        prompt: the text that the model reads, with {image} and {question}.
         dtype: of the language model's copy.
     """
 
-    def __init__(self, name: str, model: Any, tokenizer: Any, prompt: str, dtype: torch.dtype = torch.bfloat16) -> None:
-        self._tokenizer, self._prompt = tokenizer, prompt
+    def __init__(self, name: str, model: Any, tokenizer: Any, dtype: torch.dtype = torch.bfloat16) -> None:
+        self._tokenizer, self._prompt = tokenizer, prompt_of(name)
         self._text = copy.deepcopy(text_model(name, model)).to(dtype)
         # On a CPU, the fused attention's backward takes longer than all the rest of a step.
         self._text.config._attn_implementation = "eager"
@@ -230,7 +229,6 @@ def teach(
     scale: float,
     checkpoint_of: Callable[[str], Path],
     stages: tuple[Stage, ...] = STAGES,
-    prompt: str | None = None,
 ) -> None:
     """Teach the connector in stages, each of which continues from its checkpoint.
 
@@ -242,10 +240,9 @@ def teach(
         scale: multiplies every number of steps.
         checkpoint_of: returns the file of a stage's checkpoint.
         stages: the stages. Default: STAGES.
-        prompt: the text that the model reads. Default: SmolLM2's chat.
     """
     taught = connector_of(name, model)
-    reader = Reader(name, model, tokenizer, prompt_of(name) if prompt is None else prompt)
+    reader = Reader(name, model, tokenizer)
     for i, stage in enumerate(stages):
         run(
             f"{name} {stage.name}",

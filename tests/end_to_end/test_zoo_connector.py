@@ -7,21 +7,29 @@ import importlib.util
 import numpy as np
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from samples.zoo import connector, models, smollm2, words
+from samples.zoo import connector, smollm2, words
 from tvp.sdk.errors import ModelError
 from tvp.trainer import families
 
 
 @pytest.fixture
-def tiny():
-    """A SmolVLM of the zoo's size with random weights and SmolLM2's chat; all but its connector is frozen."""
-    torch.manual_seed(0)
+def make(monkeypatch):
+    """Returns a function that puts a tiny random Llama behind an encoder of the zoo, with SmolLM2's chat."""
     tokenizer = words.make_tokenizer("smolvlm")
-    tokenizer.chat_template = smollm2.CHAT.replace(smollm2.END, words.SMOL_END)
-    model = models.make_smolvlm(tokenizer).eval().requires_grad_(False)
-    model.model.connector.requires_grad_(True)
-    return model, tokenizer, smollm2.prompt_of("smolvlm").replace(smollm2.END, words.SMOL_END)
+    monkeypatch.setattr(smollm2, "END", tokenizer.eos_token)
+    tokenizer.chat_template = smollm2.CHAT.replace("<|im_end|>", tokenizer.eos_token)
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+    def made(name):
+        torch.manual_seed(0)
+        language = LlamaForCausalLM(
+            LlamaConfig(**sizes, num_key_value_heads=2, vocab_size=400, tie_word_embeddings=True)
+        )
+        return smollm2.assemble(name, language, tokenizer, families.load(f"zoo:{name}").model), tokenizer
+
+    return made
 
 
 @pytest.fixture
@@ -36,13 +44,17 @@ QUESTIONS = [
 ]
 
 
-def test_many_questions_in_one_sequence_have_the_loss_that_each_has_alone(tiny, tmp_path):
-    smollm2.save("smolvlm", *tiny[:2], tmp_path)
+@pytest.mark.parametrize("name", smollm2.CLASSES.values())
+def test_many_questions_in_one_sequence_have_the_loss_that_each_has_alone(name, make, tmp_path):
+    model, tokenizer = make(name)
+    smollm2.save(name, model, tokenizer, tmp_path)
     family = families.load(tmp_path)
-    reader = connector.Reader("smolvlm", *tiny, torch.float32)
+    pixels = torch.rand(2, 3, 64, 64)
+    torch.testing.assert_close(family.encode(pixels), families.load(f"zoo:{name}").encode(pixels))
+    reader = connector.Reader(name, model, tokenizer, torch.float32)
     assert all(reader.prompt_ids(q) == family.prompt_ids(q) for about in QUESTIONS for q, _ in about)
     assert reader.answer_ids("a bird") == family.answer_ids("a bird")
-    image = torch.randn(2, 16, 128)
+    image = torch.randn(2, 16, 64)
     loss, said, wanted = reader.loss(image, QUESTIONS)
     asked, answers = zip(*(pair for about in QUESTIONS for pair in about), strict=True)
     alone = family.answer_loss(image.repeat_interleave(2, 0), asked, answers)
@@ -50,15 +62,15 @@ def test_many_questions_in_one_sequence_have_the_loss_that_each_has_alone(tiny, 
     assert said.shape == wanted.shape == (sum(len(family.answer_ids(answer)) for answer in answers),)
 
 
-def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(tiny, photos, tmp_path, monkeypatch):
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(make, photos, tmp_path, monkeypatch):
     monkeypatch.setattr(connector, "CHECKPOINT_EVERY", 1)
     stages = (connector.Stage("words", 2, 1e-3, 2, 0, 3, False), connector.Stage("answers", 3, 1e-3, 2, 2, 3, True))
-    model, tokenizer, prompt = tiny
+    model, tokenizer = make("smolvlm")
     start = {key: value.clone() for key, value in model.state_dict().items()}
 
     def teach(name):
         files = lambda stage: tmp_path / f"{name}-{stage}.pt"  # noqa: E731
-        connector.teach("smolvlm", model, tokenizer, photos, 1.0, files, stages, prompt)
+        connector.teach("smolvlm", model, tokenizer, photos, 1.0, files, stages)
         return {key: value.clone() for key, value in model.state_dict().items()}
 
     whole = teach("whole")
