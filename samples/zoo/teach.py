@@ -261,11 +261,11 @@ def _translate(
     That loss asks the encoder's state at </s> for the answer's first token. An encoder that learns only through the
     decoder's attention takes several times as long to look anything up.
     """
-    t5, pad = model.language_model, tokenizer.pad_token_id
-    ids, wanted = pad(asked, pad), pad(replies, IGNORE)
+    t5, fill = model.language_model, tokenizer.pad_token_id
+    ids, wanted = pad(asked, fill), pad(replies, IGNORE)
     inputs = torch.cat([image, t5.get_input_embeddings()(ids)], 1)
-    mask = F.pad((ids != pad).long(), [image.shape[1], 0], value=1)
-    shifted = F.pad(wanted.masked_fill(wanted == IGNORE, pad)[:, :-1], [1, 0], value=pad)
+    mask = F.pad((ids != fill).long(), [image.shape[1], 0], value=1)
+    shifted = F.pad(wanted.masked_fill(wanted == IGNORE, fill)[:, :-1], [1, 0], value=fill)
     states = t5.encoder(inputs_embeds=inputs, attention_mask=mask).last_hidden_state
     last = torch.tensor([image.shape[1] + len(row) - 1 for row in asked])
     early = F.cross_entropy(t5.lm_head(states[torch.arange(len(states)), last]), wanted[:, 0])
