@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str, str, str]] = {
     "convert": ("tvp.trainer.convert_cli", "convert", "Turn a model's published files into a folder.", "train"),
     "export": ("tvp.export.cli", "export", "Turn a model and a prompt into a task bundle.", "export,cpu"),
     "ask": ("tvp.sdk.cli", "ask", "Ask a question about a picture.", ""),
+    "serve": ("tvp.sdk.serve.command", "serve", "Serve tasks over HTTP.", "serve"),
     "check": ("tvp.sdk.cli", "check", "Replay a bundle's golden cases on this machine.", ""),
     "inspect": ("tvp.sdk.cli", "inspect", "Describe a bundle without loading it.", ""),
     "pack": ("tvp.sdk.cli", "pack", "Pack a bundle into one .tvp file.", ""),
@@ -32,6 +34,21 @@ COMMANDS: dict[str, tuple[str, str, str, str]] = {
     "bench": ("tvp.sdk.cli", "bench", "Time a task on this machine.", ""),
     "doctor": ("tvp.sdk.cli", "doctor", "Show what this installation can run.", ""),
 }
+
+
+@contextmanager
+def needs_extra(name: str, extra: str | None = None) -> Iterator[None]:
+    """Say what to install where an import in the block fails; extra: that the command needs, by default its name."""
+    extra = name if extra is None else extra
+    try:
+        yield
+    except ImportError as error:
+        if not extra:
+            raise
+        raise click.ClickException(
+            f"`tvp {name}` needs a package that is not installed: {error.name or error}. "
+            f"In a checkout of TVP, run: pip install '.[{extra}]'"
+        ) from error
 
 
 class LazyGroup(click.Group):
@@ -44,15 +61,8 @@ class LazyGroup(click.Group):
         if name not in COMMANDS:
             return None
         module, attribute, _, extra = COMMANDS[name]
-        try:
+        with needs_extra(name, extra):
             command: click.Command = getattr(importlib.import_module(module), attribute)
-        except ImportError as error:
-            if not extra:
-                raise
-            raise click.ClickException(
-                f"`tvp {name}` needs a package that is not installed: {error.name or error}. "
-                f"In a checkout of TVP, run: pip install '.[{extra}]'"
-            ) from error
         return command
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
