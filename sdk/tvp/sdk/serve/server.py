@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from .._runtime.providers import Providers
 from ..errors import RequestError, TvpError
@@ -61,7 +62,7 @@ def serve(
         raise RequestError("There is no task to serve. Name one, or write one into the list.")
     if twice := [name for name in names if names.count(name) > 1]:
         raise RequestError(f"Two tasks are called {twice[0]!r}. Give one another name: NAME=TASK.")
-    listener = _listen(address)
+    listener = listen(address)
     host, port = listener.getsockname()[:2]
 
     def started(service: Service) -> None:
@@ -86,23 +87,7 @@ def serve(
 
     renewals: set[asyncio.Task[None]] = set()  # which the loop does not keep alive
     app = make_app(loaded, settings, keys, served, started)
-    config = uvicorn.Config(
-        app,
-        http=limited(settings.max_connections, settings.silent_seconds),
-        ws="none",
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_graceful_shutdown=int(settings.time_limit) + 10,
-        ssl_certfile=address.certificate,
-        ssl_keyfile=address.private_key,
-    )
-    try:
-        config.load()
-    except OSError as error:  # ssl.SSLError is one
-        raise RequestError(f"The certificate or its private key cannot be used: {error}.") from error
+    config = make_config(app, settings, address)
     # uvicorn sends itself the signal again when it has ended: it would end this process with an error.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
@@ -121,7 +106,30 @@ class _Server(uvicorn.Server):  # type: ignore[misc]
         super().handle_exit(sig, frame)
 
 
-def _listen(address: Address) -> socket.socket:
+def make_config(app: ASGIApp, settings: Settings, address: Address) -> uvicorn.Config:
+    """Return how uvicorn runs an application; raises RequestError for a certificate that cannot be used."""
+    config = uvicorn.Config(
+        app,
+        http=limited(settings.max_connections, settings.silent_seconds),
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=int(settings.time_limit) + 10,
+        ssl_certfile=address.certificate,
+        ssl_keyfile=address.private_key,
+    )
+    try:
+        config.load()
+    except OSError as error:  # ssl.SSLError is one
+        raise RequestError(f"The certificate or its private key cannot be used: {error}.") from error
+    return config
+
+
+def listen(address: Address) -> socket.socket:
+    """Return a socket that listens; raises RequestError where the address is taken."""
     try:
         family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
         return socket.create_server((address.host, address.port), family=family, backlog=128)
