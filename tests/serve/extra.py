@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 REASON = "the extra 'serve' is not installed: pip install '.[dev]'"
-for _name in ("starlette", "python_multipart", "prometheus_client"):
+for _name in ("python_multipart", "prometheus_client"):
     pytest.importorskip(_name, reason=REASON)
 uvicorn = pytest.importorskip("uvicorn", reason=REASON)
 httpx = pytest.importorskip("httpx", reason=REASON)
+Response = pytest.importorskip("starlette.responses", reason=REASON).Response
+Route = pytest.importorskip("starlette.routing", reason=REASON).Route

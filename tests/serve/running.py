@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,16 +110,40 @@ def until(happens: Any, seconds: float = 30) -> None:
         time.sleep(0.005)
 
 
+class Gate:
+    """Where the engine stands still.
+
+    Attributes:
+        entered: whether it stands there.
+    """
+
+    def __init__(self) -> None:
+        self.entered, self._go = threading.Event(), threading.Event()
+
+    def occupy(self, pool: Executor, server: Running) -> Future[httpx.Response]:
+        """Ask a question that the engine holds in its hands: all others wait behind it."""
+        asked = pool.submit(server.ask, task="t5", max_new_tokens=1)
+        assert self.entered.wait(30)
+        return asked
+
+    def hold(self) -> None:
+        self.entered.set()
+        self._go.wait(30)
+
+    def open(self) -> None:
+        self._go.set()
+
+
 @contextmanager
-def stopped(run: Running, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """Let the engine stand still before it computes; yields the event that lets it go on."""
-    engine, go, real = run.service.engine, threading.Event(), run.service.engine._compute
+def standing_still(run: Running, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    """Let the engine stand still before it computes, until its gate is opened."""
+    engine, gate, real = run.service.engine, Gate(), run.service.engine._compute
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "_compute", lambda jobs: (go.wait(30), real(jobs)))
+        patch.setattr(engine, "_compute", lambda jobs: (gate.hold(), real(jobs)))
         try:
-            yield go
+            yield gate
         finally:
-            go.set()
+            gate.open()
             until(lambda: not len(engine.waiting))
 
 

@@ -26,6 +26,7 @@ from .guard import note_bug
 from .jobs import Job, overdue
 from .keys import Keys
 from .metrics import Metrics
+from .refusals import refusal_of
 from .settings import Settings
 from .tasks import Served
 from .views import Views
@@ -126,6 +127,7 @@ class Engine:
                 return
             if not isinstance(error, RequestError | ImageError | StoppedError):
                 note_bug(error, "of a question")
+                error = refusal_of(error)
             for job in left:
                 job.settle(overdue(job) if isinstance(error, StoppedError) else error)
 
@@ -146,8 +148,9 @@ class Engine:
                 first.settle(views[first.key].ranking(*first.ranking))
         else:
             self._answer(jobs, [views[job.key] for job in jobs])
-        for key, view in views.items():
-            self.views.keep(key, view)
+        for job in jobs:
+            if not job.served.is_dropped:  # its views were forgotten, and must not come back
+                self.views.keep(job.key, views[job.key])
 
     def _see(self, jobs: Sequence[Job]) -> dict[tuple[int, bytes], View]:
         """Return the views of all pictures that can be seen in time; the others' jobs are settled."""

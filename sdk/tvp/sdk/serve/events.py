@@ -14,6 +14,7 @@ from ..formats import strict_json
 from .engine import Engine
 from .guard import note_bug
 from .jobs import Job, Piece
+from .questions import unless_gone
 from .refusals import Refusal, refusal_of, told
 
 PING = b": ping\n\n"
@@ -48,7 +49,7 @@ async def stream(
     engine.submit(job)
     seconds = engine.settings.ping_seconds
     try:
-        first = await _next(job, seconds)
+        first = await unless_gone(_next(job, seconds), request)
     except BaseException:
         engine.abandon(job)
         raise

@@ -92,10 +92,10 @@ class Guard:
     def _refuse_strange(self, headers: Headers, scheme: str) -> None:
         """Refuse what a browser sends for another site, and a body of which two parties may see two lengths."""
         if "transfer-encoding" in headers and "content-length" in headers:
-            raise Refusal(400, "A request has a Content-Length or a Transfer-Encoding, not both.", "two_lengths")
+            raise Refusal(400, "A request has a Content-Length or a Transfer-Encoding.", "two_lengths", closes=True)
         host = headers.get("host", "")
         if len(headers.getlist("host")) > 1:
-            raise Refusal(400, "A request has one Host.", "wrong_host")
+            raise Refusal(400, "A request has one Host.", "wrong_host", closes=True)
         # Without this, a page on the internet could reach a server without keys by a name that leads to 127.0.0.1.
         if self.settings.hosts and _name_of(host) not in self.settings.hosts:
             raise Refusal(421, "This server is not called so. Use the address that it printed.", "wrong_host")

@@ -23,6 +23,10 @@ def limited(max_connections: int, silent_seconds: float) -> type[H11Protocol]:
         _waiting: asyncio.TimerHandle | None = None  # for the head of a request, or the rest of a refused body
         _stuck: asyncio.TimerHandle | None = None
 
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            self.access_log = False  # the guard writes one, without what a client wrote
+
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
             if len(self.connections) > max_connections:

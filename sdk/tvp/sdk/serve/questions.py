@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.requests import Request as HttpRequest
 
@@ -19,6 +19,8 @@ from .refusals import ClientGoneError, Refusal
 from .remote import Fetcher
 from .settings import Settings
 from .tasks import Served, Tasks
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -103,16 +105,24 @@ def make_job(service: Service, caller: str, served: Served, picture: Picture, qu
 async def result_of(engine: Engine, job: Job, request: HttpRequest) -> Result:
     """Wait for a job; raises ClientGoneError where the client goes first, and then nothing is computed for it."""
     engine.submit(job)
-    gone = asyncio.ensure_future(_gone(request))
-    both: list[asyncio.Future[Any]] = [job.done, gone]
+    try:
+        return await unless_gone(job.done, request)
+    finally:
+        engine.abandon(job)
+
+
+async def unless_gone(wanted: Awaitable[T], request: HttpRequest) -> T:
+    """Wait for something; raises ClientGoneError where the client goes first."""
+    gone, waited = asyncio.ensure_future(_gone(request)), asyncio.ensure_future(wanted)
+    both: list[asyncio.Future[Any]] = [waited, gone]
     try:
         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-        if job.done.done():
-            return job.done.result()
+        if waited.done():
+            return waited.result()
         raise ClientGoneError
     finally:
         gone.cancel()
-        engine.abandon(job)
+        waited.cancel()
 
 
 async def _gone(request: HttpRequest) -> None:

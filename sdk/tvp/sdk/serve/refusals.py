@@ -21,11 +21,14 @@ class Refusal(TvpError):
         message: for the client, in plain words.
         code: for programs.
         retry_after: seconds, where the client may try again.
+        closes: whether the connection ends, because nobody knows where its next request begins.
     """
 
-    def __init__(self, status: int, message: str, code: str = "", retry_after: int | None = None) -> None:
+    def __init__(
+        self, status: int, message: str, code: str = "", retry_after: int | None = None, closes: bool = False
+    ) -> None:
         super().__init__(message)
-        self.status, self.code, self.retry_after = status, code, retry_after
+        self.status, self.code, self.retry_after, self.closes = status, code, retry_after, closes
 
 
 class ClientGoneError(Exception):
@@ -56,6 +59,8 @@ def told(refusal: Refusal) -> dict[str, object]:
 def reply(refusal: Refusal) -> Response:
     """Return the response of a refusal."""
     headers = {} if refusal.retry_after is None else {"retry-after": str(refusal.retry_after)}
+    if refusal.closes:
+        headers["connection"] = "close"
     if refusal.status == 401:
         headers["www-authenticate"] = "Bearer"
     return JSONResponse(told(refusal), refusal.status, headers)

@@ -88,10 +88,12 @@ class Fetcher:
         connection = _Connection(host, port, public_address(host, port), parts.scheme == "https", until)
         timer = threading.Timer(max(0.1, until - time.monotonic()), connection.cut)
         timer.start()
-        try:
+        with contextlib.ExitStack() as stack:
+            stack.callback(connection.close)
+            stack.callback(timer.cancel)
             target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
             connection.request("GET", target, headers={"accept": "image/*", "connection": "close"})
-            response = connection.getresponse()
+            response = stack.enter_context(connection.getresponse())
             if response.status in (301, 302, 303, 307, 308):
                 return response.headers.get("location", "")
             if response.status != 200:
@@ -105,9 +107,6 @@ class Fetcher:
             if connection.is_cut:
                 raise TimeoutError
             return b"".join(pieces)
-        finally:
-            timer.cancel()
-            connection.close()
 
 
 def public_address(host: str, port: int) -> str:
@@ -141,6 +140,11 @@ class _Connection(http.client.HTTPConnection):
         if self._secure:
             self._socket = ssl.create_default_context().wrap_socket(self._socket, server_hostname=self.host)
         self.sock: Any = self._socket
+
+    def close(self) -> None:
+        super().close()
+        if self._socket is not None:
+            self._socket.close()  # which a response that is not read to its end would keep open
 
     def cut(self) -> None:
         """End it, whatever waits for it: a host may send a byte a second for ever."""

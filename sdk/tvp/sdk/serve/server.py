@@ -87,6 +87,7 @@ def serve(
 
     renewals: set[asyncio.Task[None]] = set()  # which the loop does not keep alive
     app = make_app(loaded, settings, keys, served, started)
+    served.clear()  # or what is swapped for another would stay in memory
     config = make_config(app, settings, address)
     # uvicorn sends itself the signal again when it has ended: it would end this process with an error.
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -38,12 +38,14 @@ class Served:
         task: the loaded task.
         number: another one for each load: views of an earlier load are not used.
         loaded: when, in seconds since 1970.
+        is_dropped: whether no further question comes.
     """
 
     def __init__(self, name: str, source: str, task: Task) -> None:
         self.name, self.source, self.task = name, source, task
         self.number, self.loaded = next(_numbers), int(time.time())
-        self._n_questions, self._is_dropped = 0, False
+        self.is_dropped = False
+        self._n_questions = 0
 
     def hold(self) -> None:
         """Keep the task open until `release`."""
@@ -56,11 +58,11 @@ class Served:
 
     def drop(self) -> None:
         """No further question comes."""
-        self._is_dropped = True
+        self.is_dropped = True
         self._close_if_done()
 
     def _close_if_done(self) -> None:
-        if self._is_dropped and not self._n_questions:
+        if self.is_dropped and not self._n_questions:
             self.task.close()
 
     def about(self) -> dict[str, Any]:
@@ -195,8 +197,8 @@ class Tasks:
             self.drop(served.name)
 
     def _let_go(self, served: Served) -> None:
-        self.on_drop(served)
         served.drop()
+        self.on_drop(served)
 
 
 def check_name(name: str) -> str:
