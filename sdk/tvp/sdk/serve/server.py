@@ -62,11 +62,10 @@ def serve(
         raise RequestError("There is no task to serve. Name one, or write one into the list.")
     if twice := [name for name in names if names.count(name) > 1]:
         raise RequestError(f"Two tasks are called {twice[0]!r}. Give one another name: NAME=TASK.")
-    listener = listen(address)
-    host, port = listener.getsockname()[:2]
 
     def started(service: Service) -> None:
         server.service = service
+        host, port = listener.getsockname()[:2]
         scheme, shown = ("https" if address.certificate else "http"), f"[{host}]" if ":" in host else host
         ready(f"Serving {', '.join(names)} at {scheme}://{shown}:{port}")
         if hasattr(signal, "SIGHUP"):
@@ -89,11 +88,13 @@ def serve(
     app = make_app(loaded, settings, keys, served, started)
     served.clear()  # or what is swapped for another would stay in memory
     config = make_config(app, settings, address)
+    listener = listen(address)
     # uvicorn sends itself the signal again when it has ended: it would end this process with an error.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     server = _Server(config)
-    server.run(sockets=[listener])
+    with listener:
+        server.run(sockets=[listener])
 
 
 class _Server(uvicorn.Server):  # type: ignore[misc]
