@@ -181,8 +181,10 @@ class _Writer:
             "tvp": facts(answer),
         }
 
-    def piece(self, piece: Piece) -> dict[str, Any]:
+    def piece(self, piece: Piece) -> dict[str, Any] | None:
         """Return a chunk with a piece of text."""
+        if not piece.text and not self._wants_scores:
+            return None
         delta = {"content": piece.text} if self._begun else {"role": "assistant", "content": piece.text}
         self._begun = True
         return self._chunk(delta, self._scores(piece.tokens, piece.log_probabilities), None)

@@ -39,7 +39,8 @@ async def stream(
         engine: answers.
         job: which streams.
         request: of the client.
-        of_piece, of_answer: return what an event says of a piece; and of the whole answer, at the end.
+        of_piece: returns what an event says of a piece; None for nothing, of a piece without text.
+        of_answer: returns what the last events say of the whole answer.
         end: is sent behind the last event.
 
     Returns:
@@ -61,9 +62,9 @@ async def stream(
             while not isinstance(found, Answer):
                 if found is None:
                     yield PING
-                else:
+                elif (value := of_piece(found)) is not None:
                     sent += len(found.text)
-                    yield event(of_piece(found))
+                    yield event(value)
                 found = await _next(job, seconds)
             if rest := found.text[sent:]:  # it waited for more, such as the rest of a stop text
                 yield event(of_piece(Piece(rest, (), ())))

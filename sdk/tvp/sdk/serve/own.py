@@ -15,7 +15,7 @@ from ..formats import strict_json
 from .bodies import Body, read_body
 from .events import stream
 from .guard import caller_of
-from .jobs import Job
+from .jobs import Job, Piece
 from .pictures import picture_of, read_picture
 from .questions import Question, check_texts, held, make_job, refuse_unknown, result_of, service_of
 from .refusals import Refusal
@@ -40,7 +40,7 @@ async def ask(request: HttpRequest) -> Response:
         picture = await read_picture(picture_of(body), service.fetcher)
         job = make_job(service, caller.name, served, picture, question)
         if question.streams:
-            return await stream(service.engine, job, request, lambda piece: {"text": piece.text}, _last)
+            return await stream(service.engine, job, request, _piece, _last)
         answer = await result_of(service.engine, job, request)
         assert isinstance(answer, Answer)
         return _json(asdict(answer))
@@ -76,6 +76,10 @@ async def preview(request: HttpRequest) -> Response:
         picture = await read_picture(picture_of(body), service.fetcher)
         job = Job(caller.name, served, picture, time.perf_counter() + service.settings.time_limit)
         return Response(await result_of(service.engine, job, request), media_type="image/png")
+
+
+def _piece(piece: Piece) -> Mapping[str, Any] | None:
+    return {"text": piece.text} if piece.text else None
 
 
 def _last(answer: Answer) -> Iterator[Mapping[str, Any]]:
