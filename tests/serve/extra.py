@@ -9,5 +9,5 @@ for _name in ("python_multipart", "prometheus_client"):
     pytest.importorskip(_name, reason=REASON)
 uvicorn = pytest.importorskip("uvicorn", reason=REASON)
 httpx = pytest.importorskip("httpx", reason=REASON)
-Response = pytest.importorskip("starlette.responses", reason=REASON).Response
+StreamingResponse = pytest.importorskip("starlette.responses", reason=REASON).StreamingResponse
 Route = pytest.importorskip("starlette.routing", reason=REASON).Route

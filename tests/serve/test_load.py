@@ -218,3 +218,34 @@ def test_tasks_on_one_base_are_answered_together(tasks):
             assert [tuple(done.result().json()["tokens"]) for done in both] == [expected] * 2
         assert batches[-1] == 2
         assert sizes.get() == 3
+
+
+def test_good_requests_among_bad_ones_get_their_answers(tasks):
+    """Eight clients; some go away, send half a body, rubbish, or a picture that is none. Nothing is left behind."""
+    expected = [tasks["llava"].ask(picture, "What?", max_new_tokens=4).tokens for picture in PICTURES]
+    with running(Settings(n_waiting=16, silent_seconds=2), bundles={"llava": LLAVA}) as server:
+
+        def act(number):
+            kind = number % 6
+            if kind == 0:
+                head = b"POST /v1/ask HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+                with socket.create_connection(("127.0.0.1", server.port), 20) as connection:
+                    connection.sendall(head + b"Content-Length: 999\r\n\r\n{")
+            elif kind == 1:
+                assert server.raw(b"\x16\x03 rubbish\r\n\r\n").startswith(b"HTTP/1.1 400")
+            elif kind == 2:
+                fields = {"question": "Is it red?", "max_new_tokens": "200", "stream": "true"}
+                with server.client.stream("POST", "/v1/ask", files={"image": SCENE}, data=fields) as reply:
+                    next(reply.iter_bytes())  # and it goes
+            elif kind == 3:
+                assert server.ask(b"no picture").status_code == 400
+            else:
+                reply = server.ask(PICTURES[number % 4], question="What?", max_new_tokens=4)
+                assert reply.status_code == 200, reply.text
+                assert tuple(reply.json()["tokens"]) == expected[number % 4]
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(act, range(96)))
+        until(lambda: not any(served._n_questions for served in server.service.tasks))
+        assert not len(server.service.engine.waiting)
+        until(lambda: len(server.server.server_state.connections) <= 8)
