@@ -51,6 +51,7 @@ def camera():
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
+    server.handle_error = lambda *arguments: None  # of connections that were cut on purpose
     threading.Thread(target=server.serve_forever, daemon=True).start()
     server.asked = Handler.asked
     yield server
