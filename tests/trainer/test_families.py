@@ -286,3 +286,8 @@ def test_a_question_may_hold_a_character_that_is_unknown(one_bundle):
 def test_a_family_says_of_which_kind_it_is():
     assert (CausalFamily.kind, Seq2SeqFamily.kind, ContrastiveFamily.kind) == ("causal", "seq2seq", "contrastive")
     assert (InstructBlip.kind, InstructBlipT5.kind) == ("causal", "seq2seq")
+
+
+def test_size(row):
+    """The size of pictures is known before weights are read: what a canvas is made for."""
+    assert families.input_side(row.folder) == row.family.pixel_format.size

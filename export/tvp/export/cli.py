@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from tvp.trainer import tasks
 from tvp.trainer.data import Data, Pictures, Scenes
 from tvp.trainer.options import allow_outside_option, offline_option
-from tvp.trainer.prompt import Prompt
+from tvp.trainer.progress import tidy_warnings, working
 
-from .moments import N_PICTURES, check_number, different_pictures
-from .precision import DEVICES, MAX_LOSS, PRECISIONS
+from .choices import DEVICES, MAX_LOSS, N_PICTURES, PRECISIONS
+
+if TYPE_CHECKING:
+    from tvp.trainer.prompt import Prompt
 
 
 @click.command()
@@ -24,7 +26,11 @@ from .precision import DEVICES, MAX_LOSS, PRECISIONS
     "--frame", type=click.Path(path_type=Path), help="Prompt file of a frame that was learned without a lens."
 )
 @click.option(
-    "-t", "--task", "task_name", help="Task of the bundle. An unknown name lists all tasks. Not with --without-base."
+    "-t",
+    "--task",
+    "task_name",
+    help="Task of the bundle: a name, or a task file that tvp init wrote. An unknown name lists all tasks. Not with "
+    "--without-base.",
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="New folder for the bundle.")
 @click.option("--data", help="Data for the comparison: scenes, a folder or a .jsonl file. Default: drawn scenes.")
@@ -121,12 +127,14 @@ def export(
             "--task, --precision, --single-file and --calibration are about a base; --without-base has none."
         )
     task = tasks.get(task_name or "custom")
-    # These imports take seconds. A misspelt option should fail before them.
-    from tvp.trainer.calibration import Calibration
+    tidy_warnings()
+    with working("loading PyTorch"):  # these imports take seconds; a misspelt option should fail before them
+        from tvp.trainer.calibration import Calibration
 
-    from .bundle import export as run_export
-    from .plan import plan
-    from .prompts import choose_prompt
+        from .bundle import N_STEPS
+        from .bundle import export as run_export
+        from .plan import plan
+        from .prompts import choose_prompt
 
     chosen = choose_prompt(prompt, lens, frame)
     if not data and not pictures and (without_base or task.source != "scenes"):
@@ -152,9 +160,11 @@ def export(
     if dry_run:
         _show(plan(model, task, output, **options), output)
         return
-    report = run_export(
-        model, task, output, data=source, n_cases=cases, max_loss=max_loss, calibration=offsets, usual=usual, **options
-    )
+    with working("exporting", N_STEPS):
+        report = run_export(
+            model, task, output, data=source, n_cases=cases, max_loss=max_loss, calibration=offsets, usual=usual,
+            **options,
+        )  # fmt: skip
     if precision != "fp32":
         click.echo(f"{precision}: {report.loss:.1%} of the answers are not PyTorch's (allowed {max_loss:.1%})")
     click.echo(
@@ -175,8 +185,9 @@ def _without_base(
     dry_run: bool,
     force: bool,
 ) -> None:
+    from .moments import check_number, different_pictures
     from .plan import plan_lens
-    from .without_base import export_lens
+    from .without_base import N_STEPS, export_lens
 
     if dry_run:
         _show(plan_lens(output, prompt=prompt, force=force, n_moment_pictures=n_usual), output)
@@ -185,7 +196,8 @@ def _without_base(
     known = different_pictures(usual, n_usual) if usual else ()
     source = source or Scenes(n_pictures, seed=7)
     pictures = [source[i].picture for i in range(min(n_pictures, len(source)))]
-    report = export_lens(model, output, pictures, prompt=prompt, force=force, usual=known)
+    with working("exporting", N_STEPS):
+        report = export_lens(model, output, pictures, prompt=prompt, force=force, usual=known)
     click.echo(f"parity: {report.pixels_within_a_level:.2%} of pixel values within one level")
     click.echo(f"wrote {output}")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -12,12 +11,16 @@ from typing import Any
 
 import click
 
+from ._group import LazyGroup
+from ._labels import several_labels as several_labels
 from ._terminal import escape_streams, escaped
 from .errors import TvpError
 from .formats import strict_json
+from .formats.disk import told
 
 # name -> (module, attribute, its line in `tvp --help`, the extra that it needs)
 COMMANDS: dict[str, tuple[str, str, str, str]] = {
+    "init": ("tvp.trainer.init_cli", "init", "Turn a folder of pictures into a task.", "train"),
     "train": ("tvp.trainer.cli", "train", "Learn a prompt on frozen models.", "train"),
     "eval": ("tvp.trainer.eval_cli", "evaluate", "Measure models with and without prompts.", "train"),
     "camera": ("tvp.trainer.camera_cli", "camera", "Show pictures through bad cameras on a contact sheet.", "train"),
@@ -34,33 +37,7 @@ COMMANDS: dict[str, tuple[str, str, str, str]] = {
 }
 
 
-class LazyGroup(click.Group):
-    """A group that imports a subcommand only when it is called."""
-
-    def list_commands(self, context: click.Context) -> list[str]:
-        return list(COMMANDS)
-
-    def get_command(self, context: click.Context, name: str) -> click.Command | None:
-        if name not in COMMANDS:
-            return None
-        module, attribute, _, extra = COMMANDS[name]
-        try:
-            command: click.Command = getattr(importlib.import_module(module), attribute)
-        except ImportError as error:
-            if not extra:
-                raise
-            raise click.ClickException(
-                f"`tvp {name}` needs a package that is not installed: {error.name or error}. "
-                f"In a checkout of TVP, run: pip install '.[{extra}]'"
-            ) from error
-        return command
-
-    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, about) for name, (_, _, about, _) in COMMANDS.items()])
-
-
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup, lazy=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="tvp-edge")
 def cli() -> None:
     """Teach a frozen vision-language model a task with a visual prompt, and run it on the edge.
@@ -94,7 +71,7 @@ def _run(command: Callable[..., Any], arguments: list[str]) -> None:
         click.echo(f"Error: {error}", err=True)
         sys.exit(1)
     except OSError as error:  # a full disk, or a folder that cannot be written
-        click.echo(f"Error: {error}", err=True)
+        click.echo(f"Error: {told(error)}", err=True)
         sys.exit(1)
 
 
@@ -121,7 +98,13 @@ LENS = click.option("--lens", help="Lens bundle whose prompt takes the place of 
 @click.argument("image")
 @click.argument("question", required=False)
 @click.option("--rank", is_flag=True, help="Score the task's labels instead of writing an answer.")
-@click.option("--label", "labels", multiple=True, help="Score this label, not the task's own. Repeat it for several.")
+@click.option(
+    "--label",
+    "labels",
+    multiple=True,
+    callback=several_labels,
+    help="Score this label, not the task's own. Repeat it for several.",
+)
 @LENS
 @PROVIDERS
 @click.option("--max-new-tokens", type=int, default=None, help="Longest answer, in tokens. Default: the task's.")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import tomllib
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -13,10 +14,10 @@ from tvp.sdk.errors import DataError, RequestError, near
 
 from . import tasks
 from .augment import AUGMENTATIONS
-from .lens import LensDesign, LensKind
-from .precision import Precision
-from .prompt import Fit, Geometry, PixelRange, Placement
-from .update import UpdateRule
+from .choices import LensKind, Precision, UpdateRule
+from .geometry import Fit, Geometry, PixelRange, Placement, usual_inner
+from .task_files import is_task_file
+from .typed import OWN, task_of
 
 Method = Literal["vp", "evp", "tvp", "lens"]
 LearnFrom = Literal["auto", "answers", "pairs", "unpaired", "pixels"]
@@ -35,8 +36,10 @@ class TrainConfig:
 
     Args:
         models: source models, each a folder, a hub id or `zoo:NAME`. Their losses are averaged.
-        method: `vp`, `evp`, `tvp` or `lens`: which file of configs/methods the other fields start from.
-        task: name of the task. From files and flags it is `custom` by default where `pairs` or `pictures` are given.
+        method: `vp`, `evp`, `tvp` or `lens`: which file of configs/methods the other fields start from. From files and
+            flags it is `lens` by default where `pairs` or `pictures` are given.
+        task: name of the task, or its file. From files and flags it is `custom` by default where `data` (but scenes),
+            `pairs` or `pictures` are given.
         data: where its pictures are, see `tvp.trainer.data`. Default '': the task's own.
         pairs: two folders of pictures with the same names, in place of `data`: what the camera spoilt, and clean.
         pictures: folder of pictures from the device, without questions, in place of `data`.
@@ -56,8 +59,11 @@ class TrainConfig:
         camera: what its pictures are seen through, as `cameras.parse` reads it; `none` for clean pictures. Default '':
             the task's own camera.
         guide: the CLIP model of TSE, not loaded where `tse` is 0.
-        canvas: side of the square that models are shown, px.
-        inner: side of the square inside the frame, px.
+        canvas: side of the square that models are shown, px. From files and flags, where neither the task's file nor
+            the user's sets it, the size that the models take: of a task that TVP knows at most 224, of several models
+            the smallest.
+        inner: side of the square inside the frame, px. From files and flags, where nothing sets it, it follows from
+            the canvas: 164 of 224, as in the paper.
         placement: the frame lies `around` a smaller picture, or `over` the edges of the full one.
         fit: how a picture becomes a square: `crop` keeps the middle, `pad` keeps everything, `task` does what the
             task says, since the fit may decide what can be seen.
@@ -181,6 +187,8 @@ class TrainConfig:
                 "Behind a lens that is learned already, a frame is learned. Set frame, and no other lens."
             )
         if self.lens in ("conv", "auto"):
+            from .lens import LensDesign  # which imports torch
+
             LensDesign("conv", width=self.lens_width, depth=self.lens_depth)
         self._check_data()
         if self.guard_model in self.models:
@@ -242,7 +250,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 
-def make_config(given: dict[str, Any], own: Path | None = None) -> TrainConfig:
+def make_config(
+    given: dict[str, Any], own: Path | None = None, side_of: Callable[[str], int] | None = None
+) -> TrainConfig:
     """Make a configuration. Flags override the user's file, that overrides the task's file, and that the method's.
 
     In the task's file, the table that is named like the method overrides the fields outside of tables.
@@ -250,6 +260,8 @@ def make_config(given: dict[str, Any], own: Path | None = None) -> TrainConfig:
     Args:
         given: fields by name, as flags set them.
         own: the user's TOML file, with the same names.
+        side_of: returns the side of the pictures that a model takes, px. It is asked last, since it may need the
+            network. Default: nobody is asked, and a canvas that nothing sets is the field's default.
 
     Raises:
         RequestError: there is no such task or method, or the fields do not go together.
@@ -264,14 +276,19 @@ def make_config(given: dict[str, Any], own: Path | None = None) -> TrainConfig:
                 f"{given[name]} would change the name alone. Leave it out, or delete {name!r} from the file."
             )
     default = {f.name: f.default for f in fields(TrainConfig)}
-    if mine.get("pairs") or mine.get("pictures"):  # which are of no task that TVP knows
-        default["task"] = "custom"
-    task, method = (str(mine.get(name, default[name])) for name in ("task", "method"))
-    tasks.get(task)  # refuses a wrong name, with near matches
+    task, _ = task_of(mine)
+    about = tasks.get(task)  # refuses a wrong name, with near matches
+    places: dict[str, Any] = {}
+    if not any(mine.get(name) for name in ("data", "pairs", "pictures")):
+        places = {name: getattr(about, name) for name in ("pairs", "pictures", "like") if getattr(about, name)}
+    if any((mine | places).get(name) for name in ("pairs", "pictures")):  # which have no answers for a frame
+        default["method"] = "lens"
+    method = str(mine.get("method", default["method"]))
     if method not in CHOICES["method"]:
         raise RequestError(f"There is no method {method!r}. There are {', '.join(CHOICES['method'])}.")
-    layers = [SHIPPED / "methods" / f"{method}.toml", SHIPPED / "tasks" / f"{task}.toml"]
-    merged: dict[str, Any] = {}
+    is_own = task == OWN or is_task_file(task)
+    layers = [SHIPPED / "methods" / f"{method}.toml", SHIPPED / "tasks" / f"{OWN if is_own else task}.toml"]
+    merged = places
     for layer in layers:
         merged |= _read(layer.name, layer.read_bytes(), method)
     for level in (file, given):
@@ -283,7 +300,14 @@ def make_config(given: dict[str, Any], own: Path | None = None) -> TrainConfig:
             )
         # Epochs without steps must win over the steps that a lower file sets.
         merged |= {"steps": 0, **level} if "epochs" in level else level
-    return TrainConfig(**{"models": (), "task": task, **merged})  # an empty tuple is refused
+    if "canvas" in merged:
+        merged.setdefault("inner", usual_inner(merged["canvas"]))
+    config = TrainConfig(**{"models": (), "task": task, **merged})  # an empty tuple is refused
+    if side_of is None or "canvas" in merged:
+        return config
+    canvas = min(map(side_of, config.models))
+    canvas = canvas if is_own else min(canvas, config.canvas)
+    return replace(config, canvas=canvas, inner=merged.get("inner", usual_inner(canvas)))
 
 
 def _own_bytes(own: Path) -> bytes:

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from .batches import load_batch
 from .data import Data, Question, picture_of
 from .families import Family
+from .progress import bar
 from .prompt import Geometry, Prompt
 from .task_definition import TaskDefinition
 
@@ -105,7 +105,7 @@ def ask(
     said = Asked()
     free = task is None or task.free
     n_pictures = max(1, batch // 4)  # most have a few questions
-    for start in tqdm(range(0, len(data), n_pictures), disable=quiet, desc="evaluating"):
+    for start in bar(range(0, len(data), n_pictures), "evaluating", quiet=quiet):
         read = load_batch(data, range(start, min(start + n_pictures, len(data))), geometry, None)
         canvas = geometry.place(torch.from_numpy(read.pictures).to(family.device))
         if prompt is not None:

@@ -14,6 +14,7 @@ from .evaluate import accuracy
 from .hub import is_fetched
 from .precision import dtype_of
 from .preparation import Prepared
+from .progress import working
 from .prompt import Prompt
 from .team import Team
 from .validation import HeldOut, agreed
@@ -86,7 +87,8 @@ def judge(prompt: Prompt, prepared: Prepared, team: Team, typed: Collection[str]
     found = (0.0, 0.0, 0.0)
     if team.leads:
         try:
-            found = _measure(name, replace(prompt, frame=None), prepared, asks, is_fetched(name, typed))
+            with working(f"asking the guard {name}"):
+                found = _measure(name, replace(prompt, frame=None), prepared, asks, is_fetched(name, typed))
         except RequestError as error:
             log.warning("the guard %s could not be asked, so no guard judges the lens: %s", name, error)
             found = (float("nan"),) * 3

@@ -22,6 +22,7 @@ from .families import Family
 from .hub import is_fetched
 from .losses import Guide
 from .precision import dtype_of
+from .progress import say, working
 from .prompt import Geometry
 from .signals import SIGNALS, open_data, open_like, refuse_few, signal_of
 from .task_definition import TaskDefinition
@@ -142,24 +143,33 @@ def prepare(
         for name in config.models:
             families.refuse_unknown(name, is_fetched(name, typed))  # before data is read, which may take long
     if data is None:
-        data = open_data(config, task, team, skip_bad, download, allow_outside)
+        with working("reading the data"):
+            data = open_data(config, task, team, skip_bad, download, allow_outside)
     learn_from, why = signal_of(config, data)
     log.info("learning from %s, because %s", SIGNALS[learn_from], why)
     config = _fitting(config, learn_from, data)
     if sources is None:
         dtype, place = dtype_of(config.precision, device), "cpu" if offload else device
         alone = learn_from != "answers"
-        sources = [
-            families.load(name, place, dtype, config.canvas, is_fetched(name, typed), alone) for name in config.models
-        ]
+        sources = []
+        for name in config.models:
+            with working(f"loading {name}"):
+                sources.append(families.load(name, place, dtype, config.canvas, is_fetched(name, typed), alone))
     home = torch.device(device) if device != "auto" else sources[0].device
-    guide = _load_guide(config, home, is_fetched(config.guide, typed))
+    with working(f"loading {config.guide}"):
+        guide = _load_guide(config, home, is_fetched(config.guide, typed))
     if learn_from == "answers":
         data = answerable(data, _in_turn(config.models, sources, home, offload), config.canvas, task.free, skip_bad)
     else:
         refuse_few(data, "pictures" if learn_from == "unpaired" else "pairs of pictures")
     n_validation = min(config.n_validation, len(data) // 5)
     train, validation = split(data, n_validation, config.seed)
+    say(f"{len(train)} samples to learn from, and {len(validation)} for validation")
+    if n_validation < config.n_validation and config.n_validation != TrainConfig.n_validation:
+        log.warning(
+            "n_validation is %d, and at most a fifth of the data's %d samples is set aside for validation: %d",
+            config.n_validation, len(data), len(validation),
+        )  # fmt: skip
     like = None
     if learn_from == "unpaired":
         good = like_data if like_data is not None else open_like(config, task, skip_bad, allow_outside)

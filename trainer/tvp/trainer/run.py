@@ -23,6 +23,7 @@ from .config import RENAMED, TrainConfig, to_toml
 from .files import write_whole
 from .learned import Learned
 from .logs import CURVES, NO_LOSS, Line, Logs, draw_curves, save_frame
+from .progress import say
 from .prompt import Prompt
 from .step import Objective
 from .team import Team
@@ -81,6 +82,7 @@ class Run:
         self.folder, self._team, self._tensorboard = Path(folder), team, tensorboard
         self.progress = Progress()
         self._logs: Logs | None = None
+        self._n_kept = 0  # steps done when the checkpoint was written
         if (self.folder / "manifest.json").exists():  # the run's prompt.png would replace the bundle's
             raise RequestError(f"{self.folder} is a task bundle. Choose another folder for the run.")
 
@@ -94,9 +96,21 @@ class Run:
         with claimed(self.folder) if self._team.leads else nullcontext():
             try:
                 yield
+            except KeyboardInterrupt as error:
+                error.add_note(self._farewell())
+                raise
             finally:
                 if self._logs:
                     self._logs.close()
+
+    def _farewell(self) -> str:
+        """Return how a run that is stopped goes on."""
+        if not self._n_kept:
+            return "Stopped before the first checkpoint. The same command starts anew."
+        return (
+            f"Stopped after step {self.step}. The same command goes on from the checkpoint of step {self._n_kept}; "
+            "with --restart it starts anew."
+        )
 
     def begin(
         self, identity: dict[str, Any], learned: Learned, updates: Sequence[Update], objective: Objective, resume: bool
@@ -128,7 +142,8 @@ class Run:
         for update, moments in zip(self._updates, progress.moments, strict=True):
             update.moments = [(first, second) for first, second in moments]
         self._objective.scale, self._objective.n_good = progress.scale, progress.n_good
-        log.info("resumed after step %d", progress.step)
+        self._n_kept = progress.step
+        say(f"goes on after step {progress.step}, from {self.folder / CHECKPOINT} (--restart starts anew)")
 
     @property
     def step(self) -> int:
@@ -178,6 +193,7 @@ class Run:
         progress.scale, progress.n_good = self._objective.scale, self._objective.n_good
         if self._team.leads:
             save_checkpoint(self.folder, self._identity, progress)
+        self._n_kept = self.step
 
     def result(self, config: TrainConfig) -> tuple[Prompt, Line]:
         """Return the prompt, and the validation of this very prompt.

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from tvp.sdk.errors import RequestError
 
@@ -20,6 +19,7 @@ from .frame import Frame
 from .learned import Learned
 from .lens import LensDesign
 from .preparation import Prepared
+from .progress import bar
 from .prompt import Prompt
 from .step import Objective
 from .team import Team
@@ -200,14 +200,14 @@ class _Trials:
         updates = learned.updates(self._prepared.config, self._n_steps)
         course: list[float] = []
         batches = self._prepared.batches(0, self._n_steps, self._team)
-        bar = tqdm(batches, f"trying {kind} from {begin}", self._n_steps, disable=self._quiet, leave=False)
-        for step, batch in enumerate(bar):
+        shown = bar(batches, f"trying {kind} from {begin}", quiet=self._quiet, total=self._n_steps)
+        for step, batch in enumerate(shown):
             facts, gradients = self._objective(batch, learned, self._team)
             learned.move(updates, gradients, step)
             course.append(self._objective.loss_of(facts))
             if len(course) == self._n_steps // 2 and self._is_behind(course):
                 break
-        bar.close()
+        shown.close()
         self._objective.restart()
         return learned, course
 

@@ -7,8 +7,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from tvp.sdk.errors import CheckError
 
 from .alignment import Alignment
@@ -17,6 +15,7 @@ from .data import Data
 from .families import Family
 from .guard import Verdict, judge, name_of
 from .preparation import prepare
+from .progress import bar
 from .prompt import Prompt
 from .run import Run
 from .showing import write_pictures
@@ -138,15 +137,15 @@ def train(
         updates = learned.updates(config, n_steps)
         run.begin(identity, learned, updates, objective, resume)
         batches = prepared.batches(run.step, n_steps, team)
-        bar = tqdm(batches, f"prompt for {config.task}", n_steps, initial=run.step, disable=hidden, leave=False)
-        for batch in bar:
+        shown = bar(batches, f"prompt for {prepared.task.name}", quiet=hidden, total=n_steps, initial=run.step)
+        for batch in shown:
             if run.is_stale(config.patience):
                 break
             began = time.perf_counter()
             facts, gradients = objective(batch, learned, team)
             learned.move(updates, gradients, run.step)
             run.add_step(facts, updates[-1].rate(run.step), time.perf_counter() - began)
-            bar.set_postfix(run.shown(), refresh=False)
+            shown.set_postfix(run.shown(), refresh=False)
             due = config.validate_every > 0 and run.step % config.validate_every == 0 and run.step < n_steps
             if due:
                 run.add_validation(validate(learned.prompt()))

@@ -16,6 +16,7 @@ from .families import Family
 from .features import features
 from .losses import Moments, distance, length
 from .preparation import Prepared
+from .progress import working
 from .prompt import Prompt
 from .references import References
 from .team import Team
@@ -47,13 +48,14 @@ class Validation:
             prompt: None for the pictures as they are.
         """
         prepared, team = self._prepared, self._team
-        if prepared.learn_from == "answers":
-            return {"accuracy": _accuracy(prompt, prepared, team)}
-        if prepared.learn_from == "pixels":
-            found = pixel_distance(prepared, prompt)
-        else:
-            turns = zip(_in_turn(prepared), self._held_out, strict=True)
-            found = sum(held_out.distance(prompt) for _, held_out in turns) / len(self._held_out)
+        with working("measuring on validation pictures"):
+            if prepared.learn_from == "answers":
+                return {"accuracy": _accuracy(prompt, prepared, team)}
+            if prepared.learn_from == "pixels":
+                found = pixel_distance(prepared, prompt)
+            else:
+                turns = zip(_in_turn(prepared), self._held_out, strict=True)
+                found = sum(held_out.distance(prompt) for _, held_out in turns) / len(self._held_out)
         return {"distance": agreed(found, prepared, team)}
 
 

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from .disk import room_for
+
 try:
     import fcntl
 except ImportError:  # Windows: nothing is locked, and so nothing is swept
@@ -25,31 +27,41 @@ YOUNG = 60  # seconds; a younger one may not be locked yet
 
 @contextmanager
 def temporary_folder(target: Path) -> Iterator[Path]:
-    """Give an empty folder beside `target`, to be renamed to it. What is left of it at the end is removed."""
+    """Give an empty folder beside `target`, to be renamed to it. What is left of it at the end is removed.
+
+    Raises:
+        OSError: the disk is full; its `filename` is the target.
+    """
     sweep(target)
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=SUFFIX, dir=target.parent))
-    lock = _lock(folder)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        _unlock(lock)
+    with room_for(target):
+        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=SUFFIX, dir=target.parent))
+        lock = _lock(folder)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            _unlock(lock)
 
 
 @contextmanager
 def temporary_file(target: Path) -> Iterator[Path]:
-    """Give an empty file beside `target`, to be renamed to it. It is removed if that did not happen."""
+    """Give an empty file beside `target`, to be renamed to it. It is removed if that did not happen.
+
+    Raises:
+        OSError: the disk is full; its `filename` is the target.
+    """
     sweep(target)
-    # A unique name: two processes that write the same file must not write into each other's.
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=SUFFIX, dir=target.parent)
-    os.close(handle)
-    file = Path(name)
-    lock = _lock(file)
-    try:
-        yield file
-    finally:
-        file.unlink(missing_ok=True)
-        _unlock(lock)
+    with room_for(target):
+        # A unique name: two processes that write the same file must not write into each other's.
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=SUFFIX, dir=target.parent)
+        os.close(handle)
+        file = Path(name)
+        lock = _lock(file)
+        try:
+            yield file
+        finally:
+            file.unlink(missing_ok=True)
+            _unlock(lock)
 
 
 def readable(folder: Path) -> None:

@@ -242,6 +242,24 @@ def make_open_clip(name: str, fetch: bool = True) -> ContrastiveFamily:
     )
 
 
+def input_side_of_open_clip(name: str, fetch: bool = True) -> int:
+    """Return the side of the pictures that a model of open_clip takes, px; 0 where its settings do not say."""
+    place = name.removeprefix("open_clip:").removeprefix("local-dir:")
+    try:
+        if place.startswith("hf-hub:") or Path(place).is_dir():
+            folder = hub.texts_of(name, place.removeprefix("hf-hub:"), fetch)
+            check_texts(folder, name)
+            about = read_json(folder / OPEN_CLIP, name)["model_cfg"]
+        else:
+            import open_clip
+
+            about = open_clip.get_model_config(place.partition("@")[0].replace("/", "-")) or {}
+        size = about.get("vision_cfg", {}).get("image_size", 0)
+    except (OSError, LookupError, AttributeError, TypeError):  # which `make_open_clip` says
+        return 0
+    return size if type(size) is int and size > 0 else 0
+
+
 def _open_clip_of_folder(name: str, place: str, fetch: bool) -> tuple[Any, Any]:
     """Load model and tokenizer of a folder or of a hub's repository, once its files have been looked at."""
     import open_clip
