@@ -95,11 +95,11 @@ def calibrate(
     # Imported this late because it takes seconds, and a misspelt option should be told at once.
     from . import families
     from .asking import answerable
-    from .calibration import applied, compare, learn
+    from .calibration import applied, compare, learn, refuse_unfit
     from .evaluate import ask
     from .precision import dtype_of
 
-    families.refuse_unknown(model)
+    kind = families.refuse_unknown(model)
     loaded = Prompt.load(prompt) if prompt else None
     if pictures is None:
         everything = tasks.open_usable(data, task, "train", n + held_out, seed, skip_bad, download, allow_outside)
@@ -108,6 +108,7 @@ def calibrate(
         if camera and task.camera is not None:  # the task's own camera has taken them already
             everything = ThroughCamera(everything, task.camera, seed)
     seen, held = _drawn(everything, n, held_out, seed)
+    refuse_unfit(seen, task.free and kind != "clip")
     canvas = loaded.geometry.canvas if loaded else None
     family = families.load(model, device=device, dtype=dtype_of(precision, device), canvas=canvas)
     geometry = loaded.geometry if loaded else Geometry(family.pixel_format.size, family.pixel_format.size, task.fit)

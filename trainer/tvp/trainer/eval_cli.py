@@ -152,7 +152,7 @@ def evaluate(
     config = make_config({"models": models, "task": task_name, **given})
     geometry = Geometry(config.canvas, config.inner, task.fit)
     # Imported this late because it takes seconds, and a misspelt option should be told at once.
-    from . import families, matrix
+    from . import families, matrix, metrics
     from .asking import answerable
     from .precision import dtype_of
 
@@ -168,6 +168,7 @@ def evaluate(
         raise DataError(f"{data} has no questions to ask. An evaluation needs rows with questions and answers.")
     chosen = _drawn(test, n, seed)
     learned: Data | None = None
+    metrics.questions_to_measure(task.metric, chosen)  # unfit labels are told before models are loaded
     if n_calibrate:
         train = tasks.open_usable(
             calibrate_on or data, task, "train", n_calibrate, seed, skip_bad, download, allow_outside

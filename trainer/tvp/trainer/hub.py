@@ -15,8 +15,10 @@ from pathlib import Path
 
 from tvp.sdk.errors import ModelError
 
+from .zoo import near_zoo
+
 VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")  # the hub's own
-ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # a bare name would keep its user waiting for the hub
 TEXTS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
 # Each is tried where the one before is not there; a repository may hold its weights several times.
 WEIGHTS = (
@@ -51,7 +53,9 @@ def texts_of(name: str, place: str, fetch: bool = True) -> Path:
     if Path(place).is_dir():
         return Path(place)
     if not ID.fullmatch(place):
-        raise ModelError(f"There is no model {name!r}: no such folder, and no hub id (OWNER/NAME) either.")
+        raise ModelError(
+            f"There is no model {name!r}: no such folder, and no hub id (OWNER/NAME) either.{near_zoo(place)}"
+        )
     return _snapshot(name, place, TEXTS, fetch)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -15,7 +16,7 @@ from .alignment import Alignment
 from .config import TrainConfig
 from .data import Data
 from .families import Family
-from .guard import Verdict, judge, name_of
+from .guard import Verdict, judge, name_of, refuse_unknown
 from .preparation import prepare
 from .prompt import Prompt
 from .run import Run
@@ -116,6 +117,7 @@ def train(
     """
     team = Team()
     run = Run(folder, team, tensorboard)
+    refuse_unknown(config, typed)
     prepared = prepare(
         config,
         team,
@@ -129,6 +131,7 @@ def train(
         download=download,
         allow_outside=allow_outside,
         typed=typed,
+        accept=partial(run.refuse_other, resume=resume),
     )
     config, n_steps, identity = prepared.config, prepared.n_steps, prepared.identity()
     objective = Objective.of(prepared)
