@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from ._labels import one_each as one_each
 from ._terminal import escape_streams, escaped
 from .errors import TvpError
 from .formats import strict_json
@@ -27,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str, str, str]] = {
     "ask": ("tvp.sdk.cli", "ask", "Ask a question about a picture.", ""),
     "check": ("tvp.sdk.cli", "check", "Replay a bundle's golden cases on this machine.", ""),
     "inspect": ("tvp.sdk.cli", "inspect", "Describe a bundle without loading it.", ""),
+    "edit": ("tvp.sdk._edit", "command", "Change a bundle's question and labels.", ""),
     "pack": ("tvp.sdk.cli", "pack", "Pack a bundle into one .tvp file.", ""),
     "unpack": ("tvp.sdk.cli", "unpack", "Unpack a .tvp file into a folder.", ""),
     "bench": ("tvp.sdk.cli", "bench", "Time a task on this machine.", ""),
@@ -121,7 +123,13 @@ LENS = click.option("--lens", help="Lens bundle whose prompt takes the place of 
 @click.argument("image")
 @click.argument("question", required=False)
 @click.option("--rank", is_flag=True, help="Score the task's labels instead of writing an answer.")
-@click.option("--label", "labels", multiple=True, help="Score this label, not the task's own. Repeat it for several.")
+@click.option(
+    "--label",
+    "labels",
+    multiple=True,
+    callback=one_each,
+    help="Score this label, not the task's own. Repeat it for several.",
+)
 @LENS
 @PROVIDERS
 @click.option("--max-new-tokens", type=int, default=None, help="Longest answer, in tokens. Default: the task's.")

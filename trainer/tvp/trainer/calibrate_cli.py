@@ -11,6 +11,8 @@ from typing import Literal
 import click
 import numpy as np
 
+from tvp.sdk.cli import one_each
+
 from . import cameras, tasks
 from .data import Data, Pictures, Question, Subset, ThroughCamera, split
 from .data.sample import readable
@@ -33,7 +35,13 @@ log = logging.getLogger("tvp.trainer")
     help="Folder of pictures without answers, as the camera takes them. They take the place of --data.",
 )
 @click.option("--question", help="With --pictures: the question to ask. Default: the task's.")
-@click.option("--label", "labels", multiple=True, help="With --pictures: a label. Repeat it. Default: the task's.")
+@click.option(
+    "--label",
+    "labels",
+    multiple=True,
+    callback=one_each,
+    help="With --pictures: a label. Repeat it. Default: the task's.",
+)
 @click.option(
     "--by",
     default="share",

@@ -19,6 +19,7 @@ from .families import Family
 from .guard import Verdict, judge, name_of, refuse_unknown
 from .preparation import prepare
 from .prompt import Prompt
+from .record import FACT, TaskRecord
 from .run import Run
 from .showing import write_pictures
 from .starts import Choice, start
@@ -163,6 +164,7 @@ def train(
         without = {} if prepared.learn_from == "answers" else validate(None, prepared, team)
         verdict = judge(prompt, prepared, team, typed)
         prompt.facts |= {"learned_from": prepared.learn_from, "without": without}
+        prompt.facts |= {FACT: TaskRecord.of(config, prepared.task, prepared.data).facts()}
         prompt.facts |= {"choice": asdict(choice)} if choice else {}
         prompt.facts |= {"alignment": asdict(prepared.alignment)} if prepared.alignment else {}
         prompt.facts |= {"guard": asdict(verdict)} if verdict else {}
