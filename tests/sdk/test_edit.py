@@ -143,7 +143,7 @@ def test_an_edit_that_fails_changes_nothing(clip, monkeypatch):
 def test_a_calibration_must_know_the_labels(clip):
     known = {"question": "Which?", "labels": ["a", "b"], "offsets": [0.5, -0.5], "n_pictures": 64}
     resealed(clip, calibration=[known], requires=["calibration"])
-    with pytest.raises(RequestError, match="does not know the question .* knows 'Which\\?' with a, b"):
+    with pytest.raises(RequestError, match=r"does not know the question .* knows 'Which\?' with a, b"):
         edit(clip, question=NEW, labels=["a", "b"])
     assert edit(clip, name="other").n_asked == 0
     assert edit(clip, question="Which?", labels=["b", "a"]).after.labels == ("b", "a")

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from tvp.sdk.cli import one_each
+from tvp.sdk.cli import several_labels
 from tvp.trainer import tasks
 from tvp.trainer.data import Data, Pictures, Scenes
 from tvp.trainer.options import allow_outside_option, offline_option
@@ -31,7 +31,9 @@ from .precision import DEVICES, MAX_LOSS, PRECISIONS
     help="Task of the bundle. An unknown name lists all tasks. Default: that of the prompt, or of --data.",
 )
 @click.option("--question", help="Question that the bundle asks. Default: that of the task, the prompt or the data.")
-@click.option("--label", "labels", multiple=True, callback=one_each, help="Label of the bundle. Repeat it for several.")
+@click.option(
+    "--label", "labels", multiple=True, callback=several_labels, help="Label of the bundle. Repeat it for several."
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="New folder for the bundle.")
 @click.option(
     "--data",

@@ -81,25 +81,23 @@ def about(
     source = usual = None
     # What learned from pictures alone, as a lens does, is for any task about such pictures.
     learned = own or (record if record and record.pictures else None)
-    if data and read:
-        source = tasks.open_data(data, task, "test", n_scenes, seed=7, allow_outside=allow_outside)
-        asked, options = shared(task, source)
-        warnings += _other_rows(data, task, source)
-        task = replace(task, name=name_of(task, data), question=asked, labels=options)
-    elif learned and learned.data and read:
+    if learned and learned.data and read and not data:
         try:
             usual = learned.open(task, allow_outside=allow_outside)
         except TvpError as error:
-            warnings.append(f"{error} So the comparison is on drawn scenes. Name the task's pictures with --data.")
+            warnings.append(f"{error} Name the task's pictures with --data.")
         else:
             order = np.random.default_rng(7).permutation(len(usual)).tolist()  # many sets are sorted by class
             source = Shrunk(Subset(usual, order))
             lines.append(
                 f"compared on pictures of {learned.data}, from which the prompt was learned; some go into the bundle"
             )
-    elif task.source == "scenes" and read:
-        source = tasks.open_data("scenes", task, "test", n_scenes, seed=7)
-    elif read:
+    if read and source is None and (data or task.source):
+        source = tasks.open_data(data or "", task, "test", n_scenes, seed=7, allow_outside=allow_outside)
+        warnings += _other_rows(data or task.source, task, source)
+        asked, options = shared(task, source)
+        task = replace(task, name=name_of(task, data or ""), question=asked, labels=options)
+    if read and source is None:
         asks = "" if task.question else " and their questions"
         warnings.append(f"The comparison is on drawn scenes{asks}, not on the task's own. Name some with --data.")
     lines.insert(0, _said(task))

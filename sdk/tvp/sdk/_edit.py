@@ -15,7 +15,7 @@ from pathlib import Path
 
 import click
 
-from ._labels import one_each
+from ._labels import several_labels
 from ._load import load
 from ._requests import Requests
 from ._store import find
@@ -195,7 +195,9 @@ def _share(file: str, to: str) -> str:
 @click.command("edit")
 @click.argument("task")
 @click.option("--question", help="New question of the task; '' for none.")
-@click.option("--label", "labels", multiple=True, callback=one_each, help="Label of the task. Repeat it for several.")
+@click.option(
+    "--label", "labels", multiple=True, callback=several_labels, help="Label of the task. Repeat it for several."
+)
 @click.option("--name", help="New name of the task.")
 def command(task: str, question: str | None, labels: tuple[str, ...], name: str | None) -> None:
     """Change the question, the labels or the name of a bundle, without a new export.

@@ -16,7 +16,6 @@ from .formats.manifest import (
     read_lens_manifest,
     read_task_manifest,
 )
-
 from .formats.temporary import aside
 
 log = logging.getLogger("tvp.sdk")

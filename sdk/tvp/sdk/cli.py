@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from ._labels import one_each as one_each
+from ._labels import several_labels as several_labels
 from ._terminal import escape_streams, escaped
 from .errors import TvpError
 from .formats import strict_json
@@ -127,7 +127,7 @@ LENS = click.option("--lens", help="Lens bundle whose prompt takes the place of 
     "--label",
     "labels",
     multiple=True,
-    callback=one_each,
+    callback=several_labels,
     help="Score this label, not the task's own. Repeat it for several.",
 )
 @LENS

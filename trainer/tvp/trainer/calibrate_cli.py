@@ -11,7 +11,7 @@ from typing import Literal
 import click
 import numpy as np
 
-from tvp.sdk.cli import one_each
+from tvp.sdk.cli import several_labels
 
 from . import cameras, tasks
 from .data import Data, Pictures, Question, Subset, ThroughCamera, split
@@ -39,7 +39,7 @@ log = logging.getLogger("tvp.trainer")
     "--label",
     "labels",
     multiple=True,
-    callback=one_each,
+    callback=several_labels,
     help="With --pictures: a label. Repeat it. Default: the task's.",
 )
 @click.option(

@@ -89,7 +89,11 @@ class TaskRecord:
         for item in fields(TaskRecord):
             value = found.get(item.name)
             if item.name == "labels":
-                value = tuple(value) if isinstance(value, list) and all(isinstance(v, str) for v in value) else None
+                value = (
+                    tuple(value)
+                    if isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value)
+                    else None
+                )
             if type(value) is {"labels": tuple, "pictures": bool}.get(item.name, str):
                 values[item.name] = value
         return TaskRecord(**values)
