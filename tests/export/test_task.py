@@ -102,7 +102,7 @@ def test_what_may_not_be_wanted_is_said(prompt):
         ),
         (
             ("existence", prompt, None),
-            [f"{learned}the bundle has no question of its own.", f"{other}'no', 'yes'."],
+            [f"{learned}the bundle has no question of its own.", f"{other}'yes', 'no'."],
         ),
         (
             ("custom", None, None),

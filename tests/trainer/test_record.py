@@ -84,6 +84,7 @@ def test_only_a_custom_task_is_named_after_its_data():
     assert name_of(custom, "/photos/of doors/") == "of doors"
     assert name_of(custom, "photos.v2/mine.jsonl") == "mine"
     assert name_of(custom, "photos.v2") == "photos.v2"
+    assert name_of(custom, "lamps/train.jsonl") == name_of(custom, "lamps/Test") == "lamps"
     assert name_of(custom, "scenes") == name_of(custom, "") == "custom"
     assert name_of(count, "photos") == "count"
 

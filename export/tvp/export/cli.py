@@ -10,6 +10,7 @@ import click
 from tvp.sdk.cli import several_labels
 from tvp.trainer import tasks
 from tvp.trainer.data import Data, Pictures, Scenes
+from tvp.trainer.hub import refuse_misspelt
 from tvp.trainer.options import allow_outside_option, offline_option
 from tvp.trainer.prompt import Prompt
 
@@ -135,7 +136,8 @@ def export(
         )
     check_number(moments)
     if task_name:
-        tasks.get(task_name)  # a misspelt name should fail before the imports below, which take seconds
+        tasks.get(task_name)
+    refuse_misspelt(model)  # a misspelt name should fail before the imports below, which take seconds
     from tvp.trainer import families
     from tvp.trainer.calibration import Calibration
 

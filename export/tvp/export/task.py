@@ -100,7 +100,8 @@ def about(
     if read and source is None:
         asks = "" if task.question else " and their questions"
         warnings.append(f"The comparison is on drawn scenes{asks}, not on the task's own. Name some with --data.")
-    lines.insert(0, _said(task))
+    if typed is None or task != tasks.get(typed):  # it is not what its user has typed
+        lines.insert(0, _said(task))
     has_pictures = source is not None if read else bool(data or (learned and learned.data) or task.source)
     return About(task, source, usual, has_pictures, tuple(lines), tuple(warnings))
 

@@ -102,7 +102,7 @@ def _edit_folder(folder: Path, name: str | None, question: str | None, labels: S
         _refuse_uncalibrated(after)
     cases = read_cases(folder)
     with temporary_folder(folder) as work:
-        # The first task stays open until the edited one is checked, so that its base is neither hashed nor opened again.
+        # The first task stays open until the edited one is checked: its base is neither hashed nor opened again.
         with load(folder, providers="cpu") as loaded:
             _refuse_unreadable(loaded, after, cases[0].question)
             edited = [case if _fits(case, after) else None for case in cases]

@@ -17,6 +17,7 @@ from . import cameras, tasks
 from .data import Data, Pictures, Question, Subset, ThroughCamera, split
 from .data.sample import readable
 from .eval_cli import camera_option
+from .hub import refuse_misspelt
 from .options import measuring_options
 from .prompt import Geometry, Prompt
 from .task_definition import TaskDefinition
@@ -100,6 +101,7 @@ def calibrate(
         raise click.UsageError(f"{output} cannot be written. Name a file in a folder that is there.")
     task = tasks.through(tasks.get(task_name), camera)
     task = replace(task, question=question or task.question, labels=labels or task.labels)
+    refuse_misspelt(model)
     # Imported this late because it takes seconds, and a misspelt option should be told at once.
     from . import families
     from .asking import answerable

@@ -12,6 +12,7 @@ import click
 
 from .cameras import HELP as CAMERA_HELP
 from .config import CHOICES, TrainConfig, make_config
+from .hub import refuse_misspelt
 from .options import allow_outside_option, download_option, offline_option, skip_bad_option
 from .team import Team
 
@@ -160,6 +161,8 @@ def train(
     given = {name: value for name, value in options.items() if value is not None}
     given |= {name: value for name, value in (("models", models), ("augment", augment), ("pairs", pairs)) if value}
     config = make_config(given, own)
+    for model in (*config.models, *([config.guard_model] if config.guard_model not in ("", "none") else [])):
+        refuse_misspelt(model)
     # Imported this late because it takes seconds, and a misspelt option should be told at once.
     from .summary import sentences
     from .train import train as run_training

@@ -18,6 +18,7 @@ from . import cameras, tasks
 from .config import make_config
 from .data import Data, Subset, picture_of, questions_of, row_of
 from .files import write_whole
+from .hub import refuse_misspelt
 from .options import measuring_options
 from .prompt import Geometry, Prompt
 
@@ -151,6 +152,8 @@ def evaluate(
     given = {name: side for name, side in (("canvas", canvas), ("inner", inner)) if side is not None}
     config = make_config({"models": models, "task": task_name, **given})
     geometry = Geometry(config.canvas, config.inner, task.fit)
+    for model in models:
+        refuse_misspelt(model)
     # Imported this late because it takes seconds, and a misspelt option should be told at once.
     from . import families, matrix, metrics
     from .asking import answerable

@@ -71,7 +71,8 @@ def refuse_unknown(config: TrainConfig, typed: Collection[str] | None = None) ->
     Raises:
         ModelError: there is no such model, or no family covers it.
     """
-    if config.guard_model and (name := name_of(config)[0]):
+    name = name_of(config)[0]
+    if config.guard_model and name:
         families.refuse_unknown(name, is_fetched(name, typed))
 
 

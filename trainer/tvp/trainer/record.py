@@ -14,6 +14,7 @@ from tvp.sdk.errors import DataError, RequestError
 from . import tasks
 from .config import TrainConfig
 from .data import Data, Pictures, Question, ThroughCamera, questions_of, row_of
+from .data.sample import SPLITS
 from .data.sources import QUESTION
 from .task_definition import TaskDefinition
 
@@ -88,12 +89,8 @@ class TaskRecord:
         values: dict[str, Any] = {}
         for item in fields(TaskRecord):
             value = found.get(item.name)
-            if item.name == "labels":
-                value = (
-                    tuple(value)
-                    if isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value)
-                    else None
-                )
+            if item.name == "labels" and isinstance(value, (list, tuple)):
+                value = tuple(value) if all(isinstance(label, str) for label in value) else None
             if type(value) is {"labels": tuple, "pictures": bool}.get(item.name, str):
                 values[item.name] = value
         return TaskRecord(**values)
@@ -153,11 +150,13 @@ def shared(task: TaskDefinition, data: Data) -> tuple[str, tuple[str, ...]]:
 
 
 def name_of(task: TaskDefinition, place: str) -> str:
-    """Return the name of a task; of a custom one, that of the file or the folder of its data."""
+    """Return the name of a task; of a custom one, that of the file or the folder of its data, or of what it is in."""
     if task.name != CUSTOM or not place or place == "scenes":
         return task.name
     path = Path(place).absolute()
-    return (path.stem if path.suffix == ".jsonl" else path.name) or task.name
+    name = path.stem if path.suffix == ".jsonl" else path.name
+    is_split = any(name.lower() in names for names in SPLITS.values())
+    return (path.parent.name if is_split else name) or task.name
 
 
 def fingerprint(data: Data, through_camera: bool = False) -> str:
