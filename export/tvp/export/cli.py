@@ -145,12 +145,12 @@ def export(
     from .output import refuse_to_overwrite, restore
     from .plan import plan
     from .prompts import choose_prompt
-    from .task import about
+    from .task import NoTaskError, about
 
     # What can be refused is refused before a model is loaded.
+    chosen = choose_prompt(prompt, lens, frame)
     restore(output)
     refuse_to_overwrite(output, force)
-    chosen = choose_prompt(prompt, lens, frame)
     families.refuse_unknown(model)
     usual = Pictures(pictures, allow_outside=allow_outside) if pictures else None
     n_scenes = max(cases, moments)
@@ -161,9 +161,12 @@ def export(
         moments = moments if data or pictures else 0  # drawn scenes are not the pictures of this camera
         _without_base(model, output, chosen, source, cases, usual or source, moments, dry_run, force)
         return
-    said = about(
-        task_name, chosen, data, question, labels, n_scenes=n_scenes, allow_outside=allow_outside, read=not dry_run
-    )
+    try:
+        said = about(
+            task_name, chosen, data, question, labels, n_scenes=n_scenes, allow_outside=allow_outside, read=not dry_run
+        )
+    except NoTaskError as error:
+        raise click.UsageError(str(error)) from error
     task = said.task
     for line in said.lines:
         click.echo(line)

@@ -20,6 +20,10 @@ MOST_SIDE = 512  # px, of a golden picture that a prompt remembers: some of them
 SHOWN = 6  # labels in a line
 
 
+class NoTaskError(RequestError):
+    """Nothing says what the task of the bundle is."""
+
+
 @dataclass(frozen=True)
 class About:
     """What an export is about.
@@ -64,12 +68,13 @@ def about(
         read: whether to read data. Default True.
 
     Raises:
-        RequestError: nothing says what the task is; or there is no such task.
+        NoTaskError: nothing says what the task is.
+        RequestError: there is no such task.
         DataError: the data that was named cannot be read.
     """
     record = None if prompt is None else TaskRecord.read(prompt.facts) or _of_before(prompt.facts)
     if typed is None and record is None and not data:
-        raise RequestError(
+        raise NoTaskError(
             "Nothing says what the task of the bundle is. Name it (--task), or its pictures (--data), or a prompt that "
             "`tvp train` wrote (--prompt)."
         )
@@ -78,7 +83,8 @@ def about(
     task = replace(task, question=question or task.question, labels=tuple(labels) or task.labels)
     warnings = _other_than_learned(record, task) if record else []
     lines: list[str] = []
-    source = usual = None
+    source: Data | None = None
+    usual: Data | None = None
     # What learned from pictures alone, as a lens does, is for any task about such pictures.
     learned = own or (record if record and record.pictures else None)
     if learned and learned.data and read and not data:
