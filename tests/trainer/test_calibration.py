@@ -170,7 +170,7 @@ def test_a_mean_over_few_pictures_is_not_taken(caplog):
     assert "1 of 2 questions are about fewer than 8 pictures" in caplog.text
     with pytest.raises(DataError, match="fewer than 8 pictures"):
         offsets_of(Asked(*parts[1]))
-    with pytest.raises(RequestError, match="No question was answered with labels"):
+    with pytest.raises(RequestError, match="No question is answered with labels"):
         offsets_of(Asked([Question("free?", "")], ["text"], [None], ["a"]))
     broken = Asked(parts[0][0], parts[0][1], [np.array([1.0, -math.inf], np.float32)] * 16, parts[0][3])
     with pytest.raises(ModelError, match="A score of 'bright' is not finite"):

@@ -29,6 +29,7 @@ from . import ranking
 from .base import provenance, put_base
 from .fuse import merge
 from .kinds import kind_of
+from .kinds.kind import refuse_unasked
 from .moments import N_PICTURES, check_number, different_pictures, features_by, moments_of
 from .output import refuse_to_overwrite, restore, written_whole
 from .parity import Parity
@@ -111,15 +112,22 @@ def export(
     if calibration is not None and not isinstance(calibration, Calibration):
         calibration = Calibration.load(calibration)
     geometry = prompt.geometry if prompt is not None else geometry
+    if data is None:
+        n_moment_pictures = n_moment_pictures if usual or task.source == "scenes" else 0
+        data = Scenes(max(n_cases, N_GOLDEN, n_moment_pictures), seed=7, camera=task.camera)
+    only_ranks = families.refuse_unknown(model) == "clip" if family is None else not family.generates
+    refuse_unasked(task, data, n_cases, only_ranks)
+    offsets: Calibrated | None = None if calibration else ()
+    if calibration and geometry:
+        offsets = _offsets(calibration, model, geometry, prompt, task)
     step(f"loading {model}")
     family = _load_family(model, family, geometry)
     kind = kind_of(family)
     if geometry is None:
         geometry = Geometry(family.pixel_format.size, family.pixel_format.size, task.fit)
-    if data is None:
-        n_moment_pictures = n_moment_pictures if usual or task.source == "scenes" else 0
-        data = Scenes(max(n_cases, N_GOLDEN, n_moment_pictures), seed=7, camera=task.camera)
-    offsets = () if calibration is None else _offsets(calibration, model, geometry, prompt, task)
+    if calibration and offsets is None:
+        offsets = _offsets(calibration, model, geometry, prompt, task)
+    offsets = offsets or ()
     step("reading the cases")
     data = answerable(data, [(str(model), family)], geometry.canvas, task.free)
     cases = kind.cases(task, [data[i] for i in range(min(n_cases, len(data)))])

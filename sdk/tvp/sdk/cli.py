@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str, str, str]] = {
     "ask": ("tvp.sdk.cli", "ask", "Ask a question about a picture.", ""),
     "check": ("tvp.sdk.cli", "check", "Replay a bundle's golden cases on this machine.", ""),
     "inspect": ("tvp.sdk.cli", "inspect", "Describe a bundle without loading it.", ""),
+    "edit": ("tvp.sdk._edit", "command", "Change a bundle's question and labels.", ""),
     "pack": ("tvp.sdk.cli", "pack", "Pack a bundle into one .tvp file.", ""),
     "unpack": ("tvp.sdk.cli", "unpack", "Unpack a .tvp file into a folder.", ""),
     "bench": ("tvp.sdk.cli", "bench", "Time a task on this machine.", ""),

@@ -18,6 +18,7 @@ from .data import Data, Pictures, Question, Subset, ThroughCamera, split
 from .data.sample import readable
 from .eval_cli import camera_option
 from .geometry import Geometry
+from .hub import refuse_misspelt
 from .options import measuring_options
 from .progress import tidy_warnings, working
 from .task_definition import TaskDefinition
@@ -107,16 +108,17 @@ def calibrate(
         raise click.UsageError(f"{output} cannot be written. Name a file in a folder that is there.")
     task = tasks.through(tasks.get(task_name), camera)
     task = replace(task, question=question or task.question, labels=labels or task.labels)
+    refuse_misspelt(model)
     tidy_warnings()
     with working("loading PyTorch"):  # imported this late because it takes seconds
         from . import families
         from .asking import answerable
-        from .calibration import applied, compare, learn
+        from .calibration import applied, compare, learn, refuse_unfit
         from .evaluate import ask
         from .precision import dtype_of
         from .prompt import Prompt
 
-    families.refuse_unknown(model)
+    kind = families.refuse_unknown(model)
     loaded = Prompt.load(prompt) if prompt else None
     if pictures is None:
         everything = tasks.open_usable(data, task, "train", n + held_out, seed, skip_bad, download, allow_outside)
@@ -130,6 +132,7 @@ def calibrate(
             "--held-out is %d, and at most half of the data's %d pictures are held out: %d",
             held_out, len(everything), len(held),
         )  # fmt: skip
+    refuse_unfit(seen, task.free and kind != "clip")
     canvas = loaded.geometry.canvas if loaded else None
     with working(f"loading {model}"):
         family = families.load(model, device=device, dtype=dtype_of(precision, device), canvas=canvas)

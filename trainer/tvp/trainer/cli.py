@@ -13,7 +13,7 @@ import click
 from . import tasks
 from .cameras import HELP as CAMERA_HELP
 from .config import CHOICES, TrainConfig, make_config
-from .hub import is_fetched
+from .hub import is_fetched, refuse_misspelt
 from .options import allow_outside_option, download_option, offline_option, skip_bad_option
 from .progress import tidy_warnings, working
 from .team import Team
@@ -175,6 +175,8 @@ def train(
     tidy_warnings()
     if own is None and (why := task_of(given)[1]) and Team().leads:
         click.echo(why, err=True)
+    for model in (*config.models, *([config.guard_model] if config.guard_model not in ("", "none") else [])):
+        refuse_misspelt(model)
     with working("loading PyTorch"):  # imported this late because it takes seconds
         from . import families
         from .summary import sentences

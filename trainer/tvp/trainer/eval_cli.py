@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ from .config import make_config
 from .data import Data, Subset, picture_of, questions_of, row_of
 from .files import write_whole
 from .geometry import Geometry, usual_inner
+from .hub import refuse_misspelt
 from .options import measuring_options
 from .progress import tidy_warnings, working
 from .task_definition import TaskDefinition
@@ -172,20 +174,20 @@ def evaluate(
         raise click.UsageError("--canvas and --inner are for an evaluation without a prompt. A prompt has its own.")
     if not task_name and not prompts and (not data or data == "scenes"):
         raise click.UsageError(NO_TASK)
-    if task_name:  # a wrong name is told before anything is loaded
-        tasks.get(task_name)
+    named = tasks.get(task_name) if task_name else None  # a wrong name is told before anything is loaded
+    for model in models:
+        refuse_misspelt(model)
     tidy_warnings()
     with working("loading PyTorch"):  # imported this late because it takes seconds
-        from . import families, matrix
+        from . import families, matrix, metrics
         from .asking import answerable
         from .precision import dtype_of
         from .prompt import Prompt
 
     exporter = _exporter() if exported else None
     loaded = {str(path): Prompt.load(path) for path in prompts}
-    task_name = task_name or _task_of(data, loaded)
-    task = tasks.through(tasks.get(task_name), camera)
-    geometry = _without_prompt(models, task_name, task, canvas, inner) if not loaded else Geometry()
+    task = tasks.through(named or _task_of(data, loaded), camera)
+    geometry = _without_prompt(models, task_name or OWN, task, canvas, inner) if not loaded else Geometry()
     shown = matrix.columns(loaded, geometry)
     # All columns are compared at one size: that of the largest prompt.
     largest = max((prompt.geometry.canvas for prompt in loaded.values()), default=geometry.canvas)
@@ -197,6 +199,7 @@ def evaluate(
         raise DataError(f"{data} has no questions to ask. An evaluation needs rows with questions and answers.")
     chosen = _drawn(test, n, seed)
     learned: Data | None = None
+    metrics.questions_to_measure(task.metric, chosen)  # unfit labels are told before models are loaded
     if n_calibrate:
         train = tasks.open_usable(
             calibrate_on or data, task, "train", n_calibrate, seed, skip_bad, download, allow_outside
@@ -236,26 +239,40 @@ def evaluate(
         raise click.ClickException(f"{len(failed)} of the bundles could not be made: {failed[0].note}")
 
 
-def _task_of(data: str, prompts: Mapping[str, Prompt]) -> str:
+def _task_of(data: str, prompts: Mapping[str, Prompt]) -> TaskDefinition:
     """Return the task that is measured where none was named, and say which it is."""
+    from .record import TaskRecord
+
+    records = {name: TaskRecord.read(prompt.facts) for name, prompt in prompts.items()}
     if data and data != "scenes":
+        known = [record for record in records.values() if record and record.is_own]
+        asked = {(record.question, record.labels) for record in known}
+        if len(known) == len(records) and len(asked) == 1 and any(*asked):
+            click.echo(
+                f"No task was named, so this is the one that the prompt was learned for: {known[0].name}.", err=True
+            )
+            return replace(known[0].definition(), camera=None)  # the pictures that were named may be spoilt already
         click.echo(f"No task was named with --data, so this is a task of your own: {OWN}.", err=True)
-        return OWN
+        return tasks.get(OWN)
     learned = {}
     for name, prompt in prompts.items():
         of_frame = prompt.facts.get("frame")  # of a lens and a frame that were put together, the frame has a task
         facts = of_frame if isinstance(of_frame, dict) else prompt.facts
-        learned[name] = str(facts.get("task") or "")
-    found = set(learned.values())
-    if len(found) > 1 or "" in found:
-        shown = ", ".join(f"{name}: {task or 'not known'}" for name, task in learned.items())
+        record = records[name]
+        seen = f", through {record.camera}" if record and record.camera else ""
+        learned[name] = f"{facts.get('task') or 'not known'}{seen}"
+    if len(set(learned.values())) > 1 or "not known" in learned.values():
+        shown = ", ".join(f"{name}: {task}" for name, task in learned.items())
         raise click.UsageError(f"The prompts do not say one task to measure ({shown}). Name it with --task.")
-    task = found.pop()
-    if not tasks.is_task_file(task) and not tasks.get(task).source:
+    name, first = facts["task"], next(iter(records.values()))
+    task = first.definition() if first else tasks.get(name)
+    if not task.source and not task.file:
         raise click.UsageError(
-            f"The prompt was learned for the task {task!r}, which has no data of its own. Add --data."
+            f"The prompt was learned for the task {name!r}, which has no data of its own. Add --data."
         )
-    click.echo(f"No task was named, so this is the one that the prompt was learned for: {task}.", err=True)
+    click.echo(
+        f"No task was named, so this is the one that the prompt was learned for: {learned.popitem()[1]}.", err=True
+    )
     return task
 
 

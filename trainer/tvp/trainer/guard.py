@@ -66,6 +66,17 @@ def name_of(config: TrainConfig) -> tuple[str, str]:
     return (PREFIX + free[0], "") if free else ("", "every encoder of the zoo takes part; name another --guard-model")
 
 
+def refuse_unknown(config: TrainConfig, typed: Collection[str] | None = None) -> None:
+    """Refuse a guard that there is not, before a run that it judges at the end; `typed` is as in `train`.
+
+    Raises:
+        ModelError: there is no such model, or no family covers it.
+    """
+    name = name_of(config)[0]
+    if config.guard_model and name:
+        families.refuse_unknown(name, is_fetched(name, typed))
+
+
 def judge(prompt: Prompt, prepared: Prepared, team: Team, typed: Collection[str] | None = None) -> Verdict | None:
     """Return what the run's guard says of a prompt's lens; None without a guard.
 

@@ -7,7 +7,8 @@ to those of ActMAD (CVPR 2023, arXiv 2211.12870), which moves the weights of a m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from tvp.sdk.errors import ModelError
 
-from .families.clip import make_open_clip
+from .families.clip import make_open_clip, refuse_unknown_open_clip
 from .zoo import locate
 
 
@@ -90,6 +91,26 @@ def _spread(variance: Tensor) -> Tensor:
     return variance.clamp(min=1e-12).sqrt()  # the slope of a root at zero is infinite
 
 
+def refuse_unknown_guide(name: str | Path, fetch: bool = True) -> None:
+    """Refuse a name that `Guide` would refuse before it reads weights; the arguments are the same.
+
+    Raises:
+        ModelError: there is no such model.
+    """
+    place = locate(name)
+    with _told():
+        refuse_unknown_open_clip(place, fetch)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Say of a model that cannot be loaded that it is the guide, and that the zoo has one."""
+    try:
+        yield
+    except ModelError as error:
+        raise ModelError(f"The guide {error} The zoo has one, zoo:guide.") from error
+
+
 class Guide:
     """A frozen CLIP model that says how well a picture fits its caption.
 
@@ -105,10 +126,8 @@ class Guide:
 
     def __init__(self, name: str | Path, device: str | torch.device = "cpu", fetch: bool = True) -> None:
         place = locate(name)
-        try:
+        with _told():
             self._clip = make_open_clip(place, fetch)
-        except ModelError as error:
-            raise ModelError(f"The guide {error} The zoo has one, zoo:guide.") from error
         self.name = str(name)
         self.model: nn.Module = self._clip.model.to(device)
         self.scale = self._clip.scale

@@ -20,7 +20,7 @@ from tvp.sdk.formats import strict_json
 
 from . import calibration, metrics
 from .cameras import Camera, Part
-from .data import Data, ThroughCamera, questions_of
+from .data import Data, ThroughCamera
 from .evaluate import Asked, ask, judge
 from .families import Family
 from .files import write_whole
@@ -147,8 +147,7 @@ def evaluate_matrix(
         report: is called with each row when it is measured.
     """
     conditions = {condition: _spoilt(data, *condition, seed) for condition in [("", 0), *corruptions]}
-    questions = [question for i in range(len(data)) for question in questions_of(data, i)]
-    metrics.measure(task.metric, questions, [""] * len(questions))  # refuses unfit labels before anything is asked
+    questions = metrics.questions_to_measure(task.metric, data)
     rows: list[Row] = []
     full: dict[tuple[str, int, Geometry], float] = {}
 

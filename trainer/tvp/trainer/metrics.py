@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from tvp.sdk.errors import RequestError, near
 
-from .data import Question
+from .data import Data, Question, questions_of
 from .task_definition import METRICS
 
 YES, NO = "yes", "no"
@@ -75,6 +75,17 @@ def gain(
     sums, sizes = (drawn @ kinds).T
     low, high = np.quantile(sums / sizes, [0.025, 0.975])
     return Gain(float((after - before).mean()), float(low), float(high))
+
+
+def questions_to_measure(metric: str, data: Data) -> list[Question]:
+    """Return all questions of the data, if the metric can be measured on them.
+
+    Raises:
+        RequestError: their labels do not fit the metric.
+    """
+    questions = [question for i in range(len(data)) for question in questions_of(data, i)]
+    measure(metric, questions, [""] * len(questions))
+    return questions
 
 
 def measure(

@@ -185,6 +185,19 @@ class Prompt:
         return Prompt(frame, geometry, pixel_range, facts, lens)  # type: ignore[arg-type]
 
 
+def lens_of(path: str | Path) -> Lens:
+    """Read the lens of a prompt file.
+
+    Raises:
+        DataError: the file is missing or damaged.
+        RequestError: it has no lens.
+    """
+    lens = Prompt.load(path).lens
+    if lens is None:
+        raise RequestError(f"{path} has no lens; it is a frame alone. Name a prompt with a lens.")
+    return lens
+
+
 def compose(lens: Prompt, frame: Prompt) -> Prompt:
     """Put the lens of one prompt before the frame of another.
 

@@ -8,7 +8,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,7 @@ class Run:
         tensorboard: log for TensorBoard too.
 
     Raises:
-        RequestError: the folder is a task bundle.
+        RequestError: the folder is a task bundle, or a file.
     """
 
     def __init__(self, folder: str | Path, team: Team, tensorboard: bool = False) -> None:
@@ -83,8 +83,32 @@ class Run:
         self.progress = Progress()
         self._logs: Logs | None = None
         self._n_kept = 0  # steps done when the checkpoint was written
+        if self.folder.exists() and not self.folder.is_dir():
+            raise RequestError(f"{self.folder} is a file. Name a folder for the run.")
         if (self.folder / "manifest.json").exists():  # the run's prompt.png would replace the bundle's
             raise RequestError(f"{self.folder} is a task bundle. Choose another folder for the run.")
+
+    def refuse_other(self, config: TrainConfig, resume: bool) -> None:
+        """Refuse, before models are loaded, what `opened` and `begin` would refuse after it.
+
+        Args:
+            config: of the run.
+            resume: as of `begin`.
+
+        Raises:
+            RequestError: another run is writing here, or the checkpoint is of another configuration.
+        """
+        files = [self.folder / name for name in (CHECKPOINT, LOCK)]
+        if not self._team.leads or not any(file.exists() for file in files):
+            return
+        with claimed(self.folder):
+            if not resume or not files[0].exists():
+                return
+            try:
+                theirs = _in_todays_names(json.loads(load_tensors(files[0])["identity"]))
+            except Exception:  # `load_checkpoint` says how it is damaged
+                return
+        _refuse_changed(self.folder, _changes(theirs, json.loads(json.dumps({"config": asdict(config)}))))
 
     @contextmanager
     def opened(self) -> Iterator[None]:
@@ -278,14 +302,18 @@ def load_checkpoint(folder: Path, identity: dict[str, Any], learned: Learned) ->
         complete = progress.step > 0 and _is_whole(progress, learned)
     except Exception as error:  # the unpickler raises whatever the damage leads to
         raise DataError(f"The checkpoint {path} is damaged: {error}. Start anew with --restart.") from error
+    _refuse_changed(folder, changed)
+    if not complete:
+        raise DataError(f"The checkpoint {path} is damaged: it holds no whole step. Start anew with --restart.")
+    return progress
+
+
+def _refuse_changed(folder: Path, changed: Sequence[str]) -> None:
     if changed:
         raise RequestError(
             f"{folder} holds a run with another configuration ({'; '.join(changed)}). "
             "Choose another folder, or start anew with --restart."
         )
-    if not complete:
-        raise DataError(f"The checkpoint {path} is damaged: it holds no whole step. Start anew with --restart.")
-    return progress
 
 
 def _is_whole(progress: Progress, learned: Learned) -> bool:

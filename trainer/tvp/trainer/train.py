@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from tvp.sdk.errors import CheckError
@@ -13,10 +14,11 @@ from .alignment import Alignment
 from .config import TrainConfig
 from .data import Data
 from .families import Family
-from .guard import Verdict, judge, name_of
+from .guard import Verdict, judge, name_of, refuse_unknown
 from .preparation import prepare
 from .progress import bar
 from .prompt import Prompt
+from .record import FACT, TaskRecord
 from .run import Run
 from .showing import write_pictures
 from .starts import Choice, start
@@ -115,6 +117,7 @@ def train(
     """
     team = Team()
     run = Run(folder, team, tensorboard)
+    refuse_unknown(config, typed)
     prepared = prepare(
         config,
         team,
@@ -128,6 +131,7 @@ def train(
         download=download,
         allow_outside=allow_outside,
         typed=typed,
+        accept=partial(run.refuse_other, resume=resume),
     )
     config, n_steps, identity = prepared.config, prepared.n_steps, prepared.identity()
     objective, validate = Objective.of(prepared), Validation(prepared, team)
@@ -159,6 +163,7 @@ def train(
         without = {} if prepared.learn_from == "answers" else validate(None)
         verdict = judge(prompt, prepared, team, typed)
         prompt.facts |= {"learned_from": prepared.learn_from, "without": without}
+        prompt.facts |= {FACT: TaskRecord.of(config, prepared.task, prepared.data).facts()}
         prompt.facts |= {"choice": asdict(choice)} if choice else {}
         prompt.facts |= {"alignment": asdict(prepared.alignment)} if prepared.alignment else {}
         prompt.facts |= {"guard": asdict(verdict)} if verdict else {}

@@ -70,6 +70,26 @@ def readable(folder: Path) -> None:
         path.chmod(0o755 if path.is_dir() else 0o644)
 
 
+def replace_folder(work: Path, target: Path) -> None:
+    """Move a finished folder to `target`. A folder that is there is removed only when the new one is in place."""
+    old = aside(target)
+    if target.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.rename(target, old)
+    try:
+        os.rename(work, target)
+    except BaseException:
+        if not target.exists() and old.exists():
+            os.rename(old, target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def aside(target: Path) -> Path:
+    """Return where `replace_folder` puts the folder before it, for the moment of the replacement."""
+    return target.parent / f".{target.name}.replaced"
+
+
 def sweep(target: Path) -> None:
     """Remove temporary files and folders for `target` that ended processes left."""
     for left in target.parent.glob(f".{_literal(target.name)}.????????{SUFFIX}"):

@@ -83,6 +83,8 @@ def load(
         RequestError: the device cannot be used.
     """
     place = locate(name)
+    if str(device) != "auto":
+        moved(torch.empty(0), device)  # a wrong device is told before weights are read
     family: Family
     if _is_open_clip(place):
         from .clip import make_open_clip
@@ -126,15 +128,22 @@ def moved(thing: T, device: str | torch.device) -> T:
         raise RequestError(f"The device {str(device)!r} cannot be used: {error}") from error
 
 
-def refuse_unknown(name: str | Path, fetch: bool = True) -> None:
+def refuse_unknown(name: str | Path, fetch: bool = True) -> str:
     """Refuse a name or a folder that `load` would refuse before it reads weights; `fetch` is as in `load`.
+
+    Returns:
+        The file of the model's family: `clip` for one that only chooses among labels.
 
     Raises:
         ModelError: there is no such model, or no family covers it.
     """
     place = locate(name)
     if not _is_open_clip(place):
-        _known(Checkpoint(str(name), place, fetch=fetch))
+        return _known(Checkpoint(str(name), place, fetch=fetch))
+    from .clip import refuse_unknown_open_clip
+
+    refuse_unknown_open_clip(place, fetch)
+    return "clip"
 
 
 def input_side(name: str | Path, fetch: bool = True) -> int:
