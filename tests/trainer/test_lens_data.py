@@ -55,6 +55,7 @@ def config(zoo):
         relative=True,
         n_validation=4,
         guard_model="none",
+        keep="last",
     )
 
 

@@ -50,6 +50,7 @@ def config(zoo):
         checkpoint_every=2,
         update="adam",
         lr=0.05,
+        keep="last",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from tvp.sdk.errors import RequestError
 
@@ -12,6 +13,7 @@ from .cameras import Camera
 from .prompt import Fit
 
 METRICS = ("accuracy", "auc", "pope")
+Match = Literal["exact", "loose"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class TaskDefinition:
         question: what is asked about data that has no questions of its own, and what the sdk asks by default.
         labels: the answers to choose from; none for a task whose questions differ.
         source: the data to use where none is named; '' for a task that needs `--data`.
-        free: answer in free text, which must match exactly, even where a question has labels.
+        free: answer in free text, even where a question has labels.
         fit: how a picture becomes a square, `crop` or `pad`.
         camera: the camera that pictures are seen through.
         topics: the topics of questions about scenes.
@@ -31,6 +33,8 @@ class TaskDefinition:
         caption: for data with class names: what the guide reads after "this is a photo of", with {label} for the
             name.
         metric: what is reported besides accuracy, one of METRICS.
+        match: when an answer is right: `exact`, the same text; `loose`, the same but for case, spaces and a final
+            point.
         augment: the augmentations, of AUGMENTATIONS, that leave every answer as it is.
 
     Raises:
@@ -48,6 +52,7 @@ class TaskDefinition:
     published: str = ""
     caption: str = "a {label}"
     metric: str = "accuracy"
+    match: Match = "exact"
     augment: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -84,7 +84,7 @@ _TASKS = (
         )
         for kind in ("random", "popular", "adversarial")
     ),
-    TaskDefinition("custom"),
+    TaskDefinition("custom", match="loose"),
 )
 # Some of these again, seen through the bad camera. `bad-camera` itself asks about scenes in free text.
 TASKS = {task.name: task for task in _TASKS} | {
