@@ -87,7 +87,7 @@ def test_all_shares_are_those_of_the_planted_answers(prepared):
     assert chosen["step"] == 9
     assert found.answers == {"cat": 0.6, "fish": 0.25, "dog": 0.15}
     assert prompt.facts["outcome"]["prompted"] == 0.75
-    assert [row[2:] for row in found.examples][0] == ("fish", "cat")  # an answer that the prompt changed
+    assert found.examples[0][2:] == ("fish", "cat")  # an answer that the prompt changed
     first, beside, answers = outcome.sentences(found)
     assert re.fullmatch(
         r"on 40 held-out questions: 50.0% right without a prompt, 75.0% with it; it helped by \+25.0 points "
