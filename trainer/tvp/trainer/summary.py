@@ -31,6 +31,8 @@ def sentences(result: TrainResult) -> list[str]:
         said.append(AWAY[result.learned_from].format(before=before, after=after))
     elif result.outcome:
         said += outcome.sentences(result.outcome)
+    if result.agreement:
+        said.append(str(result.agreement))
     if result.verdict:
         said.append(str(result.verdict))
     elif result.choice:

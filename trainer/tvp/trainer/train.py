@@ -11,6 +11,8 @@ from tqdm import tqdm
 
 from tvp.sdk.errors import CheckError
 
+from .agreement import Agreement
+from .agreement import measure as measure_agreement
 from .alignment import Alignment
 from .config import TrainConfig
 from .data import Data
@@ -55,6 +57,7 @@ class TrainResult:
         verdict: what the guard says of the lens; None without a guard.
         unguarded: why there is no guard; '' where there is one.
         outcome: what the prompt does to the answers to held-out questions; None where none are learned from.
+        agreement: how often answers agree with those about the clean pictures; None without these.
     """
 
     prompt: Prompt
@@ -69,6 +72,7 @@ class TrainResult:
     verdict: Verdict | None
     unguarded: str
     outcome: Outcome | None
+    agreement: Agreement | None
 
 
 def train(
@@ -174,6 +178,8 @@ def train(
         prompt.facts |= {"guard": asdict(verdict)} if verdict else {}
         outcome = judged(prompt, prepared, team)
         prompt, chosen, refused = settled(prompt, chosen, prepared, outcome, without)
+        agreement = measure_agreement(prompt, prepared, team, typed)
+        prompt.facts |= {"agreement": asdict(agreement)} if agreement else {}
         kept = not refused and (verdict is None or verdict.kept)
         file = run.write(config, prompt, kept)
         if team.leads:
@@ -197,4 +203,5 @@ def train(
         verdict,
         unguarded,
         outcome,
+        agreement,
     )
