@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -266,7 +267,7 @@ def guarded(config, tmp_path):
 
 def judged(monkeypatch, *figures):
     told = iter(figures)
-    monkeypatch.setattr(guard, "held_out_distance", lambda family, prepared, prompt: next(told))
+    monkeypatch.setattr(guard, "HeldOut", lambda family, prepared: SimpleNamespace(distance=lambda prompt: next(told)))
 
 
 def test_a_lens_that_makes_the_guard_worse_is_not_kept(guarded, tmp_path, monkeypatch):

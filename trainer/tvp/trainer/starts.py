@@ -22,7 +22,7 @@ from .preparation import Prepared
 from .prompt import Prompt
 from .step import Objective
 from .team import Team
-from .validation import score_of, validate
+from .validation import Validation, score_of
 
 KINDS = ("conv", "kernel", "colour")
 STARTS = ("identity", "normalise", "statistics")  # the last one needs good pictures
@@ -47,13 +47,20 @@ class Choice:
 
 
 def start(
-    prepared: Prepared, objective: Objective, folder: Path, team: Team, resume: bool, identity: dict[str, Any]
+    prepared: Prepared,
+    objective: Objective,
+    validate: Validation,
+    folder: Path,
+    team: Team,
+    resume: bool,
+    identity: dict[str, Any],
 ) -> tuple[Learned, Choice | None]:
     """Return what the run learns, as it is before the first step, and the choice of its lens; None without a lens.
 
     Args:
         prepared: the run.
         objective: of the run.
+        validate: measures lenses on the run's validation pictures.
         folder: the run's. It remembers which lens was chosen.
         team: the processes that train together.
         resume: take the choice that the folder remembers.
@@ -67,7 +74,7 @@ def start(
         return _learned(prepared, None, ""), None
     choice = Choice(config.lens, config.lens_start)
     if "auto" in (choice.kind, choice.start):
-        choice = (_remembered(folder, identity) if resume else None) or _choose(prepared, objective, team)
+        choice = (_remembered(folder, identity) if resume else None) or _choose(prepared, objective, validate, team)
         if team.leads:
             write_whole(folder / CHOICE, json.dumps({"identity": identity, **asdict(choice)}, indent=1).encode())
         team.wait()
@@ -132,7 +139,7 @@ def _remembered(folder: Path, identity: dict[str, Any]) -> Choice | None:
     return found if found.kind in KINDS and found.start in STARTS else None
 
 
-def _choose(prepared: Prepared, objective: Objective, team: Team) -> Choice:
+def _choose(prepared: Prepared, objective: Objective, validate: Validation, team: Team) -> Choice:
     """Try lenses for a few steps each, and return the kind and the start of the one that validates best.
 
     First the starts are tried with the first kind, then the other kinds with the best start.
@@ -141,15 +148,15 @@ def _choose(prepared: Prepared, objective: Objective, team: Team) -> Choice:
     kinds = KINDS if config.lens == "auto" else (config.lens,)
     able = STARTS if _has_good(prepared) else STARTS[:-1]
     starts = able if config.lens_start == "auto" else (config.lens_start,)
-    scores = {(kinds[0], begin): _try(prepared, objective, kinds[0], begin, team) for begin in starts}
+    scores = {(kinds[0], begin): _try(prepared, objective, validate, kinds[0], begin, team) for begin in starts}
     begin = max(starts, key=lambda begin: scores[kinds[0], begin])
-    scores |= {(kind, begin): _try(prepared, objective, kind, begin, team) for kind in kinds[1:]}
+    scores |= {(kind, begin): _try(prepared, objective, validate, kind, begin, team) for kind in kinds[1:]}
     kind, begin = max(scores, key=lambda tried: scores[tried])
     tried = [{"kind": k, "start": s, "score": score} for (k, s), score in scores.items()]
     return Choice(kind, begin, tuple(tried))
 
 
-def _try(prepared: Prepared, objective: Objective, kind: str, begin: str, team: Team) -> float:
+def _try(prepared: Prepared, objective: Objective, validate: Validation, kind: str, begin: str, team: Team) -> float:
     """Return the validation score of a lens after a few steps of training."""
     n_steps = max(FEWEST_TRIED, prepared.n_steps // TRY_SHARE)
     config = replace(prepared.config, warm_up=0)
@@ -159,4 +166,4 @@ def _try(prepared: Prepared, objective: Objective, kind: str, begin: str, team: 
         _, gradients = objective(batch, learned, team)
         learned.move(updates, gradients, step)
     objective.restart()
-    return score_of(validate(learned.prompt(), prepared, team))
+    return score_of(validate(learned.prompt()))
