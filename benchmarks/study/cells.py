@@ -14,7 +14,8 @@ SEEDS = (1, 2, 3)
 # Camera by camera: a main one, five that a lens may undo, JPEG, and a family of which every picture has its own.
 FAMILY = "gain=0.2..1,cast=0.6..1/0.5..1/0.38..1,noise=0..0.06"
 CAMERAS = ("noise:4", "fog:4", "contrast:4", "resolution:4", "motion:4", "jpeg:5", FAMILY)
-AUTO = {"method": "lens", "lens_start": "auto"}  # a camera that is new: the start is chosen by trying
+LENS: dict[str, Any] = {"method": "lens", "lens": "conv", "lens_start": "identity"}
+AUTO = {"lens_start": "auto"}  # a camera that is new: the start is chosen by trying
 
 # Settings in place of those of the method's and the task's shipped files. Chosen on validation pictures.
 METHODS: dict[str, dict[str, Any]] = {
@@ -22,12 +23,12 @@ METHODS: dict[str, dict[str, Any]] = {
     "evp": {"method": "evp"},
     "tvp": {"method": "tvp"},
     "tvp, released update": {"method": "tvp", "update": "normalized", "lr": 1.5, "steps": 250},
-    "pairs": {"method": "lens", "learn_from": "pairs", "steps": 800},
-    "unpaired": {"method": "lens", "learn_from": "unpaired", "batch": 48, "steps": 300},
-    "answers": {"method": "lens", "learn_from": "answers", "fca": 0.0, "steps": 200},
-    "answers and pairs": {"method": "lens", "learn_from": "answers", "steps": 200},
-    "pixels": {"method": "lens", "learn_from": "pixels", "steps": 600},
-    "lens and frame": {"method": "lens", "learn_from": "answers", "steps": 200, "frame": True, "placement": "over",
+    "pairs": {**LENS, "learn_from": "pairs", "steps": 800},
+    "unpaired": {**LENS, "learn_from": "unpaired", "batch": 48, "steps": 300},
+    "answers": {**LENS, "learn_from": "answers", "fca": 0.0, "steps": 200},
+    "answers and pairs": {**LENS, "learn_from": "answers", "steps": 200},
+    "pixels": {**LENS, "learn_from": "pixels", "steps": 600},
+    "lens and frame": {**LENS, "learn_from": "answers", "steps": 200, "frame": True, "placement": "over",
                        "inner": 56, "lr": 0.01},
 }  # fmt: skip
 # Noise has the size of a pixel where the photos have their own size, and a lens's kernels reach further there.

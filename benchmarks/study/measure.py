@@ -39,7 +39,7 @@ def learn(cell: Cell, models: dict[str, Family], overrides: dict[str, Any], file
     """Learn the cell's prompt and write it to a file; returns what the run says of it."""
     method = METHODS[cell.method]
     if method["method"] == "lens" and cell.camera != BAD:
-        method = AUTO | method
+        method = method | AUTO
     if cell.content == "photos" and method["method"] == "lens" and not method.get("frame"):
         method = PHOTOS | method
     settings = {

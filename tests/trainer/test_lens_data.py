@@ -348,7 +348,8 @@ def test_the_command_says_what_it_did_and_fails_where_the_lens_is_not_kept(guard
     for text in (
         "learned from the features of clean pictures, without questions and answers (each picture has a clean one)",
         "pairs are aligned within 0.",
-        "tried lenses, with these distances: colour from identity ",
+        "tried lenses for 4 steps each, with these distances: colour from identity ",
+        "took colour from ",
         "features of held-out pictures were ",
         "40.0% without the lens, 30.0% behind it",
         f"wrote {tmp_path / 'run' / 'prompt.safetensors'}",

@@ -118,26 +118,6 @@ def test_a_planted_camera_is_undone_from_other_good_pictures(config, tmp_path):
     assert (result.prompt.on(canvas) - clean).abs().mean() < 0.5 * (canvas - clean).abs().mean()
 
 
-@pytest.mark.parametrize("paired", [True, False])
-def test_the_start_from_statistics_is_exact_for_gains_and_offsets(config, tmp_path, paired):
-    gain = np.array([0.5, 0.4, 0.3])
-    config = replace(config, lens_start="statistics", lens_lr=0.0, steps=1)
-    config = config if paired else replace(config, like="scenes")
-    data = Planted(32, 0, np.diag(gain), paired=paired)
-    good = None if paired else Clean(32, 0)  # the same pictures, so that the statistics are the same
-    values = train(config, tmp_path, data=data, like=good, quiet=True).prompt.lens.values
-    rounding = 0.02 if paired else 0.15  # without pairs, other pictures are set aside for validation
-    assert values["matrix"].numpy() == pytest.approx(np.diag(1 / gain), abs=rounding / min(gain))
-    assert values["bias"].numpy() == pytest.approx(-OFFSET / gain, abs=rounding)
-    assert torch.equal(values["tone"], torch.zeros(3))
-
-
-def test_the_start_from_statistics_needs_good_pictures(config, tmp_path):
-    config = replace(config, lens_start="statistics", task="scenes")
-    with pytest.raises(RequestError, match="needs good pictures: pairs, a camera, or --like"):
-        train(config, tmp_path, quiet=True)
-
-
 CHANGES = {
     "lens": {},
     "conv from unpaired": {"lens": "conv", "like": "scenes", "lens_width": 4},
@@ -174,27 +154,6 @@ def test_a_resumed_run_ends_with_the_same_bits(config, tmp_path, monkeypatch, na
     assert all(map(torch.equal, values_of(resumed.prompt), values_of(whole.prompt)))
     assert (kept.read_bytes() if kept.exists() else b"") == before
     assert resumed.choice == whole.choice
-
-
-def test_a_choice_that_cannot_be_read_or_is_of_another_run_is_made_anew(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(starts, "FEWEST_TRIED", 1)
-    config = replace(config, lens="colour", lens_start="auto", steps=1)
-    whole = train(config, tmp_path / "a", quiet=True)
-    file = tmp_path / "a" / "choice.json"
-    said = json.loads(file.read_text())
-    assert [one["start"] for one in said["tried"]] == ["identity", "normalise", "statistics"]
-    best = max(said["tried"], key=lambda one: one["score"])
-    assert (whole.choice.kind, whole.choice.start) == (best["kind"], best["start"])
-    for damaged in ("", "[]", "{}", json.dumps(said | {"start": "magic"}), json.dumps(said | {"identity": {}})):
-        file.write_text(damaged)
-        assert train(config, tmp_path / "a", quiet=True).choice == whole.choice
-        assert json.loads(file.read_text()) == said
-
-
-def test_without_good_pictures_the_statistics_are_not_tried(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(starts, "FEWEST_TRIED", 1)
-    result = train(replace(config, lens_start="auto", task="scenes", steps=1), tmp_path, quiet=True)
-    assert [one["start"] for one in result.choice.tried] == ["identity", "normalise"]
 
 
 def test_early_stopping_keeps_the_lens_that_is_nearest(config, tmp_path, monkeypatch):

@@ -133,11 +133,11 @@ def train(
     config, n_steps, identity = prepared.config, prepared.n_steps, prepared.identity()
     objective, validate = Objective.of(prepared), Validation(prepared, team)
     with run.opened():
-        learned, choice = start(prepared, objective, validate, run.folder, team, resume, identity)
+        hidden = quiet if team.leads else True
+        learned, choice = start(prepared, objective, validate, run.folder, team, resume, identity, hidden)
         updates = learned.updates(config, n_steps)
         run.begin(identity, learned, updates, objective, resume)
         batches = prepared.batches(run.step, n_steps, team)
-        hidden = quiet if team.leads else True
         bar = tqdm(batches, f"prompt for {config.task}", n_steps, initial=run.step, disable=hidden, leave=False)
         for batch in bar:
             if run.is_stale(config.patience):
