@@ -4,8 +4,8 @@ Three models of the zoo, scenes and photos of CIFAR-10. Each model is exported w
 moments of 8, 16, 64 or 256 pictures, and then sees 512 others: through that camera, through another one in its place,
 and through another one behind it. The same without a lens, for a camera that spoils nothing. The area under the curve
 (AUC) is the chance that the mean unlikeness of ten pictures is larger through the changed camera than through its own;
-of single pictures, it stands beside that. `together` takes the mean of the ten pictures' numbers first, and its
-distance then: another statistic, for comparison. Prints a table, and writes unlikeness.json beside this file.
+of single pictures, it stands beside that. `together` is that of `sdk.unlikeness` of the ten: the distance of the mean
+of their numbers. Prints a table, and writes unlikeness.json beside this file.
 """
 
 from __future__ import annotations
@@ -76,6 +76,8 @@ def compare(own: Rows, others: dict[str, Rows], usual: Rows) -> dict[str, Any]:
         "own": float(single.mean()),
         "own_ten_999": float(np.quantile(ten, 0.999)),
         "own_single_99": float(np.quantile(single, 0.99)),
+        "own_together": float(together.mean()),
+        "own_together_999": float(np.quantile(together, 0.999)),
         "cameras": {},
     }
     for name, rows in others.items():

@@ -12,6 +12,7 @@ from benchmarks.study.__main__ import HERE, main
 from samples.by_hand import BY_HAND, noise_of
 from samples.zoo.models import ENCODER_OF
 from tvp.trainer import cameras, families, tasks
+from tvp.trainer.config import make_config
 from tvp.trainer.data import Scenes
 from tvp.trainer.prompt import Prompt
 
@@ -93,6 +94,13 @@ def test_no_cell_is_there_twice_and_every_one_can_be_named_by_a_file():
     assert not [name for name in names if set(name) & set(":/ ,")]
     for camera in cells.CAMERAS:
         assert cameras.parse(camera).parts
+
+
+def test_the_study_names_its_lens_whatever_the_shipped_method_does():
+    for settings in [*cells.METHODS.values(), cells.LENS | cells.AUTO]:
+        if settings["method"] == "lens":
+            config = make_config({"models": ("m",), **settings})
+            assert (config.lens, config.lens_start) == ("conv", settings["lens_start"])
 
 
 def test_device_s_and_good_pictures_are_other_ones():

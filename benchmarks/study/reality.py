@@ -38,6 +38,7 @@ from tvp.trainer.files import write_whole
 from tvp.trainer.prompt import Geometry, Prompt
 from tvp.trainer.train import train
 
+from .cells import LENS
 from .data import N_KEPT, PHOTOS, TASK, trained_on
 
 HERE = Path(__file__).parent
@@ -104,7 +105,7 @@ def learn(name: str, models: dict[str, Family], steps: int) -> Prompt:
         "models": tuple(f"zoo:{source}" for source in sources),
         "task": TASK["photos"],
         "camera": CAMERA,
-        "method": "lens",
+        **LENS,
         "guard_model": "none",
         "canvas": CANVAS,
         "steps": steps,

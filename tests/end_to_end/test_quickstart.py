@@ -36,6 +36,10 @@ def test_the_demo_writes_a_page_that_stands_alone(tmp_path, monkeypatch, capsys)
             assert task.check()["cases"] == 4
 
 
+def test_the_demo_learns_one_lens_and_tries_no_others():
+    assert (quickstart.CONFIG.lens, quickstart.CONFIG.lens_start) == ("conv", "identity")
+
+
 def test_the_bad_camera_costs_15_points_and_the_shipped_prompt_wins_5_back():
     """On 1,024 held-out questions; the prompt is the one that `make demo` trained."""
     prompt = Prompt.load(SAMPLES / "zoo" / "prompts" / "bad-camera.safetensors")

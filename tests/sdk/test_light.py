@@ -49,6 +49,7 @@ def test_the_public_names():
         "load",
         "read_image",
         "tasks",
+        "unlikeness",
     ]
 
 

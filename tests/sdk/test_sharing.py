@@ -285,7 +285,7 @@ def test_closing_gives_the_memory_back(one_bundle, copy):
         assert closed - before < N_MIB / 8, done.stdout
 
 
-def test_what_was_opened_unseen_is_not_what_a_verified_load_gets(copy, linked):
+def test_what_was_opened_unseen_is_not_what_others_get(copy, linked, hashed):
     """A base whose weights were damaged, and loaded all the same, and an intact copy of it elsewhere."""
     with sdk.load(linked) as intact:
         expected = intact.ask(PICTURE, "What?").log_probabilities
@@ -295,12 +295,48 @@ def test_what_was_opened_unseen_is_not_what_a_verified_load_gets(copy, linked):
     table.write_bytes(data[:-4000] + bytes(4000))
     with sdk.load(copy, verify_files=False) as unseen:
         with sdk.load(linked, verify_files=False) as other:
-            assert other.model is unseen.model
+            assert other.model is not unseen.model
+            assert other.ask(PICTURE, "What?").log_probabilities == expected
         with sdk.load(linked) as seen:
             assert seen.model is not unseen.model
             assert seen.ask(PICTURE, "What?").log_probabilities == expected
             with sdk.load(linked, verify_files=False) as other:
                 assert other.model is seen.model
+            with sdk.load(copy, verify_files=False) as other:
+                assert other.model is unseen.model
+
+
+@pytest.mark.parametrize("verified", [True, False])
+def test_without_verification_what_is_in_the_folder_is_what_runs(copy, linked, tmp_path, hashed, verified):
+    """Tasks that are open when a base's file is replaced, and put back later, keep what they opened."""
+    away, table = tmp_path / "away.npy", copy / "base" / "embed_tokens.npy"
+
+    def says(task):
+        return task.ask(PICTURE, "What?").log_probabilities
+
+    with sdk.load(copy, verify_files=verified) as before, sdk.load(linked, verify_files=False) as beside:
+        assert beside.model is before.model  # the very same files, by hard links
+        expected = says(before)
+        data = table.read_bytes()
+        table.rename(away)
+        table.write_bytes(data[:256] + bytes(len(data) - 256))  # behind its header, all numbers are 0
+        with sdk.load(copy, verify_files=False) as replaced, sdk.load(copy, verify_files=False) as again:
+            assert replaced.model is again.model is not before.model
+            assert says(replaced) != expected == says(before)
+            with pytest.raises(BundleError, match=r"embed_tokens\.npy is damaged"):
+                sdk.load(copy)
+            table.unlink()
+            away.rename(table)
+            with sdk.load(copy, verify_files=False) as mended:
+                assert mended.model is not replaced.model
+                assert says(mended) == expected
+
+
+def test_a_file_that_was_just_written_is_not_taken_for_the_same(copy, hashed, monkeypatch):
+    with sdk.load(copy, verify_files=False) as first:
+        monkeypatch.setattr(integrity, "SETTLED", 10**18)
+        with sdk.load(copy, verify_files=False) as second, sdk.load(copy) as verified:
+            assert len({first.model, second.model, verified.model}) == 3
 
 
 @pytest.mark.parametrize(

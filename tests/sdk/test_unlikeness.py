@@ -19,8 +19,8 @@ from tests.bundles import make_bundle, seal
 from tests.sdk.reference_client import Client
 from tests.sdk.test_cli import tvp
 from tvp import sdk
-from tvp.sdk.errors import BundleError
-from tvp.sdk.formats.moments import FILE, FLOOR, LEAST, Moments, describe, read_moments
+from tvp.sdk.errors import BundleError, RequestError
+from tvp.sdk.formats.moments import FILE, FLOOR, LEAST, Moments, describe, read_moments, root_mean_square
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "format-2"
 QUESTION = "How many objects are there?"
@@ -195,6 +195,49 @@ def test_a_fresh_bundle_says_what_the_client_says(one_bundle):
         for name in ("0.png", "1.png"):
             picture = one_bundle / "golden" / name
             assert task.see(picture).unlikeness == pytest.approx(client.unlikeness(picture), rel=1e-4)
+
+
+# Several pictures together.
+
+
+def test_unlikeness_of_several_pictures_is_that_of_their_mean(one_bundle):
+    mean, spread = read_moments(one_bundle).mean, read_moments(one_bundle).spread
+    pictures = [pixels(seed) for seed in range(5)]
+    rows = np.stack([numbers_of(one_bundle, picture) for picture in pictures])
+    expected = np.sqrt((((rows.mean(0) - mean) / spread) ** 2).mean())
+    with sdk.load(one_bundle, providers="cpu") as task:
+        views = [task.see(picture) for picture in pictures]
+        assert sdk.unlikeness(views) == pytest.approx(expected, rel=1e-4)
+        assert sdk.unlikeness(views[::-1]) == pytest.approx(expected, rel=1e-4)
+        assert sdk.unlikeness(views[2:3]) == pytest.approx(views[2].unlikeness, rel=1e-6)
+        assert sdk.unlikeness(views) < np.mean([view.unlikeness for view in views])
+    assert sdk.unlikeness(views) == pytest.approx(expected, rel=1e-4)  # no model runs for it
+
+
+def test_a_change_that_no_picture_shows_is_seen_in_the_mean():
+    """A shift of half a spread in each number: single pictures look as usual, and ten together do not."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(64, 300))
+    moments = Moments.of(rows)
+
+    def together(shift):
+        return root_mean_square(np.mean([moments.away(rng.normal(size=(1, 300)) + shift) for _ in range(10)], 0))
+
+    assert together(0) < 0.4 < 0.55 < together(0.5)
+    assert moments.unlikeness(rng.normal(size=(1, 300)) + 0.5) < 1.3
+
+
+def test_views_that_have_no_unlikeness_together(one_bundle, old):
+    with sdk.load(one_bundle, providers="cpu") as task, sdk.load(one_bundle, providers="cpu") as again:
+        with pytest.raises(RequestError, match="There are no views"):
+            sdk.unlikeness([])
+        with pytest.raises(RequestError, match="different tasks"):
+            sdk.unlikeness([task.see(pixels(0)), again.see(pixels(0))])
+        with sdk.load(old, providers="cpu") as without:
+            with pytest.raises(RequestError, match="different tasks"):
+                sdk.unlikeness([task.see(pixels(0)), without.see(pixels(0))])
+            with pytest.raises(RequestError, match="says which features are usual"):
+                sdk.unlikeness([without.see(pixels(0))] * 2)
 
 
 GOOD = np.ones((2, 6), "<f4")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -267,7 +268,7 @@ def guarded(config, tmp_path):
 
 def judged(monkeypatch, *figures):
     told = iter(figures)
-    monkeypatch.setattr(guard, "held_out_distance", lambda family, prepared, prompt: next(told))
+    monkeypatch.setattr(guard, "HeldOut", lambda family, prepared: SimpleNamespace(distance=lambda prompt: next(told)))
 
 
 def test_a_lens_that_makes_the_guard_worse_is_not_kept(guarded, tmp_path, monkeypatch):
@@ -348,7 +349,8 @@ def test_the_command_says_what_it_did_and_fails_where_the_lens_is_not_kept(guard
     for text in (
         "learned from the features of clean pictures, without questions and answers (each picture has a clean one)",
         "pairs are aligned within 0.",
-        "tried lenses, with these distances: colour from identity ",
+        "tried lenses for 4 steps each, with these distances: colour from identity ",
+        "took colour from ",
         "features of held-out pictures were ",
         "40.0% without the lens, 30.0% behind it",
         f"wrote {tmp_path / 'run' / 'prompt.safetensors'}",

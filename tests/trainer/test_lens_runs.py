@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -19,9 +20,12 @@ from tvp.trainer import families, starts, tasks, validation
 from tvp.trainer.config import TrainConfig, make_config
 from tvp.trainer.data import Sample
 from tvp.trainer.families import Family, PixelFormat
+from tvp.trainer.lens import Lens, LensDesign
+from tvp.trainer.preparation import prepare
 from tvp.trainer.prompt import Geometry, Prompt
 from tvp.trainer.run import load_checkpoint
 from tvp.trainer.step import Objective
+from tvp.trainer.team import Team
 from tvp.trainer.train import train
 
 MATRIX = np.array([[0.45, 0.05, 0.0], [0.0, 0.4, 0.1], [0.05, 0.0, 0.35]])
@@ -115,26 +119,6 @@ def test_a_planted_camera_is_undone_from_other_good_pictures(config, tmp_path):
     assert (result.prompt.on(canvas) - clean).abs().mean() < 0.5 * (canvas - clean).abs().mean()
 
 
-@pytest.mark.parametrize("paired", [True, False])
-def test_the_start_from_statistics_is_exact_for_gains_and_offsets(config, tmp_path, paired):
-    gain = np.array([0.5, 0.4, 0.3])
-    config = replace(config, lens_start="statistics", lens_lr=0.0, steps=1)
-    config = config if paired else replace(config, like="scenes")
-    data = Planted(32, 0, np.diag(gain), paired=paired)
-    good = None if paired else Clean(32, 0)  # the same pictures, so that the statistics are the same
-    values = train(config, tmp_path, data=data, like=good, quiet=True).prompt.lens.values
-    rounding = 0.02 if paired else 0.15  # without pairs, other pictures are set aside for validation
-    assert values["matrix"].numpy() == pytest.approx(np.diag(1 / gain), abs=rounding / min(gain))
-    assert values["bias"].numpy() == pytest.approx(-OFFSET / gain, abs=rounding)
-    assert torch.equal(values["tone"], torch.zeros(3))
-
-
-def test_the_start_from_statistics_needs_good_pictures(config, tmp_path):
-    config = replace(config, lens_start="statistics", task="scenes")
-    with pytest.raises(RequestError, match="needs good pictures: pairs, a camera, or --like"):
-        train(config, tmp_path, quiet=True)
-
-
 CHANGES = {
     "lens": {},
     "conv from unpaired": {"lens": "conv", "like": "scenes", "lens_width": 4},
@@ -173,35 +157,14 @@ def test_a_resumed_run_ends_with_the_same_bits(config, tmp_path, monkeypatch, na
     assert resumed.choice == whole.choice
 
 
-def test_a_choice_that_cannot_be_read_or_is_of_another_run_is_made_anew(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(starts, "FEWEST_TRIED", 1)
-    config = replace(config, lens="colour", lens_start="auto", steps=1)
-    whole = train(config, tmp_path / "a", quiet=True)
-    file = tmp_path / "a" / "choice.json"
-    said = json.loads(file.read_text())
-    assert [one["start"] for one in said["tried"]] == ["identity", "normalise", "statistics"]
-    best = max(said["tried"], key=lambda one: one["score"])
-    assert (whole.choice.kind, whole.choice.start) == (best["kind"], best["start"])
-    for damaged in ("", "[]", "{}", json.dumps(said | {"start": "magic"}), json.dumps(said | {"identity": {}})):
-        file.write_text(damaged)
-        assert train(config, tmp_path / "a", quiet=True).choice == whole.choice
-        assert json.loads(file.read_text()) == said
-
-
-def test_without_good_pictures_the_statistics_are_not_tried(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(starts, "FEWEST_TRIED", 1)
-    result = train(replace(config, lens_start="auto", task="scenes", steps=1), tmp_path, quiet=True)
-    assert [one["start"] for one in result.choice.tried] == ["identity", "normalise"]
-
-
 def test_early_stopping_keeps_the_lens_that_is_nearest(config, tmp_path, monkeypatch):
     distances, lenses = iter([0.5, 0.3, 0.4, 0.35, 0.2, 0.9]), []
 
-    def measured(source, prepared, prompt):
+    def measured(held_out, prompt):
         lenses.append(None if prompt is None else values_of(prompt))
         return next(distances)
 
-    monkeypatch.setattr(validation, "held_out_distance", measured)
+    monkeypatch.setattr(validation.HeldOut, "distance", measured)
     result = train(replace(config, steps=20, validate_every=2, patience=2), tmp_path, quiet=True)
     assert [line["step"] for line in result.validations] == [2, 4, 6, 8]
     assert result.chosen == {"step": 4, "distance": 0.3}
@@ -331,3 +294,35 @@ def test_two_processes_learn_the_lens_that_one_does(config, tmp_path):
     assert together.facts["choice"]["start"] == alone.choice.start
     assert together.facts["validation"][0]["distance"] == pytest.approx(alone.chosen["distance"], rel=1e-3)
     assert together.facts["guard"]["behind"] == pytest.approx(alone.verdict.behind, rel=1e-3)
+
+
+class Counting(Patches):
+    """Counts how often it is shown each picture."""
+
+    def __init__(self):
+        super().__init__()
+        self.times = Counter()
+
+    def encode(self, pixels):
+        self.times.update(picture.numpy().tobytes() for picture in pixels)
+        return super().encode(pixels)
+
+
+@pytest.mark.parametrize(("paired", "budget", "n_times"), [(True, 2**29, 1), (True, 0, 3), (False, 0, 1)])
+def test_what_validation_compares_with_is_encoded_once(config, monkeypatch, paired, budget, n_times):
+    """By a source model, and by a guard. Beyond its budget it is encoded each time, and the figures are the same."""
+    monkeypatch.setattr(validation, "BUDGET", budget)
+    config = replace(config, models=("counting",), n_validation=6, batch=4, like="" if paired else "scenes")
+    source = Counting()
+    prepared = prepare(config, Team(), [source], Planted(30, 0, paired=paired), None if paired else Clean(30, 5))
+    good = prepared.validation if paired else prepared.like[1]
+    canvas = prepared.geometry.show(good[i].clean if paired else good[i].picture for i in range(6))
+    design = LensDesign("colour")
+    lens = Prompt(None, prepared.geometry, lens=Lens(design, design.start(0) | {"bias": torch.full((3,), -0.1)}))
+    validate, guard = validation.Validation(prepared, Team()), validation.HeldOut(source, prepared, budget)
+    for measure in (lambda prompt: validate(prompt)["distance"], guard.distance):
+        source.times.clear()
+        figures = [measure(prompt) for prompt in (None, lens, None)]
+        assert {source.times[one.numpy().tobytes()] for one in source.to_pixels(canvas)} == {n_times}
+        assert figures == [validation.HeldOut(Patches(), prepared, 0).distance(one) for one in (None, lens, None)]
+        assert figures[0] == figures[2] != figures[1]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ._results import Answer, Ranked
     from ._store import home, tasks
     from ._task import Task
-    from ._view import View
+    from ._view import View, unlikeness
 
 # onnxruntime reads this when it is imported. Without it, recent wheels write a device id under the user's cache folder
 # and report to their maker. Who wants that sets ORT_DISABLE_TELEMETRY=0.
@@ -44,6 +44,7 @@ __all__ = [
     "load",
     "read_image",
     "tasks",
+    "unlikeness",
 ]
 
 _HOMES = {
@@ -55,7 +56,7 @@ _HOMES = {
     "_results": ("Answer", "Ranked"),
     "_store": ("home", "tasks"),
     "_task": ("Task",),
-    "_view": ("View",),
+    "_view": ("View", "unlikeness"),
 }
 
 

@@ -52,7 +52,9 @@ def load(
             each core, or fewer where the process may use fewer (taskset, cpusets, a container's quota). Give few where
             several processes share a machine.
         verify_files: check the sha256 of every file first. Leave it on unless you trust the storage. A file of a
-            loaded base is not read again while its inode, size and times stay the same. Without it, links are refused.
+            loaded base is not read again while its inode, size and times stay the same. Without it, links are refused,
+            and a base that is open already is used again only if it was opened from the very same files (hard links
+            are), unchanged since then; a copy is opened anew.
         limits: what a picture may cost; see `ImageLimits`.
         background: what shows through transparent pixels of pictures: `white`, another name, `#rrggbb` or (r, g, b).
         lens: a lens bundle: a folder, or a name under $TVP_HOME/lenses. Its prompt takes the place of the task's own;

@@ -14,7 +14,8 @@ from ._generation import Options
 from ._models.model import Model, Reply, Request
 from ._requests import Requests
 from ._results import Answer, Ranked
-from .formats.moments import Moments
+from .errors import RequestError
+from .formats.moments import Moments, root_mean_square
 
 
 class View:
@@ -34,7 +35,9 @@ class View:
         self, model: Model, requests: Requests, seen: Any, seconds: float, moments: Moments | None = None
     ) -> None:
         self._model, self._requests, self._seen = model, requests, seen
-        self.unlikeness = None if moments is None else moments.unlikeness(model.features(seen))
+        self._moments = moments
+        self._away = None if moments is None else moments.away(model.features(seen))
+        self.unlikeness = None if self._away is None else root_mean_square(self._away)
         self._seconds = seconds  # of encoding the picture, until an answer has counted them
         self._lock = threading.Lock()
 
@@ -99,6 +102,38 @@ class View:
         timing = {"see": self._seconds, "first_token": reply.first_token, "total": self._seconds + spent}
         self._seconds = 0.0
         return Answer(reply.text, reply.tokens, reply.log_probabilities, timing, reply.finish, self.unlikeness)
+
+
+def unlikeness(views: Sequence[View]) -> float:
+    """Return how far the mean of several pictures' features is from the usual mean.
+
+    What differs from picture to picture cancels out, and what a camera does to all of them stays. So this notices
+    changes that no single picture shows. It is 0 where pictures vary about the usual mean. Ten pictures that have
+    nothing in common are about 0.3 away, and more if they show the same; one picture is its own `View.unlikeness`
+    away. No model runs for it.
+
+    Args:
+        views: of one loaded task, with one lens in use. The order does not matter.
+
+    Raises:
+        RequestError: there are no views; they are of different tasks or lenses; or the bundle, or the lens in use, does
+            not say which features are usual.
+    """
+    views = list(views)
+    if not views:
+        raise RequestError("There are no views. Give those of some pictures, see Task.see.")
+    if any(view._model is not views[0]._model or view._moments is not views[0]._moments for view in views):
+        raise RequestError(
+            "The views are of different tasks, or of different lenses. Give views that one loaded task made with the "
+            "same lens."
+        )
+    away = [view._away for view in views if view._away is not None]
+    if not away:
+        raise RequestError(
+            "Neither the bundle nor the lens in use says which features are usual, so nothing is known of these "
+            "pictures. Export it again; `tvp export --moments` says how many pictures are looked at."
+        )
+    return root_mean_square(np.mean(away, axis=0, dtype=np.float64))
 
 
 def answer_together(views: Sequence[View], requests: Sequence[Request]) -> list[Answer]:

@@ -183,7 +183,7 @@ class TrainConfig:
             raise RequestError(
                 "Behind a lens that is learned already, a frame is learned. Set frame, and no other lens."
             )
-        if self.lens == "conv":
+        if self.lens in ("conv", "auto"):
             LensDesign("conv", width=self.lens_width, depth=self.lens_depth)
         self._check_data()
         if self.guard_model in self.models:

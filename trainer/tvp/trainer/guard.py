@@ -16,7 +16,7 @@ from .precision import dtype_of
 from .preparation import Prepared
 from .prompt import Prompt
 from .team import Team
-from .validation import agreed, held_out_distance
+from .validation import HeldOut, agreed
 from .zoo import ENCODERS, PREFIX, zoo_folder
 
 log = logging.getLogger("tvp.trainer")
@@ -31,7 +31,7 @@ class Verdict:
 
     Attributes:
         model: its name.
-        measured: `distance`, see `validation.held_out_distance`, or `accuracy`.
+        measured: `distance`, see `validation.HeldOut`, or `accuracy`.
         without, behind: the figure without and behind the lens, in [0, 1].
         kept: whether the lens makes it no worse.
     """
@@ -102,7 +102,8 @@ def _measure(name: str, lens: Prompt, prepared: Prepared, asks: bool, fetch: boo
     dtype = dtype_of(config.precision, str(prepared.home))
     family = families.load(name, prepared.home, dtype, config.canvas, fetch, vision_alone=not asks)
     if not asks:
-        bare, behind = (held_out_distance(family, prepared, shown) for shown in (None, lens))
+        held_out = HeldOut(family, prepared)
+        bare, behind = (held_out.distance(shown) for shown in (None, lens))
         return bare, behind, behind - bare - ROUNDING
     results = [
         accuracy(family, prepared.validation, prepared.geometry, shown, prepared.task, config.batch)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from tvp.sdk.errors import RequestError
 
@@ -22,12 +23,15 @@ from .preparation import Prepared
 from .prompt import Prompt
 from .step import Objective
 from .team import Team
-from .validation import score_of, validate
+from .validation import Validation, score_of
 
-KINDS = ("conv", "kernel", "colour")
-STARTS = ("identity", "normalise", "statistics")  # the last one needs good pictures
+KINDS = ("conv", "kernel", "colour")  # the simplest last
+STARTS = ("identity", "normalise", "statistics")  # the simplest first; the last one needs good pictures
 CHOICE = "choice.json"
-TRY_SHARE, FEWEST_TRIED = 10, 20  # a try takes a tenth of the run's steps, and 20 at least
+TRY_SHARE, FEWEST_TRIED = 10, 4  # a try takes a tenth of the run's steps, and 4 at least,
+TRY_PART, FEWEST_SHOWN = 4, 8  # pictures: a quarter of a batch, and 8 at least; five tries take an eighth of the time
+BEHIND = 1.1  # times the loss of the best try, half-way, is clearly behind
+NOISE = 0.02  # of a loss after a try
 N_STATISTICS = 256  # pictures whose mean and spread are taken
 
 
@@ -37,8 +41,8 @@ class Choice:
 
     Attributes:
         kind, start: as in the configuration.
-        tried: `kind`, `start` and `score` of each lens that was tried, see `validation.score_of`; none where the
-            configuration names one lens.
+        tried: `kind` and `start` of each lens that was tried, its `score`, see `validation.score_of`, and after how
+            many `steps`; none where the configuration names one lens.
     """
 
     kind: str
@@ -47,17 +51,26 @@ class Choice:
 
 
 def start(
-    prepared: Prepared, objective: Objective, folder: Path, team: Team, resume: bool, identity: dict[str, Any]
+    prepared: Prepared,
+    objective: Objective,
+    validate: Validation,
+    folder: Path,
+    team: Team,
+    resume: bool,
+    identity: dict[str, Any],
+    quiet: bool | None,
 ) -> tuple[Learned, Choice | None]:
     """Return what the run learns, as it is before the first step, and the choice of its lens; None without a lens.
 
     Args:
         prepared: the run.
         objective: of the run.
+        validate: measures lenses on the run's validation pictures.
         folder: the run's. It remembers which lens was chosen.
         team: the processes that train together.
         resume: take the choice that the folder remembers.
         identity: what the run is made of, see `Prepared.identity`.
+        quiet: show no progress bars, see `train`.
 
     Raises:
         RequestError: the start needs good pictures, and there are none; or there is no lens in `behind`.
@@ -67,7 +80,9 @@ def start(
         return _learned(prepared, None, ""), None
     choice = Choice(config.lens, config.lens_start)
     if "auto" in (choice.kind, choice.start):
-        choice = (_remembered(folder, identity) if resume else None) or _choose(prepared, objective, team)
+        choice = (_remembered(folder, identity) if resume else None) or _choose(
+            prepared, objective, validate, team, quiet
+        )
         if team.leads:
             write_whole(folder / CHOICE, json.dumps({"identity": identity, **asdict(choice)}, indent=1).encode())
         team.wait()
@@ -132,31 +147,71 @@ def _remembered(folder: Path, identity: dict[str, Any]) -> Choice | None:
     return found if found.kind in KINDS and found.start in STARTS else None
 
 
-def _choose(prepared: Prepared, objective: Objective, team: Team) -> Choice:
+def _choose(prepared: Prepared, objective: Objective, validate: Validation, team: Team, quiet: bool | None) -> Choice:
     """Try lenses for a few steps each, and return the kind and the start of the one that validates best.
 
-    First the starts are tried with the first kind, then the other kinds with the best start.
+    First the starts are tried with the first kind, then the other kinds with the best start. A simpler one is taken
+    where its loss is not worse by more than noise.
     """
     config = prepared.config
     kinds = KINDS if config.lens == "auto" else (config.lens,)
     able = STARTS if _has_good(prepared) else STARTS[:-1]
     starts = able if config.lens_start == "auto" else (config.lens_start,)
-    scores = {(kinds[0], begin): _try(prepared, objective, kinds[0], begin, team) for begin in starts}
-    begin = max(starts, key=lambda begin: scores[kinds[0], begin])
-    scores |= {(kind, begin): _try(prepared, objective, kind, begin, team) for kind in kinds[1:]}
-    kind, begin = max(scores, key=lambda tried: scores[tried])
-    tried = [{"kind": k, "start": s, "score": score} for (k, s), score in scores.items()]
-    return Choice(kind, begin, tuple(tried))
+    trials = _Trials(prepared, objective, validate, team, quiet)
+    begin = _simplest({begin: trials.loss(kinds[0], begin) for begin in starts})
+    kind = _simplest({kind: trials.loss(kind, begin) for kind in kinds[::-1]})
+    return Choice(kind, begin, tuple(trials.tried))
 
 
-def _try(prepared: Prepared, objective: Objective, kind: str, begin: str, team: Team) -> float:
-    """Return the validation score of a lens after a few steps of training."""
-    n_steps = max(FEWEST_TRIED, prepared.n_steps // TRY_SHARE)
-    config = replace(prepared.config, warm_up=0)
-    learned = _learned(prepared, kind, begin)
-    updates = learned.updates(config, n_steps)
-    for step, batch in enumerate(prepared.batches(0, n_steps, team)):
-        _, gradients = objective(batch, learned, team)
-        learned.move(updates, gradients, step)
-    objective.restart()
-    return score_of(validate(learned.prompt(), prepared, team))
+def _simplest(losses: dict[str, float]) -> str:
+    """Return the first name whose loss is not worse than the least by more than noise."""
+    return next(name for name, loss in losses.items() if loss <= min(losses.values()) * (1 + NOISE))
+
+
+class _Trials:
+    """Short runs of lenses, in small batches. One that is clearly behind the best so far is stopped half-way."""
+
+    def __init__(
+        self, prepared: Prepared, objective: Objective, validate: Validation, team: Team, quiet: bool | None
+    ) -> None:
+        batch = prepared.config.batch
+        batch = min(batch, max(batch // TRY_PART, FEWEST_SHOWN, team.size))
+        self._prepared = replace(prepared, config=replace(prepared.config, batch=batch, warm_up=0))
+        self._objective, self._validate, self._team, self._quiet = objective, validate, team, quiet
+        self._n_steps = max(FEWEST_TRIED, prepared.n_steps // TRY_SHARE)
+        self._best: list[float] = []  # the loss of each step of the best try
+        self._losses: dict[tuple[str, str], float] = {}
+        self.tried: list[dict[str, Any]] = []
+
+    def loss(self, kind: str, begin: str) -> float:
+        """Return the loss on validation pictures that a lens has after its try."""
+        if (kind, begin) not in self._losses:
+            learned, course = self._run(kind, begin)
+            line = self._validate(learned.prompt())
+            loss = 1 - line["accuracy"] if "accuracy" in line else line["distance"]
+            if len(course) == self._n_steps and loss < min(self._losses.values(), default=float("inf")):
+                self._best = course
+            self._losses[kind, begin] = loss
+            self.tried.append({"kind": kind, "start": begin, "score": score_of(line), "steps": len(course)})
+        return self._losses[kind, begin]
+
+    def _run(self, kind: str, begin: str) -> tuple[Learned, list[float]]:
+        learned = _learned(self._prepared, kind, begin)
+        updates = learned.updates(self._prepared.config, self._n_steps)
+        course: list[float] = []
+        batches = self._prepared.batches(0, self._n_steps, self._team)
+        bar = tqdm(batches, f"trying {kind} from {begin}", self._n_steps, disable=self._quiet, leave=False)
+        for step, batch in enumerate(bar):
+            facts, gradients = self._objective(batch, learned, self._team)
+            learned.move(updates, gradients, step)
+            course.append(self._objective.loss_of(facts))
+            if len(course) == self._n_steps // 2 and self._is_behind(course):
+                break
+        bar.close()
+        self._objective.restart()
+        return learned, course
+
+    def _is_behind(self, course: list[float]) -> bool:
+        """Whether the last steps went clearly worse than the best try's, on the same pictures."""
+        last = slice(len(course) // 2, len(course))
+        return bool(self._best) and sum(course[last]) > BEHIND * sum(self._best[last])

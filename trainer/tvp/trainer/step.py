@@ -90,6 +90,11 @@ class Objective:
         p = prepared
         return Objective(p.config, p.train, p.sources, p.guide, p.geometry, p.offload, budget, p.learn_from)
 
+    def loss_of(self, facts: dict[str, float]) -> float:
+        """Return what the parts of the loss add up to, without TSE, whose scale is the guide's own."""
+        weights = {"fca": self._config.fca if self._learn_from == "answers" else 1.0, "tse": 0.0}
+        return sum(weights.get(name, 1.0) * value for name, value in facts.items())
+
     def __call__(self, batch: Batch, learned: Learned, team: Team) -> tuple[dict[str, float], list[Tensor]]:
         """Return the parts of the loss over the whole batch, and the gradients by `learned.values`.
 

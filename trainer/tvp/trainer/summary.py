@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from . import outcome
 from .signals import SIGNALS
-from .starts import Choice
+from .starts import NOISE, Choice
 from .train import TrainResult
 
 AWAY = {
@@ -43,6 +45,16 @@ def sentences(result: TrainResult) -> list[str]:
 def _tried(choice: Choice) -> list[str]:
     if not choice.tried:
         return []
-    tried = [f"{one['kind']} from {one['start']} {abs(one['score']):.1%}" for one in choice.tried]
-    measure = "distances" if choice.tried[0]["score"] < 0 else "accuracies"
-    return [f"tried lenses, with these {measure}: {', '.join(tried)}; took {choice.kind} from {choice.start}"]
+    most = max(one["steps"] for one in choice.tried)
+
+    def named(one: dict[str, Any]) -> str:
+        early = f", stopped after {one['steps']}" if one["steps"] < most else ""
+        return f"{one['kind']} from {one['start']} {abs(one['score']):.1%}{early}"
+
+    best = max(choice.tried, key=lambda one: one["score"])
+    simpler = f", which is simpler and within {NOISE:.0%} of the best" if best["kind"] != choice.kind else ""
+    measure = "distances" if best["score"] <= 0 else "accuracies"
+    return [
+        f"tried lenses for {most} steps each, with these {measure}: {'; '.join(map(named, choice.tried))}",
+        f"took {choice.kind} from {choice.start}{simpler}",
+    ]

@@ -26,7 +26,7 @@ from .showing import write_pictures
 from .starts import Choice, start
 from .step import Objective
 from .team import Team
-from .validation import validate
+from .validation import Validation
 
 __all__ = ["TrainConfig", "TrainResult", "train"]
 
@@ -144,13 +144,13 @@ def train(
         typed=typed,
     )
     config, n_steps, identity = prepared.config, prepared.n_steps, prepared.identity()
-    objective = Objective.of(prepared)
+    objective, validate = Objective.of(prepared), Validation(prepared, team)
     with run.opened():
-        learned, choice = start(prepared, objective, run.folder, team, resume, identity)
+        hidden = quiet if team.leads else True
+        learned, choice = start(prepared, objective, validate, run.folder, team, resume, identity, hidden)
         updates = learned.updates(config, n_steps)
         run.begin(identity, learned, updates, objective, resume)
         batches = prepared.batches(run.step, n_steps, team)
-        hidden = quiet if team.leads else True
         bar = tqdm(batches, f"prompt for {config.task}", n_steps, initial=run.step, disable=hidden, leave=False)
         for batch in bar:
             if run.is_stale(config.patience):
@@ -162,15 +162,15 @@ def train(
             bar.set_postfix(run.shown(), refresh=False)
             due = config.validate_every > 0 and run.step % config.validate_every == 0 and run.step < n_steps
             if due:
-                run.add_validation(validate(learned.prompt(), prepared, team))
+                run.add_validation(validate(learned.prompt()))
             if due or run.step % config.checkpoint_every == 0:
                 run.keep()
         if run.step == n_steps and not run.is_validated:
             run.keep()  # first, so that nothing that happens during the validation loses the run
-            run.add_validation(validate(learned.prompt(), prepared, team))
+            run.add_validation(validate(learned.prompt()))
             run.keep()
         prompt, chosen = run.result(config)
-        without = {} if prepared.learn_from == "answers" else validate(None, prepared, team)
+        without = {} if prepared.learn_from == "answers" else validate(None)
         verdict = judge(prompt, prepared, team, typed)
         prompt.facts |= {"learned_from": prepared.learn_from, "without": without}
         prompt.facts |= {"choice": asdict(choice)} if choice else {}

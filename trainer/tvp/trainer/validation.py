@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from .batches import load_batch
+from .batches import Batch, load_batch
 from .config import TrainConfig
 from .data import Data, Subset
 from .evaluate import accuracy
@@ -17,30 +18,44 @@ from .features import features
 from .losses import Moments, distance, length
 from .preparation import Prepared
 from .prompt import Prompt
+from .references import References
 from .team import Team
 
 MOST_ROWS = 256  # questions that a language model reads at once
+BUDGET = 2**29  # bytes of features of clean validation pictures kept in memory, all source models together
 
 
-def validate(prompt: Prompt | None, prepared: Prepared, team: Team) -> dict[str, float]:
-    """Return the accuracy over all source models, or where no answers are learned from, the distance.
-
-    `accuracy` is the share of validation questions answered right, in [0, 1]. `distance` is the loss on validation
-    pictures: of features as a share of the reference's length, see `held_out_distance`; of pixels in [0, 1].
+class Validation:
+    """Measures prompts on a run's validation pictures. What they are compared with is computed once.
 
     Args:
-        prompt: None for the pictures as they are.
         prepared: whose validation pictures are shown to whose source models.
         team: the processes that train together.
     """
-    if prepared.learn_from == "answers":
-        return {"accuracy": _accuracy(prompt, prepared, team)}
-    if prepared.learn_from == "pixels":
-        found = pixel_distance(prepared, prompt)
-    else:
-        found = sum(held_out_distance(source, prepared, prompt) for source in in_turn(prepared))
-        found /= len(prepared.sources)
-    return {"distance": agreed(found, prepared, team)}
+
+    def __init__(self, prepared: Prepared, team: Team) -> None:
+        self._prepared, self._team = prepared, team
+        budget = BUDGET // len(prepared.sources)
+        self._held_out = [HeldOut(source, prepared, budget) for source in prepared.sources]
+
+    def __call__(self, prompt: Prompt | None) -> dict[str, float]:
+        """Return the accuracy over all source models, or where no answers are learned from, the distance.
+
+        `accuracy` is the share of validation questions answered right, in [0, 1]. `distance` is the loss on validation
+        pictures: of features as a share of the reference's length, see `HeldOut`; of pixels in [0, 1].
+
+        Args:
+            prompt: None for the pictures as they are.
+        """
+        prepared, team = self._prepared, self._team
+        if prepared.learn_from == "answers":
+            return {"accuracy": _accuracy(prompt, prepared, team)}
+        if prepared.learn_from == "pixels":
+            found = pixel_distance(prepared, prompt)
+        else:
+            turns = zip(in_turn(prepared), self._held_out, strict=True)
+            found = sum(held_out.distance(prompt) for _, held_out in turns) / len(self._held_out)
+        return {"distance": agreed(found, prepared, team)}
 
 
 def agreed(value: float, prepared: Prepared, team: Team) -> float:
@@ -80,64 +95,87 @@ def in_turn(prepared: Prepared) -> Iterator[Family]:
             source.model.to("cpu")
 
 
-@torch.no_grad()
-def held_out_distance(family: Family, prepared: Prepared, prompt: Prompt | None) -> float:
-    """Return how far a model's features of validation pictures are from the reference's, relative to its length.
+class HeldOut:
+    """How far a model's features of validation pictures are from the reference's, relative to its length.
 
     Where there are clean pictures, it is the distance from their features. Without pairs, it is that of the moments
     of all pictures from those of the other good ones, the mean over depths and moments.
 
+    The reference never changes. Its features are kept if all of them fit into the budget; else they are computed
+    whenever they are needed. Moments are small, and are kept always.
+
     Args:
         family: any model, a source or not.
         prepared: whose validation pictures are shown.
-        prompt: None for the pictures as they are.
+        budget: bytes of reference features to keep; 0 keeps none. Default 512 MiB.
     """
 
-    def seen(data: Data, prompt: Prompt | None, clean: bool = False) -> Iterator[list[Tensor]]:
-        for canvas in _canvases(data, prepared, prompt, clean, family.device):
-            yield features(family, family.to_pixels(canvas), prepared.config.depths)[1]
+    def __init__(self, family: Family, prepared: Prepared, budget: int = BUDGET) -> None:
+        self._family, self._prepared = family, prepared
+        data, depths, size = prepared.validation, prepared.config.depths, _n_shown(prepared)
+        self._references = References(family, data, prepared.geometry, "clean", depths, size, budget)
+        self._good: list[Moments] = []
 
-    validation = prepared.validation
-    if prepared.like is None:
+    @torch.no_grad()
+    def distance(self, prompt: Prompt | None) -> float:
+        """Return the distance of the pictures with a prompt; None for the pictures as they are."""
+        return self._of_pairs(prompt) if self._prepared.like is None else self._of_moments(prompt)
+
+    def _of_pairs(self, prompt: Prompt | None) -> float:
         away: list[Tensor] = []
-        for mine, theirs in zip(seen(validation, prompt), seen(validation, None, True), strict=True):
+        for batch in _batches(self._prepared.validation, self._prepared):
+            mine, theirs = self._seen(batch, prompt), self._references(batch)
             lengths = [length(depth).sum() for depth in theirs]
             apart = [distance(m, t).sum() for m, t in zip(mine, theirs, strict=True)]
             away.append(torch.tensor([apart, lengths], dtype=torch.float64))
         totals = torch.stack(away).sum(0)
         return float((totals[0] / totals[1]).mean())
-    centres = [depth.float().mean((0, 1)) for depth in next(seen(prepared.like[1], None))]
-    good = _moments(seen(prepared.like[1], None), centres)
-    found = _moments(seen(validation, prompt), centres)
-    return float(np.mean([mine.distance(theirs).item() / 3 for mine, theirs in zip(found, good, strict=True)]))
+
+    def _of_moments(self, prompt: Prompt | None) -> float:
+        assert self._prepared.like is not None
+        self._good = self._good or self._moments(self._prepared.like[1], None)
+        found = self._moments(self._prepared.validation, prompt, [depth.centre for depth in self._good])
+        away = [mine.distance(theirs).item() / 3 for mine, theirs in zip(found, self._good, strict=True)]
+        return float(np.mean(away))
+
+    def _moments(self, data: Data, prompt: Prompt | None, centres: list[Tensor] | None = None) -> list[Moments]:
+        """Return the moments at each depth, added up over batches; around the first batch's mean by default."""
+        total: list[Moments] = []
+        for batch in _batches(data, self._prepared):
+            seen = self._seen(batch, prompt)
+            centres = centres or [depth.float().mean((0, 1)) for depth in seen]
+            here = [Moments.of(depth, at) for depth, at in zip(seen, centres, strict=True)]
+            total = [before + more for before, more in zip(total, here, strict=True)] if total else here
+        return total
+
+    def _seen(self, batch: Batch, prompt: Prompt | None) -> list[Tensor]:
+        canvas = _shown(batch.pictures, self._prepared, prompt, self._family.device)
+        return features(self._family, self._family.to_pixels(canvas), self._prepared.config.depths)[1]
 
 
 @torch.no_grad()
 def pixel_distance(prepared: Prepared, prompt: Prompt | None) -> float:
     """Return the mean absolute difference of validation pictures from their clean ones, in [0, 1]."""
-    shown = _canvases(prepared.validation, prepared, prompt, False, prepared.home)
-    clean = _canvases(prepared.validation, prepared, None, True, prepared.home)
-    away = [(mine - theirs).abs().mean((1, 2, 3)) for mine, theirs in zip(shown, clean, strict=True)]
+    home, away = prepared.home, []
+    for batch in _batches(prepared.validation, prepared):
+        assert batch.clean is not None
+        mine, theirs = _shown(batch.pictures, prepared, prompt, home), _shown(batch.clean, prepared, None, home)
+        away.append((mine - theirs).abs().mean((1, 2, 3)))
     return float(torch.cat(away).mean())
 
 
-def _canvases(
-    data: Data, prepared: Prepared, prompt: Prompt | None, clean: bool, device: torch.device
-) -> Iterator[Tensor]:
-    """Show all pictures of the data, or their clean ones, a part of a batch at a time."""
-    config, geometry = prepared.config, prepared.geometry
-    size = -(-config.batch // config.accumulate)
-    prompt = prompt.to(device) if prompt else None
+def _n_shown(prepared: Prepared) -> int:
+    """Return how many pictures are shown at a time: as many as training shows."""
+    return -(-prepared.config.batch // prepared.config.accumulate)
+
+
+def _batches(data: Data, prepared: Prepared) -> Iterator[Batch]:
+    """Read all pictures of the data."""
+    size = _n_shown(prepared)
     for start in range(0, len(data), size):
-        batch = load_batch(data, range(start, min(start + size, len(data))), geometry, 0)
-        canvas = geometry.place(torch.from_numpy(batch.clean if clean else batch.pictures).to(device))
-        yield prompt.on(canvas) if prompt else canvas
+        yield load_batch(data, range(start, min(start + size, len(data))), prepared.geometry, 0)
 
 
-def _moments(batches: Iterator[list[Tensor]], centres: list[Tensor]) -> list[Moments]:
-    """Return the moments at each depth, added up over batches."""
-    total: list[Moments] = []
-    for seen in batches:
-        here = [Moments.of(depth, centre) for depth, centre in zip(seen, centres, strict=True)]
-        total = [before + more for before, more in zip(total, here, strict=True)] if total else here
-    return total
+def _shown(pictures: NDArray[np.uint8], prepared: Prepared, prompt: Prompt | None, device: torch.device) -> Tensor:
+    canvas = prepared.geometry.place(torch.from_numpy(pictures).to(device))
+    return prompt.to(device).on(canvas) if prompt else canvas

@@ -140,16 +140,15 @@ class Parts:
         providers: the provider that runs each part, by onnxruntime's name.
         fallbacks: why a part fell back to the CPU, for each part that did.
         device_id: of the GPU that the decoder runs on.
-        verified: the files that match the manifest; see `integrity.verify`.
-        checked: whether the files were verified before they were opened.
+        files: what it was opened from, as `integrity.identities` returns it; where it was verified, any files that
+            were found to hold the same.
     """
 
     sessions: dict[str, Any]
     providers: Mapping[str, str]
     fallbacks: Mapping[str, str]
     device_id: int = 0
-    verified: set[Identity] = field(default_factory=set)
-    checked: bool = True
+    files: set[Identity] = field(default_factory=set)
 
 
 def open_parts(folder: Path, plan: Plan, listed: Container[str]) -> Parts:

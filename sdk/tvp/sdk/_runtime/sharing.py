@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from ..formats.integrity import refuse_links, verify
+from ..formats.integrity import Identity, identities, refuse_links, verify
 from ..formats.manifest import BaseManifest
 from .fork import in_child
 from .providers import Plan
@@ -32,7 +32,8 @@ class _Lock:
         self.lock = threading.Lock()
 
 
-# By the digest of the base, and by the providers of its parts with the number of threads.
+# By the digest of the base, and by the providers of its parts, the number of threads, and the files that were opened
+# without verification.
 _opened: weakref.WeakValueDictionary[tuple[str, str], Opened] = weakref.WeakValueDictionary()
 _locks: weakref.WeakValueDictionary[str, _Lock] = weakref.WeakValueDictionary()
 _locks_lock = threading.Lock()
@@ -59,6 +60,10 @@ def share(
 ) -> ModelT:
     """Verify a base and open it, or return the model that another task has open on the same providers.
 
+    Verified files are those of the manifest, wherever they lie, so any verified model of that manifest will do.
+    Files that are not verified may be damaged, or replaced on purpose. So only a model of the very same files will do,
+    unchanged since then.
+
     Threads that load the same base open it once; other bases do not wait for it. A forked process opens its own.
 
     Args:
@@ -69,21 +74,29 @@ def share(
             since opening graphs takes time and memory that a damaged bundle should not cost.
         verify_files: whether to check the digest of every file first.
     """
-    key = (manifest.digest, repr((sorted(plan.chosen.items()), plan.threads)))
+
+    def key(unverified: set[Identity] | None) -> tuple[str, str]:
+        opened_from = None if unverified is None else sorted(unverified)
+        return manifest.digest, repr((sorted(plan.chosen.items()), plan.threads, opened_from))
+
     with _locks_lock:
         turn = _locks.setdefault(manifest.digest, _Lock())
     with turn.lock:
-        model = _opened.get(key)
-        verified = set() if model is None else model.parts.verified
         if verify_files:
-            verify(folder, manifest.files, verified)
+            place = key(None)
+            model = _opened.get(place)
+            files = set() if model is None else model.parts.files
+            verify(folder, manifest.files, files)
         else:
             refuse_links(folder, manifest.files)
-        # A model that was opened without verification is not the one whose files were verified now.
-        unseen = model is not None and verify_files and not model.parts.checked
-        if model is None or unseen or not model.parts.fallbacks.keys() <= plan.automatic:
+            files = identities(folder, manifest.files)
+            place = key(files)
+            known = len(files) == len(manifest.files)  # one that was just written may change and look the same
+            able = [_opened.get(key(None)), _opened.get(place)] if known else []
+            model = next((one for one in able if one is not None and files <= one.parts.files), None)
+        if model is None or not model.parts.fallbacks.keys() <= plan.automatic:
             model = make(folder, lambda: open_parts(folder, plan, manifest.files))
-            model.parts.verified, model.parts.checked = verified, verify_files
+            model.parts.files = files
             model.trimmed = TrimmedMemory()  # its last attribute, so that it goes after all sessions
-            _opened[key] = model
+            _opened[place] = model
         return model  # type: ignore[return-value]

@@ -71,7 +71,7 @@ def verify(folder: Path, files: Mapping[str, FileEntry], known: set[Identity] | 
                     f"The bundle's file {path} is damaged: it has {size} bytes, and its manifest says {entry.size}. "
                     "Export or copy the bundle again."
                 )
-            identity = (status.st_dev, status.st_ino, size, status.st_mtime_ns, status.st_ctime_ns, entry.sha256)
+            identity = _identity(status, entry)
             if identity in known:
                 continue
             found = sha256_of(path)
@@ -82,9 +82,38 @@ def verify(folder: Path, files: Mapping[str, FileEntry], known: set[Identity] | 
                 f"The bundle's file {path} is damaged: its sha256 is {found[:16]}…, and its manifest says "
                 f"{entry.sha256[:16]}…. Export or copy the bundle again."
             )
-        # A file that is written again within one tick of the clock keeps its times. So a new file is not trusted yet.
-        if now - max(status.st_mtime_ns, status.st_ctime_ns) > SETTLED:
+        if _is_settled(status, now):
             known.add(identity)
+
+
+def identities(folder: Path, files: Mapping[str, FileEntry]) -> set[Identity]:
+    """Return what tells each file from others and from itself once it is written again. Nothing is read.
+
+    A file that is missing, or that was written just now, is left out.
+
+    Args:
+        folder: where the files are.
+        files: the entry of each file, by its name below the folder.
+    """
+    found = set()
+    for name, entry in files.items():
+        try:
+            now, status = time.time_ns(), (folder / name).stat()
+        except OSError:
+            continue
+        if _is_settled(status, now):
+            found.add(_identity(status, entry))
+    return found
+
+
+def _identity(status: os.stat_result, entry: FileEntry) -> Identity:
+    times = status.st_mtime_ns, status.st_ctime_ns
+    return (status.st_dev, status.st_ino, status.st_size, *times, entry.sha256)
+
+
+def _is_settled(status: os.stat_result, now: int) -> bool:
+    """Whether a change would show: a file that is written again within one tick of the clock keeps its times."""
+    return now - max(status.st_mtime_ns, status.st_ctime_ns) > SETTLED
 
 
 def refuse_links(folder: Path, files: Mapping[str, FileEntry]) -> None:

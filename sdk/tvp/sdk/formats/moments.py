@@ -89,6 +89,14 @@ class Moments:
 
         Args:
             features: (n_tokens, n_channels) of the vision encoder.
+        """
+        return root_mean_square(self.away(features))
+
+    def away(self, features: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Return how far each number of a picture is from the usual mean, in spreads, (n,).
+
+        Args:
+            features: (n_tokens, n_channels) of the vision encoder.
 
         Raises:
             BundleError: the moments are of other features.
@@ -99,12 +107,17 @@ class Moments:
                 f"{FILE} is about {self.mean.size} numbers of a picture, and the vision encoder gives {found.size}. "
                 "Export the bundle again."
             )
-        far = (found - self.mean) / self.spread
-        return float(np.sqrt(np.dot(far, far) / len(far)))
+        away: NDArray[np.float32] = (found - self.mean) / self.spread
+        return away
 
     def write(self, folder: Path) -> None:
         """Write moments.npy into the folder of a bundle."""
         np.save(folder / FILE, np.stack([self.mean, self.spread]).astype("<f4"))
+
+
+def root_mean_square(away: NDArray[np.floating]) -> float:
+    """Return what unlikeness is of numbers that are so many spreads away, (n,)."""
+    return float(np.sqrt(np.dot(away, away) / len(away)))
 
 
 def moments_in(folder: Path, manifest: TaskManifest | LensManifest) -> Moments | None:
