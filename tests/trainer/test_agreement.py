@@ -40,15 +40,13 @@ def test_the_shares_are_those_of_the_planted_answers(monkeypatch):
         return Asked(answers=answers)
 
     monkeypatch.setattr(agreement, "ask", ask)
-    source = SimpleNamespace(generates=True, model=SimpleNamespace(parameters=list))
+    monkeypatch.setattr(agreement, "_whole", lambda name, prepared, typed: "the model")
     config = TrainConfig(("zoo:blip2",))
-    run = SimpleNamespace(learn_from="pairs", validation=Planted(), geometry=None, config=config, sources=[source])
+    run = SimpleNamespace(learn_from="pairs", validation=Planted(), geometry=None, config=config)
     found = agreement.measure("the prompt", run, Team())
     assert (found.n, found.without, found.behind) == (3 * N, 0.3, 0.8)
     assert found.gain.value == pytest.approx(0.5)
     assert "answers as about the clean ones in 30.0% of 30 without the lens, and in 80.0% behind it" in str(found)
-    source.generates = False
-    assert agreement.measure("the prompt", run, Team()) is None
     run.learn_from = "answers"
     assert agreement.measure("the prompt", run, Team()) is None
 
@@ -79,3 +77,8 @@ def test_a_model_that_trained_without_its_language_model_is_loaded_for_it(tmp_pa
     caplog.set_level("INFO", "tvp.trainer")
     assert train(config, tmp_path / "b", quiet=True).agreement is None
     assert "would take much memory" in caplog.text
+
+
+def test_what_writes_no_answers_is_not_asked():
+    run = SimpleNamespace(sources=[SimpleNamespace()])
+    assert agreement._whole("zoo:blip2", run, None) is None

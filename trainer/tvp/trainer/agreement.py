@@ -18,7 +18,7 @@ from tvp.sdk.errors import ModelError, RequestError
 from . import families
 from .data import Data, Question, Sample, Subset
 from .evaluate import ask
-from .families import Family
+from .families import Family, GenerativeFamily
 from .hub import is_fetched
 from .metrics import Gain, gain
 from .precision import dtype_of
@@ -115,7 +115,7 @@ class Asking:
 def _whole(name: str, prepared: Prepared, typed: Collection[str] | None) -> Family | None:
     """Return the model with its language model; None where it has none, or where that needs too much memory."""
     source = prepared.sources[0]
-    if not source.generates:
+    if not isinstance(source, GenerativeFamily):
         return None
     if not any(value.is_meta for value in source.model.parameters()):
         return source
