@@ -45,15 +45,18 @@ INFERRED = [
     ),
     (
         "tvp eval -m good --data rows.jsonl",
-        "No task was named with --data, so this is a task of your own: custom.\nError: There is no model 'good' with a readable config.json: its folder has none.",
+        "No task was named with --data, so this is a task of your own: custom.\n"
+        "Error: There is no model 'good' with a readable config.json: its folder has none.",
     ),
     (
         "tvp eval -m good -p count.safetensors",
-        "No task was named, so this is the one that the prompt was learned for: count.\nError: There is no model 'good' with a readable config.json: its folder has none.",
+        "No task was named, so this is the one that the prompt was learned for: count.\n"
+        "Error: There is no model 'good' with a readable config.json: its folder has none.",
     ),
     (
         "tvp eval -m good -p frame.safetensors --data rows.jsonl",
-        "No task was named, so this is the one that the prompt was learned for: rows.\nError: There is no model 'good' with a readable config.json: its folder has none.",
+        "No task was named, so this is the one that the prompt was learned for: rows.\n"
+        "Error: There is no model 'good' with a readable config.json: its folder has none.",
     ),
     (
         "tvp eval -m good -p frame.safetensors",
@@ -388,7 +391,9 @@ def folder(tmp_path_factory):
         for i in range(12):
             name = save(f"doors/{colour}/{i}.png")
             rows.append({"image": name, "question": "What color is it?", "answer": colour, "labels": ["red", "green"]})
-    free = [{name: value for name, value in row.items() if name != "labels"} for row in rows]
+    free = [
+        {"image": row["image"], "question": "What color is it?", "answer": f"door {i}"} for i, row in enumerate(rows)
+    ]
     pairs = [{"image": f"device/{i}.png", "clean": f"good/{i}.png"} for i in range(10)]
     for name, content in (("rows", rows), ("free", free), ("pairs", pairs)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))

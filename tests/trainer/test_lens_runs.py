@@ -90,6 +90,7 @@ def config(zoo):
         n_validation=4,
         checkpoint_every=2,
         guard_model="none",
+        keep="last",
     )
 
 

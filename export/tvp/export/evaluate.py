@@ -52,7 +52,7 @@ def asked_bundle(
 
 def accuracy(loaded: sdk.Task, data: Data, task: TaskDefinition, quiet: bool = True) -> Accuracy:
     """Ask a bundle every question of a data set and judge its answers; the arguments are those of `ask`."""
-    return judge(ask(loaded, data, task, quiet))
+    return judge(ask(loaded, data, task, quiet), task.match)
 
 
 def ask(loaded: sdk.Task, data: Data, task: TaskDefinition, quiet: bool = True) -> Asked:

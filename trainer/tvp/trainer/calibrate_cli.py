@@ -144,7 +144,7 @@ def calibrate(
     n_known = len(calibration.offsets)
     click.echo(f"learned from {len(seen)} pictures: {n_known} question{'s' * (n_known != 1)} with labels")
     before = ask(family, held, geometry, loaded, task, batch, quiet)
-    gain, lines = compare(before, applied(calibration.offsets, before))
+    gain, lines = compare(before, applied(calibration.offsets, before), task.match)
     for line in lines:
         click.echo(line)
     replace(calibration, gain=gain, n_questions=len(before.questions) if gain else 0).save(output)

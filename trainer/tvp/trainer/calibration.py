@@ -262,12 +262,13 @@ def applied(offsets: Calibrated, asked: Asked) -> Asked:
     return replace(asked, answers=answers, scores=scores)
 
 
-def compare(before: Asked, after: Asked) -> tuple[Gain | None, list[str]]:
+def compare(before: Asked, after: Asked, match: str = "exact") -> tuple[Gain | None, list[str]]:
     """Say whether a calibration helps, and how it changes the answers.
 
     Args:
         before: held-out questions with the model's own answers.
         after: the same, calibrated.
+        match: when an answer is right, see `TaskDefinition`.
 
     Returns:
         The gain of accuracy, drawn by whole pictures, or None where a question has no right answer; and lines that say
@@ -276,7 +277,7 @@ def compare(before: Asked, after: Asked) -> tuple[Gain | None, list[str]]:
     n, n_pictures = len(before.questions), len(set(before.pictures))
     measured, lines = None, []
     if all(question.answer for question in before.questions):
-        was, now = judge(before), judge(after)
+        was, now = judge(before, match), judge(after, match)
         measured = gain(was.right, now.right, before.pictures)
         how = {
             "helps": "helped by",

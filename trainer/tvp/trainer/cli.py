@@ -127,6 +127,7 @@ def _option(name: str, help: str) -> Callable[[F], F]:
 @_option("n_validation", "Pictures set aside for validation, at most a fifth of the data.")
 @_option("validate_every", "Steps between validations. 0 validates at the end only.")
 @_option("patience", "Stop after this many validations without a new best, and keep the best prompt. 0 never stops.")
+@_option("keep", "Keep the best prompt that was seen, if it helps; or the last one, whatever it does.")
 @_option("checkpoint_every", "Steps between checkpoints.")
 @_option("precision", "Number format of the frozen models. auto takes bf16 on a GPU that has it, else fp32.")
 @_option("seed", "Seed for scenes, the validation split and the order of the data.")

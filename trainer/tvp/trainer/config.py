@@ -23,6 +23,7 @@ Method = Literal["vp", "evp", "tvp", "lens"]
 LearnFrom = Literal["auto", "answers", "pairs", "unpaired", "pixels"]
 LensChoice = Literal["none", "auto", LensKind]
 LensStart = Literal["identity", "normalise", "statistics", "auto"]
+Keep = Literal["best", "last"]
 Reference = Literal["unprompted", "clean"]
 FitOrTask = Literal["task", Fit]
 SHIPPED = files(__package__) / "configs"
@@ -94,8 +95,9 @@ class TrainConfig:
         n_validation: samples set aside for validation, at most a fifth of all, and whole pictures. Of scenes,
             further ones are drawn for it.
         validate_every: steps between validations; 0 validates at the end only.
-        patience: validations without a new best after which training stops; the prompt is then the best one.
-            0 never stops early, and the prompt is the last one.
+        patience: validations without a new best after which training stops, and keeps the best. 0 never stops early.
+        keep: `best` keeps the prompt of the best validation, and none that answers no more held-out questions than
+            the models do without a prompt; `last` keeps the last one, whatever it does.
         checkpoint_every: steps between checkpoints.
         precision: number format of frozen models, see `dtype_of`; `fp16` scales the loss.
         seed: seed of the scenes, of the validation split and of the order of the data.
@@ -149,6 +151,7 @@ class TrainConfig:
     n_validation: int = 256
     validate_every: int = 0
     patience: int = 0
+    keep: Keep = "best"
     checkpoint_every: int = 50
     precision: Precision = "fp32"
     seed: int = 42
@@ -240,6 +243,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
         ("lens", LensChoice),
         ("lens_start", LensStart),
         ("lens_update", UpdateRule),
+        ("keep", Keep),
         ("reference", Reference),
         ("placement", Placement),
         ("fit", FitOrTask),

@@ -21,7 +21,7 @@ from tvp.sdk.formats import strict_json
 from . import calibration, metrics
 from .cameras import Camera, Part
 from .data import Data, ThroughCamera
-from .evaluate import Asked, ask, judge
+from .evaluate import Asked, ask, common_answers, judge, told
 from .families import Family
 from .files import write_whole
 from .prompt import Geometry, Prompt
@@ -58,6 +58,7 @@ class Row:
         metrics: the task's metrics by name.
         gain: accuracy minus that of the same model on the full picture, corrupted alike; None where that is unknown.
         note: why nothing was asked.
+        answers: the commonest answers with their shares.
     """
 
     model: str
@@ -71,10 +72,14 @@ class Row:
     metrics: Mapping[str, float] = field(default_factory=dict)
     gain: float | None = None
     note: str = ""
+    answers: Mapping[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
         condition = f" {self.corruption + ':' + str(self.severity):<12}" if self.corruption else ""
-        return f"{self.model:<24} {self.shown:<32}{condition} {self.note or _interval(self) + f' of {self.n}'}"
+        said = f"{self.model:<24} {self.shown:<32}{condition} {self.note or _interval(self) + f' of {self.n}'}"
+        if self.n and not self.accuracy:  # which says nothing without the answers
+            said += f"; it answered {told(self.answers)}"
+        return said
 
 
 class Exporter(Protocol):
@@ -171,13 +176,15 @@ def evaluate_matrix(
     def add_all(model: str, name: str, geometry: Geometry, said: Mapping[tuple[str, int], Asked]) -> None:
         whole = replace(geometry, inner=geometry.canvas, placement="around")
         for (corruption, severity), asked in said.items():
-            result = judge(asked)
+            result = judge(asked, task.match)
             if geometry == whole:
                 full.setdefault((corruption, severity, whole), result.accuracy)
             over = full.get((corruption, severity, whole))
             gain = None if over is None else result.accuracy - over
-            found = metrics.measure(task.metric, questions, result.answers, result.scores)
-            add(Row(model, name, corruption, severity, result.accuracy, result.low, result.high, result.n, found, gain))
+            found = metrics.measure(task.metric, questions, result.answers, result.scores, task.match)
+            interval = result.accuracy, result.low, result.high
+            common = common_answers(result.answers)
+            add(Row(model, name, corruption, severity, *interval, result.n, found, gain, answers=common))
 
     def measure_all(model: str, family: Family) -> None:
         full.clear()

@@ -222,10 +222,11 @@ class Run:
     def result(self, config: TrainConfig) -> tuple[Prompt, Line]:
         """Return the prompt, and the validation of this very prompt.
 
-        With early stopping it is the prompt of the best validation, and of equals the first; else it is the last one.
+        With early stopping, and where the best is kept, it is the prompt of the best validation, and of equals the
+        first; else it is the last one.
         """
         chosen = self.progress.validations[-1]
-        if config.patience and self.progress.best_values:
+        if (config.keep == "best" or config.patience) and self.progress.best_values:
             self._learned.values = self.progress.best_values
             chosen = max(self.progress.validations, key=score_of)
         prompt = self._learned.prompt()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from . import outcome
 from .signals import SIGNALS
 from .starts import NOISE, Choice
 from .train import TrainResult
@@ -30,8 +31,10 @@ def sentences(result: TrainResult) -> list[str]:
     if result.without:
         before, after = result.without["distance"], result.chosen["distance"]
         said.append(AWAY[result.learned_from].format(before=before, after=after))
-    else:
-        said.append(f"validation accuracy {result.chosen['accuracy']:.1%}")
+    elif result.outcome:
+        said += outcome.sentences(result.outcome)
+    if result.agreement:
+        said.append(str(result.agreement))
     if result.verdict:
         said.append(str(result.verdict))
     elif result.choice:

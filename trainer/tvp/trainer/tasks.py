@@ -11,6 +11,7 @@ from tvp.sdk.errors import RequestError, near
 from . import cameras, scenes
 from .augment import AUGMENTATIONS
 from .data import IMAGENETTE, Data, open_data
+from .data.labelled import with_inferred
 from .task_definition import TaskDefinition
 from .task_files import is_task_file, read_task
 
@@ -117,7 +118,7 @@ def open_usable(
     download: bool = False,
     allow_outside: bool = False,
 ) -> Data:
-    """Open data as `open_data` does.
+    """Open data as `open_data` does. Rows without labels get those that their few answers are; a warning says so.
 
     Args:
         skip_bad: leave bad rows out, and list them in a warning. Default False: a bad row is a DataError.
@@ -135,7 +136,7 @@ def open_usable(
     )
     if bad:
         log.warning("left %d bad rows of %s out:\n  %s", len(bad), source, "\n  ".join(bad))
-    return data
+    return data if task.free or task.published else with_inferred(data)
 
 
 def get(name: str) -> TaskDefinition:

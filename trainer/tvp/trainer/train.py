@@ -10,13 +10,16 @@ from pathlib import Path
 
 from tvp.sdk.errors import CheckError
 
+from .agreement import Agreement
+from .agreement import measure as measure_agreement
 from .alignment import Alignment
 from .config import TrainConfig
 from .data import Data
 from .families import Family
 from .guard import Verdict, judge, name_of, refuse_unknown
+from .outcome import Outcome, judged, settled
 from .preparation import prepare
-from .progress import bar
+from .progress import bar, working
 from .prompt import Prompt
 from .record import FACT, TaskRecord
 from .run import Run
@@ -31,6 +34,10 @@ __all__ = ["TrainConfig", "TrainResult", "train"]
 ADVICE = (
     "Learn longer, from more pictures, or on several models; or keep it all the same with --guard-model none, and "
     "measure it where it will be used."
+)
+TRY_NEXT = (
+    "If a camera spoils the pictures, learn a lens (--method lens). Else learn from more pictures, longer, or with a "
+    "narrower frame (--inner closer to --canvas). --keep last keeps a prompt whatever it does."
 )
 
 
@@ -50,6 +57,8 @@ class TrainResult:
         choice: the kind and the start of the lens, and the others that were tried; None without a lens.
         verdict: what the guard says of the lens; None without a guard.
         unguarded: why there is no guard; '' where there is one.
+        outcome: what the prompt does to the answers to held-out questions; None where none are learned from.
+        agreement: how often answers agree with those about the clean pictures; None without these.
     """
 
     prompt: Prompt
@@ -63,6 +72,8 @@ class TrainResult:
     choice: Choice | None
     verdict: Verdict | None
     unguarded: str
+    outcome: Outcome | None
+    agreement: Agreement | None
 
 
 def train(
@@ -86,7 +97,8 @@ def train(
 
     The folder gets prompt.safetensors, prompt.png of a frame, lens.png of a lens, pictures.png, which shows what the
     prompt does, config.toml, log.jsonl, curves.png, frames/ and checkpoint.pt. Where a lens was chosen, choice.json
-    says what was tried. A lens that the guard refuses is written to rejected.safetensors instead.
+    says what was tried. A prompt that does not help, or whose lens the guard refuses, is written to
+    rejected.safetensors instead.
     A run that is killed loses at most the steps after its last checkpoint; resumed on a CPU, it ends with the same
     bits. Started by `accelerate launch`, several processes share each batch.
 
@@ -113,7 +125,8 @@ def train(
             writes to, a checkpoint of another configuration, of other weights or of other data.
         ModelError: a model cannot be loaded.
         DataError: the data or the checkpoint cannot be read.
-        CheckError: the lens makes the guard's model worse, and is not kept.
+        CheckError: the prompt does not help on held-out pictures, or the lens makes the guard's model worse; it is
+            not kept.
     """
     team = Team()
     run = Run(folder, team, tensorboard)
@@ -167,10 +180,17 @@ def train(
         prompt.facts |= {"choice": asdict(choice)} if choice else {}
         prompt.facts |= {"alignment": asdict(prepared.alignment)} if prepared.alignment else {}
         prompt.facts |= {"guard": asdict(verdict)} if verdict else {}
-        kept = verdict is None or verdict.kept
+        with working("asking about held-out pictures"):
+            outcome = judged(prompt, prepared, team)
+            prompt, chosen, refused = settled(prompt, chosen, prepared, outcome, without)
+            agreement = measure_agreement(prompt, prepared, team, typed)
+        prompt.facts |= {"agreement": asdict(agreement)} if agreement else {}
+        kept = not refused and (verdict is None or verdict.kept)
         file = run.write(config, prompt, kept)
         if team.leads:
             write_pictures(run.folder, prompt, prepared.validation)
+    if refused:
+        raise CheckError(f"The prompt is not kept: {refused}. It is in {file}. {TRY_NEXT}")
     if verdict and not kept:
         raise CheckError(f"The lens is not kept: {verdict}. It is in {file}. {ADVICE}")
     unguarded = "" if verdict else name_of(config)[1] or "it could not be asked"
@@ -187,4 +207,6 @@ def train(
         choice,
         verdict,
         unguarded,
+        outcome,
+        agreement,
     )
