@@ -141,6 +141,7 @@ cli.main()
 def train(tmp_path, zoo, at):
     command = [
         sys.executable, "-c", SLOW.format(at=at), "train", "-m", str(zoo[0]), "--task", "bad-camera", "--method", "evp",
+        "--keep", "last",
         "--steps", "4", "--checkpoint-every", "2", "--n-train", "8", "--n-validation", "2", "--batch", "2",
         "-o", str(tmp_path / "run"),
     ]  # fmt: skip
@@ -159,4 +160,4 @@ def test_a_run_that_is_stopped_says_how_it_goes_on_and_then_from_where(tmp_path,
     process = train(tmp_path, zoo, at=99)
     out, said = process.communicate(timeout=100)
     assert re.search(r"goes on after step 2, from \S+checkpoint\.pt \(--restart starts anew\)", said)
-    assert process.returncode in (0, 1), out + said  # whether it helped is another question
+    assert process.returncode == 0, out + said

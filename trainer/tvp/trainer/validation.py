@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .batches import Batch, load_batch
+from .config import TrainConfig
 from .data import Data, Subset
 from .evaluate import accuracy
 from .families import Family
