@@ -18,7 +18,9 @@ from tvp.sdk.formats.golden import read_cases
 from tvp.trainer.config import make_config
 from tvp.trainer.prompt import Geometry, Prompt
 from tvp.trainer.record import FACT, TaskRecord, fingerprint
+from tvp.trainer.signals import open_data as opened_for
 from tvp.trainer.tasks import get, open_data
+from tvp.trainer.team import Team
 from tvp.trainer.train import train
 
 QUESTION, LABELS = "What color is it?", ("red", "green")
@@ -82,6 +84,31 @@ def test_typed_wins_then_the_prompt_then_the_data(prompt):
         about(None, None, None)
     with pytest.raises(RequestError, match="no task 'conut'"):
         about("conut", prompt, None)
+
+
+def test_a_task_file_has_its_own_pictures(folder):
+    """Without a prompt those of its test; with one those that it was learned from, even where the file is gone."""
+    text = 'name = "lamps"\nquestion = "What color is it?"\nlabels = ["red", "green"]\ndata = "doors.jsonl"\n'
+    (folder / "task.toml").write_text(text)
+    found = about("task.toml", None, None)
+    assert task_of(found) == ("lamps", QUESTION, LABELS)
+    assert (len(found.data), found.has_pictures, found.warnings, found.lines) == (4, True, (), ())
+    config = make_config({"models": ("zoo:llava",), "task": "task.toml"})
+    learned = opened_for(config, get("task.toml"), Team())
+    prompt = remembering(TaskRecord.of(config, get("task.toml"), learned))
+    for typed, n_lines in (("task.toml", 1), (None, 2)):
+        found = about(typed, prompt, None)
+        assert task_of(found) == ("lamps", QUESTION, LABELS)
+        assert (len(found.data), len(found.lines), found.warnings) == (16, n_lines, ())
+        assert not pictures(found.data) & pictures(about("task.toml", None, None).data)
+    (folder / "task.toml").unlink()
+    found = about(None, prompt, None)
+    assert task_of(found) == ("lamps", QUESTION, LABELS)
+    assert (len(found.data), found.task.match, found.warnings) == (16, "loose", ())
+
+
+def pictures(data):
+    return {data[i].picture.tobytes() for i in range(len(data))}
 
 
 def test_what_may_not_be_wanted_is_said(prompt):

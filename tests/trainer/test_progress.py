@@ -141,9 +141,8 @@ cli.main()
 def train(tmp_path, zoo, at):
     command = [
         sys.executable, "-c", SLOW.format(at=at), "train", "-m", str(zoo[0]), "--task", "bad-camera", "--method", "evp",
-        "--keep", "last",
         "--steps", "4", "--checkpoint-every", "2", "--n-train", "8", "--n-validation", "2", "--batch", "2",
-        "-o", str(tmp_path / "run"),
+        "--keep", "last", "-o", str(tmp_path / "run"),
     ]  # fmt: skip
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

@@ -79,6 +79,19 @@ def test_rows_that_differ_share_nothing(folder):
     assert shared(tasks.get("count"), Jsonl(file))[0] == tasks.get("count").question  # a task has its own
 
 
+def test_labels_that_were_inferred_are_remembered(folder):
+    file = folder / "mine.jsonl"
+    write(file, [{key: value for key, value in row.items() if key != "labels"} for row in rows_of(file)])
+    found = made(data=str(file))
+    assert (found.labels, found.match) == (("green", "red"), "loose")
+    assert found.open(found.definition())[0].questions[0].labels == ("green", "red")
+
+
+def test_a_stranger_invents_no_match():
+    assert TaskRecord("x", "custom", match="always").definition().match == "loose"
+    assert TaskRecord("x", "custom", match="exact").definition().match == "exact"
+
+
 def test_only_a_custom_task_is_named_after_its_data():
     custom, count = tasks.get("custom"), tasks.get("count")
     assert name_of(custom, "/photos/of doors/") == "of doors"
