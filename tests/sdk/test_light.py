@@ -133,7 +133,7 @@ sys.meta_path.insert(0, Absent())
 from click.testing import CliRunner
 from tvp.sdk.cli import cli
 for command, task in (('train', 'count'), ('eval', 'count'), ('export', 'count')):
-    result = CliRunner().invoke(cli, [command, '-m', 'm', '-t', task, '-o', {str(tmp_path / "out")!r}])
+    result = CliRunner().invoke(cli, [command, '-m', 'zoo:blip2', '-t', task, '-o', {str(tmp_path / "out")!r}])
     print(result.exit_code, result.output)
 """
     said = run(code)

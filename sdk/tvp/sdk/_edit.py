@@ -12,14 +12,12 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from ._labels import several_labels
-from ._load import load
-from ._requests import Requests
 from ._store import find
-from ._task import Task
 from .errors import BundleError, RequestError
 from .formats import archive
 from .formats._sealed import read_content, sealed
@@ -27,6 +25,9 @@ from .formats.golden import AnswerCase, GoldenCase, RankingCase, read_cases, wri
 from .formats.integrity import sha256_of
 from .formats.manifest import GOLDEN, TaskManifest, read_task_manifest
 from .formats.temporary import replace_folder, temporary_folder
+
+if TYPE_CHECKING:
+    from ._task import Task
 
 MANIFEST = "manifest.json"
 
@@ -101,6 +102,8 @@ def _edit_folder(folder: Path, name: str | None, question: str | None, labels: S
     if (before.question, before.labels) != (after.question, after.labels):
         _refuse_uncalibrated(after)
     cases = read_cases(folder)
+    from ._load import load  # what runs models is not needed for help
+
     with temporary_folder(folder) as work:
         # The first task stays open until the edited one is checked: its base is neither hashed nor opened again.
         with load(folder, providers="cpu") as loaded:
@@ -135,6 +138,8 @@ def _refuse_uncalibrated(manifest: TaskManifest) -> None:
 
 def _refuse_unreadable(loaded: Task, manifest: TaskManifest, any_question: str) -> None:
     """Raise RequestError for a question or a label that the model cannot read."""
+    from ._requests import Requests
+
     requests = Requests(loaded.model, manifest)
     if manifest.question:
         requests.question(None)

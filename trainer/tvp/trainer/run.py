@@ -108,7 +108,8 @@ class Run:
                 theirs = _in_todays_names(json.loads(load_tensors(files[0])["identity"]))
             except Exception:  # `load_checkpoint` says how it is damaged
                 return
-        _refuse_changed(self.folder, _changes(theirs, json.loads(json.dumps({"config": asdict(config)}))))
+        if all(isinstance(part, dict) for part in theirs.values()):
+            _refuse_changed(self.folder, _changes(theirs, json.loads(json.dumps({"config": asdict(config)}))))
 
     @contextmanager
     def opened(self) -> Iterator[None]:
