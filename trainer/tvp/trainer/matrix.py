@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
-from PIL import Image
 
 from tvp.sdk.errors import CheckError, DataError, ModelError, RequestError
 from tvp.sdk.formats import strict_json
@@ -24,7 +22,7 @@ from .data import Data, ThroughCamera
 from .evaluate import Asked, ask, common_answers, judge, told
 from .families import Family
 from .files import write_whole
-from .prompt import Geometry, Prompt
+from .prompt import Geometry, Prompt, eight_bit
 from .task_definition import TaskDefinition
 
 FULL = "full picture"  # gains are measured against columns whose name begins so
@@ -209,19 +207,6 @@ def evaluate_matrix(
     for model in models:
         measure_all(model, load(model))
     return rows
-
-
-def eight_bit(prompt: Prompt) -> Prompt:
-    """Return the prompt in 8 bits: the frame that its PNG holds, and a lens whose result is rounded."""
-    if prompt.lens is not None:
-        prompt = replace(prompt, lens=replace(prompt.lens, eight_bit=True))
-    picture = prompt.picture()
-    if picture is None:
-        return prompt
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    levels = torch.from_numpy(np.array(Image.open(buffer)))
-    return replace(prompt, frame=levels.permute(2, 0, 1) / 255)  # (h, w, 3) -> (3, h, w)
 
 
 def _asker(

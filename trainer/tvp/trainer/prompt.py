@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -196,6 +197,19 @@ def lens_of(path: str | Path) -> Lens:
     if lens is None:
         raise RequestError(f"{path} has no lens; it is a frame alone. Name a prompt with a lens.")
     return lens
+
+
+def eight_bit(prompt: Prompt) -> Prompt:
+    """Return the prompt in 8 bits: the frame that its PNG holds, and a lens whose result is rounded."""
+    if prompt.lens is not None:
+        prompt = replace(prompt, lens=replace(prompt.lens, eight_bit=True))
+    picture = prompt.picture()
+    if picture is None:
+        return prompt
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    levels = torch.from_numpy(np.array(Image.open(buffer)))
+    return replace(prompt, frame=levels.permute(2, 0, 1) / 255)  # (h, w, 3) -> (3, h, w)
 
 
 def compose(lens: Prompt, frame: Prompt) -> Prompt:
