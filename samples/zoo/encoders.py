@@ -163,7 +163,8 @@ def project(name: str, model: nn.Module, features: Tensor) -> Tensor:
 def text_model(name: str, model: nn.Module) -> nn.Module:
     """The decoder stack: embeddings in, hidden states out (for T5: encoder and decoder)."""
     if name == "blip2":
-        return model.language_model.model.decoder  # type: ignore[no-any-return, union-attr]
+        inner = model.language_model.model
+        return getattr(inner, "decoder", inner)  # type: ignore[no-any-return, arg-type]  # OPT's, or a Llama
     if name == "instructblip":
         return model.language_model.model  # type: ignore[no-any-return, union-attr]
     if name == "smolvlm":

@@ -40,8 +40,9 @@ def run(
     modules: nn.Module,
     lessons: Callable[[int], Iterator[Any]],
     loss_of: Callable[[Any], tuple[Tensor, dict[str, float]]],
+    every: int = CHECKPOINT_EVERY,
 ) -> None:
-    """Minimise a loss with AdamW and a one-cycle rate; continue from `checkpoint` where it exists."""
+    """Minimise a loss with AdamW and a one-cycle rate; continue from `checkpoint`, written `every` so many steps."""
     if not n_steps:
         return
     optimizer = torch.optim.AdamW(_groups(parameters, modules, lr), betas=(0.9, 0.98), weight_decay=0.05)
@@ -75,7 +76,7 @@ def run(
             smooth[name] = 0.97 * smooth.get(name, value) + 0.03 * value
         if step % 20 == 0:
             bar.set_postfix({k: f"{v:.3f}" for k, v in smooth.items()}, refresh=False)
-        if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == n_steps:
+        if (step + 1) % every == 0 or step + 1 == n_steps:
             state = {
                 "modules": modules.state_dict(),
                 "optimizer": optimizer.state_dict(),
@@ -209,7 +210,7 @@ def language_loss(
             image = project(name, model, features).repeat_interleave(n_questions, 0)
             logits, wanted, early = _translate(model, tokenizer, image, [[*ids, end] for ids in flat], replies)
         else:
-            read = _pad([[tokenizer.bos_token_id, *ids] for ids in flat], tokenizer.pad_token_id)
+            read = pad([[tokenizer.bos_token_id, *ids] for ids in flat], tokenizer.pad_token_id)
             features = ask_queries(name, model, features.repeat_interleave(n_questions, 0), read)
             image = project(name, model, features)
             rows = [[[tokenizer.bos_token_id, *ids]] for ids in flat]
@@ -260,11 +261,11 @@ def _translate(
     That loss asks the encoder's state at </s> for the answer's first token. An encoder that learns only through the
     decoder's attention takes several times as long to look anything up.
     """
-    t5, pad = model.language_model, tokenizer.pad_token_id
-    ids, wanted = _pad(asked, pad), _pad(replies, IGNORE)
+    t5, fill = model.language_model, tokenizer.pad_token_id
+    ids, wanted = pad(asked, fill), pad(replies, IGNORE)
     inputs = torch.cat([image, t5.get_input_embeddings()(ids)], 1)
-    mask = F.pad((ids != pad).long(), [image.shape[1], 0], value=1)
-    shifted = F.pad(wanted.masked_fill(wanted == IGNORE, pad)[:, :-1], [1, 0], value=pad)
+    mask = F.pad((ids != fill).long(), [image.shape[1], 0], value=1)
+    shifted = F.pad(wanted.masked_fill(wanted == IGNORE, fill)[:, :-1], [1, 0], value=fill)
     states = t5.encoder(inputs_embeds=inputs, attention_mask=mask).last_hidden_state
     last = torch.tensor([image.shape[1] + len(row) - 1 for row in asked])
     early = F.cross_entropy(t5.lm_head(states[torch.arange(len(states)), last]), wanted[:, 0])
@@ -293,7 +294,7 @@ def _continue(
     for question, reply in ((q, r) for qs, rs in zip(asked, replies, strict=True) for q, r in zip(qs, rs, strict=True)):
         rows.append(question + reply)
         targets.append([IGNORE] * (len(question) - 1) + reply + [IGNORE])
-    ids, wanted = _pad(rows, tokenizer.pad_token_id), _pad(targets, IGNORE)
+    ids, wanted = pad(rows, tokenizer.pad_token_id), pad(targets, IGNORE)
     length = ids.shape[1]
     embed = model.get_input_embeddings()
     parts = [image, embed(ids).view(n, n_questions * length, -1)]
@@ -348,7 +349,7 @@ def alignment_loss(
     return loss
 
 
-def _pad(rows: list[list[int]], value: int) -> Tensor:
+def pad(rows: list[list[int]], value: int) -> Tensor:
     length = max(map(len, rows))
     return torch.tensor([row + [value] * (length - len(row)) for row in rows])
 

@@ -10,6 +10,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from samples.zoo.lessons import lessons
+from samples.zoo.teach import language_loss
 from tvp import sdk
 from tvp.export import parity
 from tvp.export.bundle import export
@@ -208,3 +210,11 @@ def test_a_real_photo_set_goes_all_the_way(cifar10, tmp_path):
         assert all(str(loaded.ask(test[i].picture)) for i in range(10))
     expected = accuracy(model, Subset(test, range(10)), prompt.geometry, prompt, task).right
     assert [label == test[i].questions[0].answer for i, label in enumerate(ranked)] == expected.tolist()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_model_can_be_taught_and_knows_its_lessons(name):
+    family = families.load(f"zoo:{name}")
+    loss, shown = language_loss(name, family.model, family.tokenizer, next(lessons(5, 4, 0, None, 2)))
+    assert loss.isfinite()
+    assert shown["right"] > 0.5  # of the answers' tokens; an untaught model has almost none
