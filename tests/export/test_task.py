@@ -107,6 +107,21 @@ def test_a_task_file_has_its_own_pictures(folder):
     assert (len(found.data), found.task.match, found.warnings) == (16, "loose", ())
 
 
+def test_a_lens_s_task_file_has_its_own_pictures(folder):
+    (folder / "good").mkdir()
+    for fields in ('pictures = "pictures"\nlike = "good"\n', 'pairs = ["pictures", "good"]\n'):
+        (folder / "night.toml").write_text(f'name = "night"\n{fields}')
+        found = about("night.toml", None, None)
+        assert (found.task.name, len(found.data), found.has_pictures, found.warnings) == ("night", 20, True, ())
+
+
+def test_rows_without_labels_get_those_that_their_answers_are(folder):
+    rows = [json.loads(line) for line in (folder / "doors.jsonl").read_text().splitlines()]
+    bare = [{key: value for key, value in row.items() if key != "labels"} for row in rows]
+    (folder / "bare.jsonl").write_text("".join(json.dumps(row) + "\n" for row in bare))
+    assert set(about(None, None, "bare.jsonl").task.labels) == set(LABELS)
+
+
 def pictures(data):
     return {data[i].picture.tobytes() for i in range(len(data))}
 

@@ -103,6 +103,8 @@ def test_a_prompt_that_does_not_help_is_refused_unless_the_last_one_is_kept(prep
     found, (_, _, refused) = judged(run, right, prompt=4, **{"black frame": 20})
     assert found.best == "nothing"  # of equals the simplest
     assert "did not help: it costs -40.0 points" in refused
+    assert "the commonest answer to each question alone is right in 60.0%" in refused
+    assert "with the prompt it answered 'fish' 90%" in refused
     said = outcome.sentences(found)
     assert "no better than always giving the commonest answer: the model does not see what is asked for" in said
     run.config = replace(run.config, keep="last")
@@ -111,11 +113,18 @@ def test_a_prompt_that_does_not_help_is_refused_unless_the_last_one_is_kept(prep
     assert chosen["step"] == 9
 
 
+def test_a_gain_whose_interval_holds_0_is_not_shown_to_help(prepared):
+    found, (_, _, refused) = judged(*prepared, prompt=21, **{"black frame": 21})
+    assert found.gain.value > 0 >= found.gain.low
+    assert found.best == "nothing"
+    assert "it is not shown to help: +2.5 points" in refused
+
+
 def test_a_black_frame_that_is_better_takes_the_prompt_s_place(prepared):
-    found, (prompt, chosen, refused) = judged(*prepared, prompt=21)
+    found, (prompt, chosen, refused) = judged(*prepared, prompt=28, **{"black frame": 29})
     assert found.best == "black frame"
     assert not refused
-    assert chosen == {"step": 0, "accuracy": 0.55}
+    assert chosen == {"step": 0, "accuracy": 0.725}
     assert not prompt.frame.any()
     assert "the black frame is kept in the prompt's place" in outcome.sentences(found)
 
@@ -161,7 +170,7 @@ def test_a_run_that_makes_things_worse_keeps_no_prompt(tmp_path):
         n_train=16,
         n_validation=40,
     )
-    with pytest.raises(CheckError, match=r"not kept: on \d+ held-out questions: .*rejected.safetensors.*--keep last"):
+    with pytest.raises(CheckError, match=r"(?s)not kept: on \d+ held-out questions: .*rejected.safetensors.*--keep last"):
         train(replace(config, n_train=200), tmp_path / "a", quiet=True)
     assert (tmp_path / "a" / "rejected.safetensors").exists()
     assert not (tmp_path / "a" / "prompt.safetensors").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ from PIL import Image
 
 from tvp.sdk.errors import RequestError, TvpError
 from tvp.trainer import tasks
-from tvp.trainer.data import Data, Row, Sample, Subset, questions_of, row_of
+from tvp.trainer.data import Data, Pictures, Question, Row, Sample, Subset, questions_of, row_of
+from tvp.trainer.data.sources import QUESTION
 from tvp.trainer.prompt import Prompt
 from tvp.trainer.record import TaskRecord, name_of, shared
 from tvp.trainer.task_definition import TaskDefinition
@@ -99,17 +101,21 @@ def about(
             lines.append(
                 f"compared on pictures of {learned.data}, from which the prompt was learned; some go into the bundle"
             )
+    bare = task.pictures or (task.pairs[0] if task.pairs else "")  # of a lens's task file: pictures without questions
+    if read and source is None and bare and not data:
+        asked = [Question(task.question or QUESTION, "", task.labels)]
+        source = Pictures(Path(bare), allow_outside=allow_outside, questions=asked)
     if read and source is None and (data or task.source):
-        source = tasks.open_data(data or "", task, "test", n_scenes, seed=7, allow_outside=allow_outside)
+        source = tasks.open_usable(data or "", task, "test", n_scenes, seed=7, allow_outside=allow_outside)
         warnings += _other_rows(data or task.source, task, source)
-        asked, options = shared(task, source)
-        task = replace(task, name=name_of(task, data or ""), question=asked, labels=options)
+        question, options = shared(task, source)
+        task = replace(task, name=name_of(task, data or ""), question=question, labels=options)
     if read and source is None:
         asks = "" if task.question else " and their questions"
         warnings.append(f"The comparison is on drawn scenes{asks}, not on the task's own. Name some with --data.")
     if typed is None or task != tasks.get(typed):  # it is not what its user has typed
         lines.insert(0, _said(task))
-    has_pictures = source is not None if read else bool(data or (learned and learned.data) or task.source)
+    has_pictures = source is not None if read else bool(data or (learned and learned.data) or bare or task.source)
     return About(task, source, usual, has_pictures, tuple(lines), tuple(warnings))
 
 

@@ -32,7 +32,8 @@ from .zoo import locate
 log = logging.getLogger("tvp.trainer")
 
 QUESTIONS = ("What is in the photo?", "How many objects are there?", "What colour is it?")
-MOST_PICTURES = 64
+MOST_PICTURES, FEWER_PICTURES = 64, 16
+LARGE = 100_000_000  # parameters; such a model takes seconds for an answer on a CPU, and is asked about fewer pictures
 MOST_OF_MEMORY = 0.5  # of what is free, that a model may take which is loaded for this
 
 
@@ -81,7 +82,9 @@ def measure(prompt: Prompt, prepared: Prepared, team: Team, typed: Collection[st
     family = _whole(name, prepared, typed)
     if family is None:
         return None
-    some = Subset(prepared.validation, range(min(MOST_PICTURES, len(prepared.validation))))
+    n_parameters = sum(value.numel() for value in family.model.parameters())
+    n_most = MOST_PICTURES if n_parameters < LARGE else FEWER_PICTURES
+    some = Subset(prepared.validation, range(min(n_most, len(prepared.validation))))
     rows = rows_of(prepared.config)
 
     def answers(data: Data, shown: Prompt | None) -> list[str]:

@@ -28,7 +28,7 @@ class Outcome:
 
     Attributes:
         n: number of questions, asked of each source model.
-        best: what answered most of them right: `prompt`, `black frame` or `nothing`; of equals the simplest.
+        best: `prompt` or `black frame`, if it clearly helps, and of the two the better one; else `nothing`.
         without: share of right answers without a prompt, on the full picture.
         black: with a black frame in the prompt's place; None where that is the full picture.
         commonest: where every question is answered with its commonest right answer in training.
@@ -79,7 +79,10 @@ def judged(prompt: Prompt, prepared: Prepared, team: Team) -> Outcome | None:
     names = [picture for asked in said[NOTHING] for picture in asked.pictures]
     usual = commonest(prepared.train, questions)
     shares = {name: float(found.mean()) for name, found in right.items()}
-    best = max(ORDER, key=lambda name: shares.get(name, -1.0))
+    gains = {name: gain(right[NOTHING], right[name], names) for name in ways if name != NOTHING}
+    # An interval that holds 0 has not shown that anything helps, and no prompt is the simpler way.
+    helpful = [NOTHING, *(name for name in ORDER if name in gains and gains[name].verdict == "helps")]
+    best = max(helpful, key=lambda name: shares[name])
     return Outcome(
         n=len(questions),
         best=ORDER[int(agreed(ORDER.index(best), prepared, team))],
@@ -87,8 +90,8 @@ def judged(prompt: Prompt, prepared: Prepared, team: Team) -> Outcome | None:
         black=shares.get(BLACK),
         commonest=float(np.mean([matches(u, q.answer, task.match) for u, q in zip(usual, questions, strict=True)])),
         prompted=shares[PROMPT],
-        gain=gain(right[NOTHING], right[PROMPT], names),
-        black_gain=gain(right[NOTHING], right[BLACK], names) if BLACK in ways else None,
+        gain=gains[PROMPT],
+        black_gain=gains.get(BLACK),
         answers=common_answers([answer for asked in said[PROMPT] for answer in asked.answers]),
         examples=_examples(questions, said[NOTHING][0].answers, said[PROMPT][0].answers),
     )
@@ -116,7 +119,7 @@ def settled(
     if keeps_last or outcome.best == PROMPT:
         return prompt, chosen, ""
     if outcome.best == NOTHING:
-        return prompt, chosen, sentences(outcome)[0]
+        return prompt, chosen, "\n  ".join(sentences(outcome))
     black = Prompt.start(prompt.geometry, prompt.pixel_range)
     black.facts = prompt.facts
     assert outcome.black is not None
@@ -147,7 +150,7 @@ def sentences(outcome: Outcome) -> list[str]:
     verdict = {
         "helps": f"helped by {points}",
         "hurts": f"did not help: it costs {points}",
-        "unclear": f"may help or not: {points}, and the interval holds 0",
+        "unclear": f"is not shown to help: {points}, and the interval holds 0",
     }[outcome.gain.verdict]
     said = [
         f"on {n} held-out questions: {outcome.without:.1%} right without a prompt, {outcome.prompted:.1%} with it; "

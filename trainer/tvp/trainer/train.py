@@ -35,10 +35,12 @@ ADVICE = (
     "Learn longer, from more pictures, or on several models; or keep it all the same with --guard-model none, and "
     "measure it where it will be used."
 )
-TRY_NEXT = (
-    "If a camera spoils the pictures, learn a lens (--method lens). Else learn from more pictures, longer, or with a "
-    "narrower frame (--inner closer to --canvas). --keep last keeps a prompt whatever it does."
-)
+TRY_NEXT = {
+    "frame": "If a camera spoils the pictures, learn a lens (--method lens). Else learn from more pictures, longer, or "
+    "with a narrower frame (--inner closer to --canvas).",
+    "lens": "Learn longer, from more pictures, or on several models. If no camera spoils the pictures, learn a frame "
+    "from questions and answers (--method tvp).",
+}
 
 
 @dataclass
@@ -190,7 +192,10 @@ def train(
         if team.leads:
             write_pictures(run.folder, prompt, prepared.validation)
     if refused:
-        raise CheckError(f"The prompt is not kept: {refused}. It is in {file}. {TRY_NEXT}")
+        advice = TRY_NEXT["frame" if config.lens == "none" else "lens"]
+        raise CheckError(
+            f"The prompt is not kept: {refused}.\nIt is in {file}. {advice} --keep last keeps a prompt whatever it does."
+        )
     if verdict and not kept:
         raise CheckError(f"The lens is not kept: {verdict}. It is in {file}. {ADVICE}")
     unguarded = "" if verdict else name_of(config)[1] or "it could not be asked"
