@@ -171,6 +171,9 @@ def test_a_configuration_of_an_earlier_version_is_read_as_before(tmp_path):
         ({"pairs": ("a", "b")}, "custom", "lens"),
         ({"pictures": "a", "like": "b"}, "custom", "lens"),
         ({"pairs": ("a", "b"), "method": "evp"}, "custom", "evp"),
+        ({"data": "mine.jsonl", "camera": "fog:4"}, "custom", "lens"),
+        ({"data": "mine.jsonl", "camera": "none"}, "custom", "tvp"),
+        ({"data": "mine.jsonl", "camera": "fog:4", "task": "cifar10"}, "cifar10", "tvp"),
     ],
 )
 def test_the_task_and_the_method_follow_from_the_data(given, task, method):

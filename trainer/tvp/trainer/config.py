@@ -38,7 +38,7 @@ class TrainConfig:
     Args:
         models: source models, each a folder, a hub id or `zoo:NAME`. Their losses are averaged.
         method: `vp`, `evp`, `tvp` or `lens`: which file of configs/methods the other fields start from. From files and
-            flags it is `lens` by default where `pairs` or `pictures` are given.
+            flags it is `lens` by default where `pairs` or `pictures` are given, or a task of one's own has a camera.
         task: name of the task, or its file. From files and flags it is `custom` by default where `data` (but scenes),
             `pairs` or `pictures` are given.
         data: where its pictures are, see `tvp.trainer.data`. Default '': the task's own.
@@ -285,12 +285,14 @@ def make_config(
     places: dict[str, Any] = {}
     if not any(mine.get(name) for name in ("data", "pairs", "pictures")):
         places = {name: getattr(about, name) for name in ("pairs", "pictures", "like") if getattr(about, name)}
-    if any((mine | places).get(name) for name in ("pairs", "pictures")):  # which have no answers for a frame
+    is_own = task == OWN or is_task_file(task)
+    sees_badly = is_own and bool(tasks.through(about, str(mine.get("camera", ""))).camera)
+    # Pictures without questions have no answers for a frame; and of a known camera a lens gives back the most.
+    if sees_badly or any((mine | places).get(name) for name in ("pairs", "pictures")):
         default["method"] = "lens"
     method = str(mine.get("method", default["method"]))
     if method not in CHOICES["method"]:
         raise RequestError(f"There is no method {method!r}. There are {', '.join(CHOICES['method'])}.")
-    is_own = task == OWN or is_task_file(task)
     layers = [SHIPPED / "methods" / f"{method}.toml", SHIPPED / "tasks" / f"{OWN if is_own else task}.toml"]
     merged = places
     for layer in layers:
