@@ -1,9 +1,9 @@
 """A newcomer's tasks, from a folder of pictures to an answer: `python -m benchmarks.newcomer --photos FOLDER`.
 
-Each task is a folder of pictures for each answer. `tvp init` looks at it, and the commands that it prints are run as they
-are, with no option added. The table says what each task got from it. Settings were chosen on the tasks of `TUNING`; those
-of `SHOWN` were looked at once, and their table goes into newcomer.json and docs/explanation/newcomer.md. It takes about
-an hour and a half on one core.
+Each task is a folder of pictures for each answer. `tvp init` looks at it, and the commands that it prints are run as
+they are, with no option added. The table says what each task got from it. Settings were chosen on the tasks of
+`TUNING`; those of `SHOWN` were looked at once. Their table goes into newcomer.json and docs/explanation/newcomer.md.
+It takes about half an hour on one core.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def random_answers(answers: tuple[str, ...]) -> Callable[[], Labelled]:
 
     def pictures() -> Labelled:
         rng = np.random.default_rng(9)
-        for picture, _ in photos({name: "any" for name in tasks.CIFAR10})():
+        for picture, _ in photos(dict.fromkeys(tasks.CIFAR10, "any"))():
             yield picture, str(rng.choice(answers))
 
     return pictures

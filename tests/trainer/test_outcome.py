@@ -170,7 +170,9 @@ def test_a_run_that_makes_things_worse_keeps_no_prompt(tmp_path):
         n_train=16,
         n_validation=40,
     )
-    with pytest.raises(CheckError, match=r"(?s)not kept: on \d+ held-out questions: .*rejected.safetensors.*--keep last"):
+    with pytest.raises(
+        CheckError, match=r"(?s)not kept: on \d+ held-out questions: .*rejected.safetensors.*--keep last"
+    ):
         train(replace(config, n_train=200), tmp_path / "a", quiet=True)
     assert (tmp_path / "a" / "rejected.safetensors").exists()
     assert not (tmp_path / "a" / "prompt.safetensors").exists()

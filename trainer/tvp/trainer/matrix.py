@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tvp.sdk.errors import CheckError, DataError, ModelError, RequestError
 from tvp.sdk.formats import strict_json
@@ -55,6 +56,7 @@ class Row:
         n: number of questions; every row asks the same ones in the same order.
         metrics: the task's metrics by name.
         gain: accuracy minus that of the same model on the full picture, corrupted alike; None where that is unknown.
+        gain_low, gain_high: its 95 % interval, of a paired bootstrap.
         note: why nothing was asked.
         answers: the commonest answers with their shares.
     """
@@ -69,12 +71,16 @@ class Row:
     n: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
     gain: float | None = None
+    gain_low: float | None = None
+    gain_high: float | None = None
     note: str = ""
     answers: Mapping[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
         condition = f" {self.corruption + ':' + str(self.severity):<12}" if self.corruption else ""
         said = f"{self.model:<24} {self.shown:<32}{condition} {self.note or _interval(self) + f' of {self.n}'}"
+        if self.gain is not None and not self.shown.startswith(FULL):
+            said += f"; {metrics.Gain(self.gain, self.gain_low or 0.0, self.gain_high or 0.0)}"
         if self.n and not self.accuracy:  # which says nothing without the answers
             said += f"; it answered {told(self.answers)}"
         return said
@@ -152,7 +158,7 @@ def evaluate_matrix(
     conditions = {condition: _spoilt(data, *condition, seed) for condition in [("", 0), *corruptions]}
     questions = metrics.questions_to_measure(task.metric, data)
     rows: list[Row] = []
-    full: dict[tuple[str, int, Geometry], float] = {}
+    full: dict[tuple[str, int, Geometry], NDArray[np.bool_]] = {}
 
     def add(row: Row) -> None:
         rows.append(row)
@@ -176,13 +182,14 @@ def evaluate_matrix(
         for (corruption, severity), asked in said.items():
             result = judge(asked, task.match)
             if geometry == whole:
-                full.setdefault((corruption, severity, whole), result.accuracy)
-            over = full.get((corruption, severity, whole))
-            gain = None if over is None else result.accuracy - over
+                full.setdefault((corruption, severity, whole), result.right)
+            before = full.get((corruption, severity, whole))
+            won = None if before is None else metrics.gain(before, result.right, asked.pictures)
+            gain, least, most = won or (None, None, None)
             found = metrics.measure(task.metric, questions, result.answers, result.scores, task.match)
             interval = result.accuracy, result.low, result.high
             common = common_answers(result.answers)
-            add(Row(model, name, corruption, severity, *interval, result.n, found, gain, answers=common))
+            add(Row(model, name, corruption, severity, *interval, result.n, found, gain, least, most, "", common))
 
     def measure_all(model: str, family: Family) -> None:
         full.clear()

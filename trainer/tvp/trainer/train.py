@@ -194,7 +194,8 @@ def train(
     if refused:
         advice = TRY_NEXT["frame" if config.lens == "none" else "lens"]
         raise CheckError(
-            f"The prompt is not kept: {refused}.\nIt is in {file}. {advice} --keep last keeps a prompt whatever it does."
+            f"The prompt is not kept: {refused}.\nIt is in {file}. {advice} --keep last keeps a prompt whatever it "
+            "does. To use the model as it is, export it without --prompt."
         )
     if verdict and not kept:
         raise CheckError(f"The lens is not kept: {verdict}. It is in {file}. {ADVICE}")
