@@ -31,7 +31,9 @@ from tvp.trainer import cameras, scenes, tasks
 Picture = NDArray[np.uint8]
 Labelled = Iterator[tuple[Picture, str]]
 ANIMALS = ("bird", "cat", "deer", "dog", "frog", "horse")
-AFTER = re.compile(r"(full picture|black frame|prompt\.safetensors).*?([\d.]+)% \[([\d.]+)%, ([\d.]+)%\] of (\d+)")
+PAGE = Path(__file__).parents[1] / "docs" / "explanation" / "newcomer.md"
+SHARE, N_ASKED = re.compile(r" ([\d.]+)% \["), re.compile(r"\] of (\d+)")
+GAIN = re.compile(r"([+-][\d.]+) points \(([+-][\d.]+) to ([+-][\d.]+)\)")
 
 
 @dataclass(frozen=True)
@@ -193,7 +195,7 @@ def walk(task: NewcomersTask, folder: Path) -> dict[str, Any]:
     options = (f" --camera {task.camera}" if task.camera else "") + (f" -m {task.model}" if task.model else "")
     _, printed = tvp(f"tvp init {task.name} --question {shlex.quote(task.question)}{options}", folder, told)
     commands = [line.strip() for line in printed.splitlines() if line.startswith("  tvp ")]
-    row: dict[str, Any] = {"task": task.name, "pictures": task.n, "hopeless": task.hopeless, "said": ""}
+    row: dict[str, Any] = {"task": task.name, "hopeless": task.hopeless, "said": ""}
     for command in commands:
         code, output = tvp(command, folder, told)
         _read(row, command, output)
@@ -206,15 +208,57 @@ def walk(task: NewcomersTask, folder: Path) -> dict[str, Any]:
 
 
 def _read(row: dict[str, Any], command: str, output: str) -> None:
+    """Take the figures out of what a command told."""
     if " eval " in command:
-        for what, share, low, high, n in AFTER.findall(output):
-            row[what] = {"share": float(share), "low": float(low), "high": float(high), "n": int(n)}
-        if found := re.search(r"([+-][\d.]+) points \(([+-][\d.]+) to ([+-][\d.]+)\)", output):
-            row["gain"] = [float(part) for part in found.groups()]
+        for line in output.splitlines():
+            if not (share := SHARE.search(line)):
+                continue
+            if "full picture" in line:
+                row |= {"before": float(share[1]), "n": int(N_ASKED.findall(line)[0])}
+            elif ".safetensors" in line and (won := GAIN.search(line)):
+                row |= {"after": float(share[1]), "gain": [float(part) for part in won.groups()]}
     elif " train " in command:
         row["training"] = output.strip()
     elif " ask " in command:
-        row["answer"] = output.strip().splitlines()[-1] if output.strip() else ""
+        row["answer"] = output.strip()
+
+
+def page(rows: list[dict[str, Any]]) -> str:
+    """Return the page of the docs: a line a task."""
+    lines = []
+    for row in rows:
+        task = next(task for task in SHOWN if task.name == row["task"])
+        low, high = (f"{end:+.1f}" for end in row["gain"][1:]) if row.get("gain") else ("", "")
+        after = f"{row['after']:.1f}" if "after" in row else "not kept"
+        gain = f"{row['gain'][0]:+.1f} ({low} to {high})" if row.get("gain") else ""
+        seen = task.camera or task.spoilt or "none"
+        lines.append(
+            f"| {task.question} | {task.n} | {row['n']} | {seen}{', told' if task.camera else ''} | {row['before']:.1f} | "
+            f"{after} | {gain} | {verdict(row)} | {row['minutes']:.0f} |"
+        )
+    return HEAD + "\n".join(lines) + "\n"
+
+
+def verdict(row: dict[str, Any]) -> str:
+    """Return in two words whether the prompt helps on the test."""
+    if "gain" not in row:
+        return "not shown to help"
+    return "helps" if row["gain"][1] > 0 else "hurts" if row["gain"][2] < 0 else "unclear"
+
+
+HEAD = """# A newcomer's tasks
+
+Eight small tasks, each from a folder of pictures to an answer with the commands that `tvp init` prints and no option
+added. The model is the tiny `zoo:blip2`, which knows photos of ten classes and drawn shapes. Settings were chosen on eight
+other tasks. `python -m benchmarks.newcomer --photos FOLDER` makes the table.
+
+A prompt that is not shown to help on the validation pictures is not kept, and the command says so. Then there is no
+prompt to measure, and the model answers as before. *Told* means that the pictures are good ones, and that `--camera` said
+what the camera will do to them.
+
+| question | pictures | of these for the test | camera | right before, % | after, % | gain, points (95 %) | verdict | minutes |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- |
+"""
 
 
 def main() -> None:
@@ -233,6 +277,9 @@ def main() -> None:
             if options.only in ("", task.name):
                 rows.append(walk(task, folder))
                 print(json.dumps(rows[-1]), flush=True)
+    if options.tasks == "shown" and not options.only:
+        Path(__file__).with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
+        PAGE.write_text(page(rows), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from tvp.trainer import agreement
 from tvp.trainer.config import TrainConfig
@@ -40,7 +41,7 @@ def test_the_shares_are_those_of_the_planted_answers(monkeypatch):
         return Asked(answers=answers)
 
     monkeypatch.setattr(agreement, "ask", ask)
-    monkeypatch.setattr(agreement, "_whole", lambda name, prepared, typed: "the model")
+    monkeypatch.setattr(agreement, "whole_source", lambda prepared, typed: SimpleNamespace(model=torch.nn.Identity()))
     config = TrainConfig(("zoo:blip2",))
     run = SimpleNamespace(learn_from="pairs", validation=Planted(), geometry=None, config=config)
     found = agreement.measure("the prompt", run, Team())
@@ -80,5 +81,5 @@ def test_a_model_that_trained_without_its_language_model_is_loaded_for_it(tmp_pa
 
 
 def test_what_writes_no_answers_is_not_asked():
-    run = SimpleNamespace(sources=[SimpleNamespace()])
-    assert agreement._whole("zoo:blip2", run, None) is None
+    run = SimpleNamespace(sources=[SimpleNamespace()], config=TrainConfig(("zoo:blip2",)))
+    assert agreement.whole_source(run, None) is None

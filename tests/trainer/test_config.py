@@ -42,10 +42,11 @@ def test_every_task_and_method_has_a_shipped_file(task, method):
     config = make_config({"models": MODELS, "task": task, "method": method})
     assert (config.task, config.method) == (task, method)
     wide = ("bad-camera", "bad-camera-existence")  # what their tables [tvp] say
-    assert (config.placement == "over") == (method == "vp" or (method == "tvp" and task in wide))
+    assert (config.placement == "over") == (method in ("vp", "both") or (method == "tvp" and task in wide))
     assert bool(config.tse) == (method == "tvp")
-    assert bool(config.fca) == (method in ("tvp", "lens"))
-    assert (config.lens != "none", config.reference == "clean", not config.frame) == (method == "lens",) * 3
+    assert bool(config.fca) == (method in ("tvp", "lens", "both"))
+    assert (config.lens != "none", config.reference == "clean") == (method in ("lens", "both"),) * 2
+    assert config.frame == (method != "lens")
     assert set(config.augment) <= set(tasks.get(task).augment)
 
 
@@ -165,14 +166,14 @@ def test_a_configuration_of_an_earlier_version_is_read_as_before(tmp_path):
     ("given", "task", "method"),
     [
         ({}, "bad-camera", "tvp"),
-        ({"data": "mine.jsonl"}, "custom", "tvp"),
+        ({"data": "mine.jsonl"}, "custom", "both"),
         ({"data": "scenes"}, "bad-camera", "tvp"),
         ({"data": "mine.jsonl", "task": "cifar10"}, "cifar10", "tvp"),
         ({"pairs": ("a", "b")}, "custom", "lens"),
         ({"pictures": "a", "like": "b"}, "custom", "lens"),
         ({"pairs": ("a", "b"), "method": "evp"}, "custom", "evp"),
         ({"data": "mine.jsonl", "camera": "fog:4"}, "custom", "lens"),
-        ({"data": "mine.jsonl", "camera": "none"}, "custom", "tvp"),
+        ({"data": "mine.jsonl", "camera": "none"}, "custom", "both"),
         ({"data": "mine.jsonl", "camera": "fog:4", "task": "cifar10"}, "cifar10", "tvp"),
     ],
 )

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from tvp.sdk.errors import CheckError
 from tvp.trainer import outcome, tasks
@@ -127,6 +128,26 @@ def test_a_black_frame_that_is_better_takes_the_prompt_s_place(prepared):
     assert chosen == {"step": 0, "accuracy": 0.725}
     assert not prompt.frame.any()
     assert "the black frame is kept in the prompt's place" in outcome.sentences(found)
+
+
+def test_a_lens_that_learned_without_answers_is_judged_by_those_that_the_data_has(prepared, monkeypatch):
+    """It is refused where answers get clearly worse, and kept where they do not: a few pictures may show no gain."""
+    run, right = prepared
+    model = SimpleNamespace(model=torch.nn.Identity())
+    monkeypatch.setattr(outcome, "whole_source", lambda prepared, typed: model)
+    run.learn_from, run.geometry = "pairs", Geometry(64, 64)
+    assert outcome.judged(Prompt.start(GEOMETRY, "free"), run, Team()) is None  # drawn scenes: nobody's own
+    run.config = replace(run.config, data="doors.jsonl")
+    without = {"distance": 0.5}
+    for n_right, words in ((21, ""), (4, "it did not help: it costs -40.0 points")):
+        right["prompt"] = n_right
+        found = outcome.judged(Prompt.start(GEOMETRY, "free"), run, Team())
+        assert (found.n, found.black) == (N, None)
+        _, _, refused = outcome.settled(Prompt.start(GEOMETRY, "free"), {"distance": 0.1}, run, found, without)
+        assert words in refused
+        assert bool(words) == bool(refused)
+    _, _, refused = outcome.settled(Prompt.start(GEOMETRY, "free"), {"distance": 0.5}, run, None, without)
+    assert "50.0% away from the good ones without it and 50.0% with it" in refused
 
 
 def test_where_nothing_is_right_examples_say_what_was_answered(prepared):

@@ -79,12 +79,10 @@ def measure(prompt: Prompt, prepared: Prepared, team: Team, typed: Collection[st
     if not team.leads or prepared.learn_from not in ("pairs", "pixels"):
         return None
     name = prepared.config.models[0]
-    family = _whole(name, prepared, typed)
+    family = whole_source(prepared, typed)
     if family is None:
         return None
-    n_parameters = sum(value.numel() for value in family.model.parameters())
-    n_most = MOST_PICTURES if n_parameters < LARGE else FEWER_PICTURES
-    some = Subset(prepared.validation, range(min(n_most, len(prepared.validation))))
+    some = a_few(prepared.validation, family)
     rows = rows_of(prepared.config)
 
     def answers(data: Data, shown: Prompt | None) -> list[str]:
@@ -116,9 +114,20 @@ class Asking:
         return replace(sample, picture=picture, questions=tuple(Question(text, "") for text in QUESTIONS))
 
 
-def _whole(name: str, prepared: Prepared, typed: Collection[str] | None) -> Family | None:
-    """Return the model with its language model; None where it has none, or where that needs too much memory."""
-    source = prepared.sources[0]
+def a_few(data: Data, family: Family) -> Data:
+    """Return the first pictures of data, as many as a model can be asked about in a short time."""
+    n_parameters = sum(value.numel() for value in family.model.parameters())
+    return Subset(data, range(min(MOST_PICTURES if n_parameters < LARGE else FEWER_PICTURES, len(data))))
+
+
+def whole_source(prepared: Prepared, typed: Collection[str] | None) -> Family | None:
+    """Return the first source model with its language model; None where it has none, or where that is too large.
+
+    Args:
+        prepared: the run.
+        typed: names of models that may be fetched, see `train`.
+    """
+    name, source = prepared.config.models[0], prepared.sources[0]
     if not isinstance(source, GenerativeFamily):
         return None
     if not any(value.is_meta for value in source.model.parameters()):

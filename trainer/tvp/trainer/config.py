@@ -19,11 +19,12 @@ from .geometry import Fit, Geometry, PixelRange, Placement, usual_inner
 from .task_files import is_task_file
 from .typed import OWN, task_of
 
-Method = Literal["vp", "evp", "tvp", "lens"]
+Method = Literal["vp", "evp", "tvp", "lens", "both"]
 LearnFrom = Literal["auto", "answers", "pairs", "unpaired", "pixels"]
 LensChoice = Literal["none", "auto", LensKind]
 LensStart = Literal["identity", "normalise", "statistics", "auto"]
 Keep = Literal["best", "last"]
+AnswerLoss = Literal["text", "labels"]
 Reference = Literal["unprompted", "clean"]
 FitOrTask = Literal["task", Fit]
 SHIPPED = files(__package__) / "configs"
@@ -37,8 +38,9 @@ class TrainConfig:
 
     Args:
         models: source models, each a folder, a hub id or `zoo:NAME`. Their losses are averaged.
-        method: `vp`, `evp`, `tvp` or `lens`: which file of configs/methods the other fields start from. From files and
-            flags it is `lens` by default where `pairs` or `pictures` are given, or a task of one's own has a camera.
+        method: `vp`, `evp`, `tvp`, `lens` or `both`: which file of configs/methods the other fields start from. From
+            files and flags, a task of one's own has `lens` by default where `pairs`, `pictures` or a camera are given,
+            and else `both`.
         task: name of the task, or its file. From files and flags it is `custom` by default where `data` (but scenes),
             `pairs` or `pictures` are given.
         data: where its pictures are, see `tvp.trainer.data`. Default '': the task's own.
@@ -48,6 +50,8 @@ class TrainConfig:
         learn_from: what the loss asks for. `answers`: the right answers. `pairs`: the features of the clean picture.
             `unpaired`: the moments of the features of other good pictures. `pixels`: the pixels of the clean picture.
             `auto` takes unpaired where `like` is given, else pairs where there are clean pictures, else answers.
+        answer_loss: what makes an answer right: `text`, as in the paper, the words of the right answer against all
+            other texts; `labels`, the right label against the question's others. Without labels it is `text`.
         lens: the lens to learn, `colour`, `kernel` or `conv`; `none`; or `auto`, which tries all.
         lens_start: `identity`, `normalise` (each picture is first brought to one mean and spread), `statistics` (the
             mean and spread of the pictures is brought to those of the good ones), or `auto`, which tries all.
@@ -114,6 +118,7 @@ class TrainConfig:
     pictures: str = ""
     like: str = ""
     learn_from: LearnFrom = "answers"
+    answer_loss: AnswerLoss = "text"
     lens: LensChoice = "none"
     lens_start: LensStart = "identity"
     lens_width: int = 16
@@ -244,6 +249,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
         ("lens_start", LensStart),
         ("lens_update", UpdateRule),
         ("keep", Keep),
+        ("answer_loss", AnswerLoss),
         ("reference", Reference),
         ("placement", Placement),
         ("fit", FitOrTask),
@@ -286,10 +292,12 @@ def make_config(
     if not any(mine.get(name) for name in ("data", "pairs", "pictures")):
         places = {name: getattr(about, name) for name in ("pairs", "pictures", "like") if getattr(about, name)}
     is_own = task == OWN or is_task_file(task)
-    sees_badly = is_own and bool(tasks.through(about, str(mine.get("camera", ""))).camera)
+    sees_badly = bool(tasks.through(about, str(mine.get("camera", ""))).camera)
     # Pictures without questions have no answers for a frame; and of a known camera a lens gives back the most.
-    if sees_badly or any((mine | places).get(name) for name in ("pairs", "pictures")):
+    if is_own and (sees_badly or any((mine | places).get(name) for name in ("pairs", "pictures"))):
         default["method"] = "lens"
+    elif is_own:
+        default["method"] = "both"
     method = str(mine.get("method", default["method"]))
     if method not in CHOICES["method"]:
         raise RequestError(f"There is no method {method!r}. There are {', '.join(CHOICES['method'])}.")

@@ -22,6 +22,7 @@ from .zoo import ENCODERS, PREFIX, zoo_folder
 
 log = logging.getLogger("tvp.trainer")
 
+NOT_WANTED = "none was asked for"
 ROUNDING = 1e-4  # of a distance
 CHANCE = 2.0  # standard deviations of the number of changed answers that may be chance
 
@@ -54,7 +55,7 @@ def name_of(config: TrainConfig) -> tuple[str, str]:
     if config.lens == "none":
         return "", "no lens is learned"
     if config.guard_model == "none":
-        return "", "none was asked for"
+        return "", NOT_WANTED
     if config.guard_model:
         return config.guard_model, ""
     try:

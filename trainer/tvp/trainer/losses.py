@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from tvp.sdk.errors import ModelError
 
+from .families import Family, GenerativeFamily
 from .families.clip import make_open_clip, refuse_unknown_open_clip
 from .zoo import locate
 
@@ -164,3 +165,35 @@ class Guide:
         logits = self.scale * seen @ self.text_features(among).T
         right = torch.tensor([among.index(caption) for caption in captions], device=logits.device)
         return -F.cross_entropy(logits, right)
+
+
+def choice_loss(
+    family: Family,
+    embeddings: Float[Tensor, "n n_image n_text"],
+    questions: Sequence[str],
+    answers: Sequence[str],
+    candidates: Sequence[Sequence[str]],
+) -> Float[Tensor, ""]:
+    """Return the mean cross-entropy of the right answer among the scores of its candidates.
+
+    It asks for the choice alone. `answer_loss` also asks that the answer be likelier than all other texts.
+
+    Args:
+        family: the model. Of a contrastive one it is its `answer_loss`, which chooses already.
+        embeddings: of each question's picture.
+        questions: the texts.
+        answers: the right answers, each one of its candidates.
+        candidates: for each question the answers to choose from.
+    """
+    if not isinstance(family, GenerativeFamily):
+        return family.answer_loss(embeddings, questions, answers, candidates)
+    rows_of: dict[tuple[str, ...], list[int]] = {}
+    for i, labels in enumerate(candidates):
+        rows_of.setdefault(tuple(labels), []).append(i)
+    losses = []
+    for labels, rows in rows_of.items():
+        # All at once: a cache that a gradient passes through cannot be copied for a second part.
+        scores = family.answer_scores(embeddings[rows], [questions[i] for i in rows], labels, len(rows) * len(labels))
+        right = torch.tensor([labels.index(answers[i]) for i in rows], device=scores.device)
+        losses.append(F.cross_entropy(scores.float(), right, reduction="sum"))
+    return torch.stack(losses).sum() / len(answers)

@@ -115,11 +115,11 @@ def columns(prompts: Mapping[str, Prompt], without: Geometry) -> list[Shown]:
     shown: dict[str, Shown] = {}
     for place in places:
         fit = f", {place.fit}" if several_fits else ""
-        for name, geometry in (
-            (f"{FULL}, {place.canvas} px{fit}", replace(place, inner=place.canvas)),
-            (f"black frame, {place.inner} in {place.canvas} px{fit}", place),
-        ):
-            shown[name] = Shown(name, geometry)
+        name = f"{FULL}, {place.canvas} px{fit}"
+        shown[name] = Shown(name, replace(place, inner=place.canvas))
+        if place.inner < place.canvas:  # a lens alone has no frame
+            name = f"black frame, {place.inner} in {place.canvas} px{fit}"
+            shown[name] = Shown(name, place)
     return [*shown.values(), *(Shown(name, prompt.geometry, prompt) for name, prompt in prompts.items())]
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from .agreement import a_few, whole_source
 from .data import Data, Question, questions_of
 from .evaluate import Asked, ask, common_answers, judge, told
 from .metrics import Gain, gain, matches
@@ -55,25 +56,35 @@ class Outcome:
         return asdict(replace(self, examples=()))
 
 
-def judged(prompt: Prompt, prepared: Prepared, team: Team) -> Outcome | None:
+def judged(prompt: Prompt, prepared: Prepared, team: Team, typed: Collection[str] | None = None) -> Outcome | None:
     """Ask every source model the questions of the validation pictures, in each way.
 
-    Every process asks all of them, and takes the leading one's word for what is best.
+    Every process asks all of them, and takes the leading one's word for what is best. Where no answers are learned
+    from, and the data is one's own and has some, the first source model is asked about a few pictures.
+
+    Args:
+        prompt: what was learned.
+        prepared: the run.
+        team: the processes that train together.
+        typed: names of models that may be fetched, see `train`.
 
     Returns:
-        None where no answers are learned from.
+        None where there are no answers.
     """
-    if prepared.learn_from != "answers":
-        return None
     task, geometry = prepared.task, prepared.geometry
+    families, held_out = in_turn(prepared), prepared.validation
+    if prepared.learn_from != "answers":
+        if not _has_answers(prepared) or not (whole := whole_source(prepared, typed)):
+            return None
+        families, held_out = iter([whole]), a_few(held_out, whole)
     full = Geometry(geometry.canvas, geometry.canvas, geometry.fit)
     ways: dict[str, tuple[Geometry, Prompt | None]] = {NOTHING: (full, None), PROMPT: (geometry, prompt)}
     if geometry.side < geometry.canvas:
         ways[BLACK] = (geometry, None)
     said: dict[str, list[Asked]] = {name: [] for name in ways}
-    for family in in_turn(prepared):
+    for family in families:
         for name, (place, shown) in ways.items():
-            said[name].append(ask(family, prepared.validation, place, shown, task, rows_of(prepared.config)))
+            said[name].append(ask(family, held_out, place, shown, task, rows_of(prepared.config)))
     questions = said[NOTHING][0].questions
     right = {name: np.concatenate([judge(one, task.match).right for one in asked]) for name, asked in said.items()}
     names = [picture for asked in said[NOTHING] for picture in asked.pictures]
@@ -107,23 +118,33 @@ def settled(
     Args:
         prompt, chosen: what was learned, and its validation.
         prepared: the run.
-        outcome: of the prompt; None where no answers are learned from.
+        outcome: of the prompt; None where there are no answers.
         without: the validation without a prompt, where no answers are learned from.
     """
-    keeps_last = prepared.config.keep == "last"
-    if outcome is None:
-        worse = not keeps_last and chosen["distance"] >= without["distance"]
-        away = f"{without['distance']:.1%} away from the good ones without it and {chosen['distance']:.1%} with it"
-        return prompt, chosen, f"held-out pictures are {away}" if worse else ""
-    prompt.facts["outcome"] = outcome.facts()
-    if keeps_last or outcome.best == PROMPT:
+    prompt.facts |= {"outcome": outcome.facts()} if outcome else {}
+    why = "\n  ".join(sentences(outcome)) if outcome else ""
+    if prepared.config.keep == "last":
+        return prompt, chosen, ""
+    if prepared.learn_from != "answers":  # few pictures may show no gain; the distance is what was learned from
+        if chosen["distance"] >= without["distance"]:
+            away = f"{without['distance']:.1%} away from the good ones without it and {chosen['distance']:.1%} with it"
+            return prompt, chosen, f"held-out pictures are {away}"
+        return prompt, chosen, why if outcome and outcome.gain.verdict == "hurts" else ""
+    assert outcome is not None
+    if outcome.best == PROMPT:
         return prompt, chosen, ""
     if outcome.best == NOTHING:
-        return prompt, chosen, "\n  ".join(sentences(outcome))
+        return prompt, chosen, why
     black = Prompt.start(prompt.geometry, prompt.pixel_range)
     black.facts = prompt.facts
     assert outcome.black is not None
     return black, {"step": 0, "accuracy": outcome.black}, ""
+
+
+def _has_answers(prepared: Prepared) -> bool:
+    """Whether the data is one's own, and its questions have answers."""
+    is_own = bool(prepared.config.data or prepared.task.file)
+    return is_own and any(question.answer for question in questions_of(prepared.validation, 0))
 
 
 def commonest(train: Data, questions: Sequence[Question]) -> list[str]:

@@ -17,7 +17,7 @@ from .alignment import Alignment, measure
 from .asking import answerable
 from .batches import Batch, read_batches
 from .config import TrainConfig
-from .data import Data, split
+from .data import Data, questions_of, row_of, split
 from .families import Family
 from .hub import is_fetched
 from .losses import Guide, refuse_unknown_guide
@@ -244,11 +244,20 @@ def _fitting(config: TrainConfig, learn_from: str, data: Data) -> TrainConfig:
     """
     sample = data[0]
     if learn_from == "answers" and config.fca and config.reference == "clean" and sample.clean is None:
-        log.warning("There are no clean pictures: the run learns from the answers alone, and the weight of FCA is 0.")
+        log.info("there are no clean pictures: the run learns from the answers alone, and the weight of FCA is 0")
         config = replace(config, fca=0.0)
+    if learn_from == "answers" and config.answer_loss == "labels" and not _has_labels(data):
+        say("not every question has labels, so the run learns the text of the answers")
+        config = replace(config, answer_loss="text")
     if config.tse and not sample.caption:
         raise DataError("TSE makes pictures fit their captions, and these have none. Leave it out (--tse 0).")
     return config
+
+
+def _has_labels(data: Data) -> bool:
+    """Whether every question has labels, and the right answer among them. Of data without rows, the first is read."""
+    n = len(data) if row_of(data, 0) else 1
+    return all(question.answer in question.labels for i in range(n) for question in questions_of(data, i))
 
 
 def _in_turn(

@@ -59,8 +59,8 @@ class TrainResult:
         choice: the kind and the start of the lens, and the others that were tried; None without a lens.
         verdict: what the guard says of the lens; None without a guard.
         unguarded: why there is no guard; '' where there is one.
-        outcome: what the prompt does to the answers to held-out questions; None where none are learned from.
-        agreement: how often answers agree with those about the clean pictures; None without these.
+        outcome: what the prompt does to the answers to held-out questions; None where there are none.
+        agreement: how often answers agree with those about the clean pictures; None without these, or with an outcome.
     """
 
     prompt: Prompt
@@ -183,9 +183,9 @@ def train(
         prompt.facts |= {"alignment": asdict(prepared.alignment)} if prepared.alignment else {}
         prompt.facts |= {"guard": asdict(verdict)} if verdict else {}
         with working("asking about held-out pictures"):
-            outcome = judged(prompt, prepared, team)
+            outcome = judged(prompt, prepared, team, typed)
             prompt, chosen, refused = settled(prompt, chosen, prepared, outcome, without)
-            agreement = measure_agreement(prompt, prepared, team, typed)
+            agreement = None if outcome else measure_agreement(prompt, prepared, team, typed)
         prompt.facts |= {"agreement": asdict(agreement)} if agreement else {}
         kept = not refused and (verdict is None or verdict.kept)
         file = run.write(config, prompt, kept)

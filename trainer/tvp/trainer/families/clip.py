@@ -137,7 +137,6 @@ class ContrastiveFamily(Family):
                 f"{self.name} chooses among given answers. Every question needs labels with the right one."
             )
 
-    @torch.no_grad()
     def answer_scores(
         self,
         embeddings: Float[Tensor, "n n_image n_text"],
