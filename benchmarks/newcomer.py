@@ -231,11 +231,9 @@ def page(rows: list[dict[str, Any]]) -> str:
         low, high = (f"{end:+.1f}" for end in row["gain"][1:]) if row.get("gain") else ("", "")
         after = f"{row['after']:.1f}" if "after" in row else "not kept"
         gain = f"{row['gain'][0]:+.1f} ({low} to {high})" if row.get("gain") else ""
-        seen = task.camera or task.spoilt or "none"
-        lines.append(
-            f"| {task.question} | {task.n} | {row['n']} | {seen}{', told' if task.camera else ''} | {row['before']:.1f} | "
-            f"{after} | {gain} | {verdict(row)} | {row['minutes']:.0f} |"
-        )
+        seen = f"{task.camera}, told" if task.camera else task.spoilt or "none"
+        cells = [task.question, str(task.n), str(row["n"]), seen, f"{row['before']:.1f}", after, gain, verdict(row)]
+        lines.append(f"| {' | '.join(cells)} | {row['minutes']:.0f} |")
     return HEAD + "\n".join(lines) + "\n"
 
 
@@ -249,14 +247,14 @@ def verdict(row: dict[str, Any]) -> str:
 HEAD = """# A newcomer's tasks
 
 Eight small tasks, each from a folder of pictures to an answer with the commands that `tvp init` prints and no option
-added. The model is the tiny `zoo:blip2`, which knows photos of ten classes and drawn shapes. Settings were chosen on eight
-other tasks. `python -m benchmarks.newcomer --photos FOLDER` makes the table.
+added. The model is the tiny `zoo:blip2`, which knows photos of ten classes and drawn shapes. Settings were chosen on
+eight other tasks. `python -m benchmarks.newcomer --photos FOLDER` makes the table.
 
 A prompt that is not shown to help on the validation pictures is not kept, and the command says so. Then there is no
-prompt to measure, and the model answers as before. *Told* means that the pictures are good ones, and that `--camera` said
-what the camera will do to them.
+prompt to measure, and the model answers as before. *Told* means that the pictures are good ones, and that `--camera`
+said what the camera will do to them.
 
-| question | pictures | of these for the test | camera | right before, % | after, % | gain, points (95 %) | verdict | minutes |
+| question | pictures | for the test | camera | before, % | after, % | gain, points (95 %) | verdict | minutes |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- |
 """
 

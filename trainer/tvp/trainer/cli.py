@@ -59,9 +59,9 @@ def _option(name: str, help: str) -> Callable[[F], F]:
 @_option(
     "method",
     "What to learn: vp, a frame over the full picture; evp, a frame around a smaller picture; "
-    "tvp, the same with the two losses that make a prompt transfer; lens, numbers that act on the picture itself; both, "
-    "a lens and a frame over the full picture. Default: tvp for a task that TVP knows; for one of your own both, and "
-    "lens where its pictures have a camera, clean ones beside them, or no answers.  [tvp]",
+    "tvp, the same with the two losses that make a prompt transfer; lens, numbers that act on the picture itself; "
+    "both, a lens and a frame over the full picture. Default: tvp for a task that TVP knows; for one of your own both, "
+    "and lens where its pictures have a camera, clean ones beside them, or no answers.  [tvp]",
 )
 @click.option(
     "-t",
