@@ -99,14 +99,11 @@ def long_way(config, data, signal, family, learned):
     asked = [q for questions in batch.questions for q in questions]
     texts, right = [q.text for q in asked], [q.answer for q in asked]
     if config.answer_loss == "labels":
-        answers = torch.stack(
-            [
-                -family.answer_scores(mine[-1][row][None], [q.text], q.labels)[0].log_softmax(-1)[
-                    q.labels.index(q.answer)
-                ]
-                for row, q in zip(rows, asked, strict=True)
-            ]
-        ).mean()
+        scores = [
+            family.answer_scores(mine[-1][row][None], [q.text], q.labels)[0] for row, q in zip(rows, asked, strict=True)
+        ]
+        chosen = [-s.log_softmax(-1)[q.labels.index(q.answer)] for s, q in zip(scores, asked, strict=True)]
+        answers = torch.stack(chosen).mean()
     else:
         answers = family.answer_loss(mine[-1][rows], texts, right)
     apart = [

@@ -84,7 +84,10 @@ def _option(name: str, help: str) -> Callable[[F], F]:
     "learn_from",
     "What to learn from: answers, pairs, unpaired (--pictures and --like), pixels, or auto: what the data has.",
 )
-@_option("answer_loss", "Learn the text of the right answer, or the choice among labels, where there are some.")
+@_option(
+    "answer_loss",
+    "Learn to write the right answer (text), or to choose it among labels (labels), as tvp ask --rank does.",
+)
 @_option("lens", "Lens to learn: colour, kernel, conv, none, or auto, which tries all.")
 @_option(
     "lens_start",

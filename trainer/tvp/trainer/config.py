@@ -51,7 +51,8 @@ class TrainConfig:
             `unpaired`: the moments of the features of other good pictures. `pixels`: the pixels of the clean picture.
             `auto` takes unpaired where `like` is given, else pairs where there are clean pictures, else answers.
         answer_loss: what makes an answer right: `text`, as in the paper, the words of the right answer against all
-            other texts; `labels`, the right label against the question's others. Without labels it is `text`.
+            other texts; `labels`, the right label against the question's others, which may spoil what is written
+            freely. Without labels it is `text`.
         lens: the lens to learn, `colour`, `kernel` or `conv`; `none`; or `auto`, which tries all.
         lens_start: `identity`, `normalise` (each picture is first brought to one mean and spread), `statistics` (the
             mean and spread of the pictures is brought to those of the good ones), or `auto`, which tries all.
