@@ -75,7 +75,7 @@ def test_class_folders(tmp_path):
         commands(said)[-1],
     ]
     ask = shlex.split(commands(said)[-1])
-    assert ask[:3] == ["tvp", "ask", "runs/my-doors-task"]
+    assert [*ask[:3], *ask[4:]] == ["tvp", "ask", "runs/my-doors-task", "--rank"]
     task = tasks.get(str(file))
     assert len(tasks.open_data("", task, "test", 0, 0)) == 4
     assert Path(ask[3]).is_file()

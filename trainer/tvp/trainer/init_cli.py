@@ -141,6 +141,6 @@ def _next(task: NewTask, model: str | None, skip_bad: bool, allow_outside: bool)
         f"  tvp eval -m {m} -t {t} -p {prompt}{data}",
         "If it helps, make a bundle of it, and ask:",
         f"  tvp export -m {m} -t {t} -p {prompt}{' --allow-outside' * allow_outside} -o {run}-task",
-        f"  tvp ask {run}-task {picture}",
+        f"  tvp ask {run}-task {picture}{' --rank' * bool(task.fields['labels'])}",
         *lines,
     ]
