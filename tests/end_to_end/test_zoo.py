@@ -103,7 +103,7 @@ def test_every_model_can_be_source_and_target(name, tmp_path):
     prompt = str(tmp_path / "prompt.safetensors")
     evaluated = run(eval_cli.evaluate, [*models, "-p", prompt, "--n", "4"], catch_exceptions=False)
     assert evaluated.exit_code == 0, evaluated.output
-    assert len(evaluated.output.splitlines()) == 6  # two models; full picture, black frame, prompt
+    assert len(evaluated.stdout.splitlines()) == 6  # two models; full picture, black frame, prompt
 
 
 def test_the_guide_tells_a_scene_from_another():

@@ -307,7 +307,7 @@ def test_a_column_that_cannot_be_calibrated_has_a_note():
     )
     assert [row.note[:70] for row in rows if row.note] == [
         "not calibrated: Each of the 1 questions is about fewer than 8 pictures"
-    ] * 2
+    ]
 
 
 # The commands, with a model of random weights.

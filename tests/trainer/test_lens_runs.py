@@ -219,6 +219,7 @@ def test_features_need_no_language_model_and_answers_do(config, tmp_path, monkey
 
 
 def test_answers_without_clean_pictures_are_learned_from_alone(config, tmp_path, caplog):
+    caplog.set_level("INFO", "tvp.trainer")
     result = train(replace(config, task="scenes"), tmp_path, quiet=True)
     assert result.learned_from == "answers"
     assert set(result.steps[0]) == {"step", "seconds", "rate", "answer"}

@@ -122,4 +122,4 @@ def test_a_lens_task_says_what_it_is_learned_from(tmp_path):
     config = make_config({"models": ("m",), "task": unpaired})
     assert (config.method, config.pictures, config.like) == ("lens", str(tmp_path / "bad"), str(tmp_path / "good"))
     other = make_config({"models": ("m",), "task": unpaired, "data": "x.jsonl"})
-    assert (other.method, other.pictures, other.like) == ("tvp", "", "")
+    assert (other.method, other.pictures, other.like) == ("both", "", "")

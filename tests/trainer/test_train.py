@@ -191,6 +191,8 @@ def test_a_killed_process_goes_on_from_its_checkpoint(config, zoo, tmp_path):
         "adam",
         "--lr",
         "0.05",
+        "--keep",
+        "last",
         "-o",
         str(tmp_path / "cut"),
     ]
