@@ -76,6 +76,8 @@ def compare(own: Rows, others: dict[str, Rows], usual: Rows) -> dict[str, Any]:
         "own": float(single.mean()),
         "own_ten_999": float(np.quantile(ten, 0.999)),
         "own_single_99": float(np.quantile(single, 0.99)),
+        "own_together": float(together.mean()),
+        "own_together_999": float(np.quantile(together, 0.999)),
         "cameras": {},
     }
     for name, rows in others.items():

@@ -15,8 +15,7 @@ from filelock import FileLock
 
 from samples.zoo.models import ENCODER_OF
 from tvp.trainer import families
-from tvp.trainer.matrix import eight_bit
-from tvp.trainer.prompt import Prompt
+from tvp.trainer.prompt import Prompt, eight_bit
 
 from .cells import BAD, EXPORTED, cells, elsewhere, in_name
 from .data import task_of

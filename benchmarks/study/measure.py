@@ -61,7 +61,8 @@ def learn(cell: Cell, models: dict[str, Family], overrides: dict[str, Any], file
         "task": TASK[cell.content],
         "seed": cell.seed,
         "n_validation": N_VALIDATION,
-        "guard_model": "none",  # every lens is reported, whatever it does to others
+        "guard_model": "none",  # every prompt is reported, whatever it does
+        "keep": "last",
         **method,
         **WEIGHTS.get(cell.change, {}),
         **({"lens_start": "normalise"} if cell.change.endswith("normalised") else {}),

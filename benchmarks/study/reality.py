@@ -106,7 +106,8 @@ def learn(name: str, models: dict[str, Family], steps: int) -> Prompt:
         "task": TASK["photos"],
         "camera": CAMERA,
         **LENS,
-        "guard_model": "none",
+        "guard_model": "none",  # every lens is reported, whatever it does
+        "keep": "last",
         "canvas": CANVAS,
         "steps": steps,
         "n_validation": 64,

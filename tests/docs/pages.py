@@ -24,7 +24,7 @@ BLOCK = re.compile(r"^```(\w*)(?: title=\"([^\"]*)\")?[^\n]*\n(.*?)^```$", re.DO
 NOT_RUN = "Not run here"  # how the title of a block begins that this machine cannot run
 FILE = re.compile(r"\w+\.py|\w+\.toml|\w+\.jsonl")  # the title of a block that a reader saves under this name
 DIFFERS = "figures differ"  # in the title of an output whose figures depend on the machine
-NUMBER = re.compile(r"-?\d[\d,]*\.?\d*(?:e-?\d+)?")
+NUMBER = re.compile(r"[+-]?\d[\d,]*\.?\d*(?:e-?\d+)?")
 SHOWN = "127.0.0.1:8000"  # where a page's server listens; here it takes a free port
 POINTS = 15  # by which a percentage may differ on another processor
 

@@ -95,6 +95,7 @@ def test_every_model_can_be_source_and_target(name, tmp_path):
     run = CliRunner().invoke
     size = ["--canvas", "64", "--inner", "48"]
     train_options = ["--steps", "1", "--batch", "4", "--n-train", "4", "--n-validation", "1", "--update", "adam"]
+    train_options += ["--keep", "last"]
     trained = run(cli.train, ["-m", f"zoo:{name}", *size, *train_options, "-o", str(tmp_path)], catch_exceptions=False)
     assert trained.exit_code == 0, trained.output
     other = NAMES[(NAMES.index(name) + 1) % len(NAMES)]
@@ -102,7 +103,7 @@ def test_every_model_can_be_source_and_target(name, tmp_path):
     prompt = str(tmp_path / "prompt.safetensors")
     evaluated = run(eval_cli.evaluate, [*models, "-p", prompt, "--n", "4"], catch_exceptions=False)
     assert evaluated.exit_code == 0, evaluated.output
-    assert len(evaluated.output.splitlines()) == 6  # two models; full picture, black frame, prompt
+    assert len(evaluated.stdout.splitlines()) == 6  # two models; full picture, black frame, prompt
 
 
 def test_the_guide_tells_a_scene_from_another():
@@ -141,6 +142,7 @@ def prompt(tmp_path_factory):
         n_validation=8,
         update="adam",
         lr=0.05,
+        keep="last",
     )
     return train(config, tmp_path_factory.mktemp("run"), quiet=True).prompt
 
@@ -191,6 +193,7 @@ def test_a_real_photo_set_goes_all_the_way(cifar10, tmp_path):
         n_validation=64,
         update="adam",
         lr=0.02,
+        keep="last",
     )
     task = tasks.get("cifar10")
     model = families.load("zoo:llava")

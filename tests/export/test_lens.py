@@ -127,7 +127,7 @@ def test_the_command_composes_and_exports_without_a_base(files, tmp_path):
     assert "preprocess.onnx" in planned.output
     assert not (tmp_path / "plan").exists()
     for wrong, says in (
-        ((*lens,), "--task NAME"),
+        ((*lens,), "Name it (--task)"),
         (("--without-base",), "Give one: --lens"),
         ((*lens, "--without-base", "-t", "count"), "--without-base has none"),
         ((*lens, "--without-base", "--precision", "int8"), "--without-base has none"),

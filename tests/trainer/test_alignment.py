@@ -72,7 +72,7 @@ def test_pictures_without_anything_to_see_have_no_shift(pixel):
 def test_a_run_says_it_keeps_it_and_warns(wide, zoo, tmp_path, caplog):
     config = TrainConfig(
         (str(zoo[0]),), method="lens", lens="colour", frame=False, learn_from="pairs", canvas=64, batch=4, steps=1,
-        tse=0.0, n_validation=4, guard_model="none",
+        tse=0.0, n_validation=4, guard_model="none", keep="last",
     )  # fmt: skip
     with caplog.at_level(logging.WARNING, "tvp.trainer"):
         result = train(config, tmp_path / "aligned", data=shifted(wide, "bad", lambda i: (0, 0)), quiet=True)

@@ -105,7 +105,18 @@ def test_a_row_that_the_model_cannot_read_is_named_by_train_and_eval_or_left_out
     good = {"labels": LABELS}
     file = write(tmp_path, good, good, row, good, good, good)
     config = TrainConfig(
-        (folder,), "vp", "custom", str(file), canvas=CANVAS, inner=48, batch=2, steps=1, fca=0, tse=0, n_validation=1
+        (folder,),
+        "vp",
+        "custom",
+        str(file),
+        canvas=CANVAS,
+        inner=48,
+        batch=2,
+        steps=1,
+        fca=0,
+        tse=0,
+        n_validation=1,
+        keep="last",
     )
     with pytest.raises(DataError, match=rf"a\.jsonl, line 3: .*{says}"):
         train(config, tmp_path / "out", quiet=True)

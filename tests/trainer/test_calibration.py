@@ -170,7 +170,7 @@ def test_a_mean_over_few_pictures_is_not_taken(caplog):
     assert "1 of 2 questions are about fewer than 8 pictures" in caplog.text
     with pytest.raises(DataError, match="fewer than 8 pictures"):
         offsets_of(Asked(*parts[1]))
-    with pytest.raises(RequestError, match="No question was answered with labels"):
+    with pytest.raises(RequestError, match="No question is answered with labels"):
         offsets_of(Asked([Question("free?", "")], ["text"], [None], ["a"]))
     broken = Asked(parts[0][0], parts[0][1], [np.array([1.0, -math.inf], np.float32)] * 16, parts[0][3])
     with pytest.raises(ModelError, match="A score of 'bright' is not finite"):
@@ -307,7 +307,7 @@ def test_a_column_that_cannot_be_calibrated_has_a_note():
     )
     assert [row.note[:70] for row in rows if row.note] == [
         "not calibrated: Each of the 1 questions is about fewer than 8 pictures"
-    ] * 2
+    ]
 
 
 # The commands, with a model of random weights.

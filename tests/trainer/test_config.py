@@ -42,10 +42,11 @@ def test_every_task_and_method_has_a_shipped_file(task, method):
     config = make_config({"models": MODELS, "task": task, "method": method})
     assert (config.task, config.method) == (task, method)
     wide = ("bad-camera", "bad-camera-existence")  # what their tables [tvp] say
-    assert (config.placement == "over") == (method == "vp" or (method == "tvp" and task in wide))
+    assert (config.placement == "over") == (method in ("vp", "both") or (method == "tvp" and task in wide))
     assert bool(config.tse) == (method == "tvp")
-    assert bool(config.fca) == (method in ("tvp", "lens"))
-    assert (config.lens != "none", config.reference == "clean", not config.frame) == (method == "lens",) * 3
+    assert bool(config.fca) == (method in ("tvp", "lens", "both"))
+    assert (config.lens != "none", config.reference == "clean") == (method in ("lens", "both"),) * 2
+    assert config.frame == (method != "lens")
     assert set(config.augment) <= set(tasks.get(task).augment)
 
 
@@ -159,3 +160,47 @@ def test_a_configuration_of_an_earlier_version_is_read_as_before(tmp_path):
     own.write_text('layout = "over"\nplacement = "over"\n')
     with pytest.raises(DataError, match=r"config\.toml sets both 'layout' and 'placement'"):
         make_config({"models": MODELS}, own)
+
+
+@pytest.mark.parametrize(
+    ("given", "task", "method"),
+    [
+        ({}, "bad-camera", "tvp"),
+        ({"data": "mine.jsonl"}, "custom", "both"),
+        ({"data": "scenes"}, "bad-camera", "tvp"),
+        ({"data": "mine.jsonl", "task": "cifar10"}, "cifar10", "tvp"),
+        ({"pairs": ("a", "b")}, "custom", "lens"),
+        ({"pictures": "a", "like": "b"}, "custom", "lens"),
+        ({"pairs": ("a", "b"), "method": "evp"}, "custom", "evp"),
+        ({"data": "mine.jsonl", "camera": "fog:4"}, "custom", "lens"),
+        ({"data": "mine.jsonl", "camera": "none"}, "custom", "both"),
+        ({"data": "mine.jsonl", "camera": "fog:4", "task": "cifar10"}, "cifar10", "tvp"),
+    ],
+)
+def test_the_task_and_the_method_follow_from_the_data(given, task, method):
+    config = make_config({"models": ("m",), **given})
+    assert (config.task, config.method) == (task, method)
+
+
+@pytest.mark.parametrize(
+    ("given", "sides", "canvas", "inner"),
+    [
+        ({"task": "custom"}, {"m": 64}, 64, 48),
+        ({"task": "custom"}, {"m": 336}, 336, 246),
+        ({"task": "custom"}, {"m": 336, "n": 64}, 64, 48),
+        ({"task": "custom", "inner": 40}, {"m": 64}, 64, 40),
+        ({"task": "custom", "canvas": 80}, {}, 80, 60),
+        ({"task": "cifar10"}, {"m": 336}, 224, 164),  # the paper's size
+        ({"task": "cifar10"}, {"m": 64}, 64, 48),
+        ({"task": "bad-camera"}, {}, 64, 32),  # its own file says it
+    ],
+)
+def test_the_canvas_is_the_models_own_size(given, sides, canvas, inner):
+    models = tuple(sides) or ("m",)
+    config = make_config({"models": models, **given}, side_of=sides.__getitem__)
+    assert (config.canvas, config.inner) == (canvas, inner)
+
+
+def test_a_configuration_is_wrong_before_a_model_is_asked_for_its_size():
+    with pytest.raises(RequestError, match="batch is 0"):
+        make_config({"models": ("m",), "task": "custom", "batch": 0}, side_of=lambda name: 1 // 0)

@@ -33,11 +33,13 @@ from tests.glm import prefix_layout, visualglm_image_embeds
 from tvp.sdk.errors import ModelError
 from tvp.trainer import convert as module
 from tvp.trainer import families
+from tvp.trainer.choices import CONVERTED
 from tvp.trainer.convert import convert
 from tvp.trainer.convert_cli import convert as command
 from tvp.trainer.families._bliva_model import BlivaForConditionalGeneration
 from tvp.trainer.families._visualglm_model import VisualGLMConfig, VisualGLMForConditionalGeneration
 from tvp.trainer.families.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
+from tvp.trainer.published import KINDS
 
 VISION_ENCODER, QFORMER, TEXT, N_VOCAB, N_QUERIES, N_ENCODER_LAYERS, N_LAYERS = 88, 64, 32, 24, 4, 2, 3
 PARTS = ("weight", "bias")
@@ -528,3 +530,7 @@ def test_the_command(blip2, tmp_path, short_encoder):
     result = CliRunner().invoke(command, [*line, "--vision-encoder", str(encoder)], catch_exceptions=False)
     assert result.exit_code == 0
     assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_the_command_knows_every_kind():
+    assert tuple(KINDS) == CONVERTED

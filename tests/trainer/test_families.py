@@ -23,6 +23,7 @@ from tvp.trainer.families.causal import CausalFamily
 from tvp.trainer.families.clip import ContrastiveFamily
 from tvp.trainer.families.instructblip import InstructBlip, InstructBlipT5
 from tvp.trainer.families.seq2seq import Seq2SeqFamily
+from tvp.trainer.losses import choice_loss
 
 QUESTIONS = ["How many objects are there?", "Is there a red star", "What?"]
 ANSWERS = ["3", "yes", "a purple triangle and more"]
@@ -90,6 +91,28 @@ def test_loss(row):
         counts.append(1 if closed else len(family.answer_ids(answer)))
     whole = loss_of(family, row.embeddings, QUESTIONS, ANSWERS)
     close(whole, sum(s * n for s, n in zip(singles, counts, strict=True)) / sum(counts))
+
+
+def test_choice_loss(row):
+    """It and its gradient are those of the softmax over minus the losses of the candidates, each by itself."""
+    family, sets = row.family, (CANDIDATES, CANDIDATES[::-1], CANDIDATES[:2])
+    labels = [sets[i % len(sets)] for i in range(len(QUESTIONS))]
+    answers = [one[i % 2] for i, one in enumerate(labels)]
+    seen = row.embeddings.detach().clone().requires_grad_()
+    ours = choice_loss(family, seen, QUESTIONS, answers, labels)
+    parts = []
+    for i, (question, answer, some) in enumerate(zip(QUESTIONS, answers, labels, strict=True)):
+        one = seen[i : i + 1]
+        if row.oracle.name in CLOSED:
+            parts.append(family.answer_loss(one, [question], [answer], [some]))
+        else:
+            each = torch.stack([-family.answer_loss(one, [question], [text]) for text in some])
+            parts.append(-each.log_softmax(-1)[some.index(answer)])
+    theirs = torch.stack(parts).mean()
+    close(ours, theirs, atol=2e-5)
+    mine, expected = (torch.autograd.grad(loss, seen, allow_unused=True)[0] for loss in (ours, theirs))
+    assert expected.abs().max() > 0
+    close(mine, expected, rtol=1e-3, atol=1e-6)
 
 
 def test_scores(row):
@@ -286,3 +309,8 @@ def test_a_question_may_hold_a_character_that_is_unknown(one_bundle):
 def test_a_family_says_of_which_kind_it_is():
     assert (CausalFamily.kind, Seq2SeqFamily.kind, ContrastiveFamily.kind) == ("causal", "seq2seq", "contrastive")
     assert (InstructBlip.kind, InstructBlipT5.kind) == ("causal", "seq2seq")
+
+
+def test_size(row):
+    """The size of pictures is known before weights are read: what a canvas is made for."""
+    assert families.input_side(row.folder) == row.family.pixel_format.size

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import LlavaOnevisionProcessor
 
-from tests.tiny import amend, save_tiny
+from tests.tiny import amend, save_tiny, save_tiny_guide
 from tests.tokens import TEMPLATES
 from tvp.sdk.errors import ModelError, RequestError
 from tvp.trainer import families
@@ -230,3 +230,28 @@ def test_answers_beyond_the_context_are_refused_in_scoring_too(tmp_path):
             call()
     with pytest.raises(RequestError, match="max_new_tokens"):
         family.generate(seen, ["x"], 0)
+
+
+def test_the_size_of_pictures_that_a_configuration_leaves_out_is_its_classes(tmp_path):
+    folder = save_tiny("blip2", tmp_path / "blip2")
+    config = json.loads((folder / "config.json").read_text())
+    del config["vision_config"]["image_size"]
+    (folder / "config.json").write_text(json.dumps(config))
+    for file in folder.glob("*.safetensors"):
+        file.unlink()  # weights are not read
+    assert families.input_side(folder) == 224
+
+
+def test_the_size_of_pictures_of_a_model_that_takes_any(tmp_path):
+    folder = save_tiny("qwen2vl", tmp_path / "qwen2vl")
+    processor = folder / "preprocessor_config.json"
+    amend(folder, tvp_canvas=None)
+    side = int(json.loads(processor.read_text())["max_pixels"] ** 0.5)
+    assert families.input_side(folder) == side < 224
+    processor.write_text(json.dumps(json.loads(processor.read_text()) | {"max_pixels": 12_845_056}))
+    assert families.input_side(folder) == 224
+
+
+def test_the_size_of_pictures_of_open_clip(tmp_path):
+    assert families.input_side(save_tiny_guide(tmp_path / "guide")) == 64
+    assert families.input_side("open_clip:ViT-L-14-336@openai") == 336

@@ -137,7 +137,7 @@ def test_code_beside_the_weights_does_not_run(folder, guide, tmp_path):
         put(guide / "open_clip_config.json", "model_cfg", "text_cfg", "tokenizer_kwargs", value={})
         with pytest.raises(ModelError, match=f"the tokenizer class '{name}'"):
             Guide(guide)
-    result = CliRunner().invoke(evaluate, ["-m", str(guide), "--n", "1"])
+    result = CliRunner().invoke(evaluate, ["-m", str(guide), "--task", "count", "--n", "1"])
     assert result.exit_code == 1
     assert isinstance(result.exception, ModelError)
     assert not proof.exists()

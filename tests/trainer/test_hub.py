@@ -43,7 +43,7 @@ def test_offline_a_model_is_in_the_cache_or_refused(cache, monkeypatch):
         with pytest.raises(ModelError, match="nothing is fetched"):
             Guide(name)
     monkeypatch.delenv("HF_HUB_OFFLINE")
-    result = CliRunner().invoke(evaluate, ["-m", "us/other", "--offline"])
+    result = CliRunner().invoke(evaluate, ["-m", "us/other", "--task", "count", "--offline"])
     assert "nothing is fetched" in str(result.exception)
     assert not hub.offline()
 

@@ -13,8 +13,7 @@ from safetensors.torch import save_file
 from tests.lenses import DESIGNS, lens_prompt, name_of, random_lens
 from tvp.sdk.errors import DataError, RequestError
 from tvp.trainer.lens import Lens, LensDesign, above_zero, normalised
-from tvp.trainer.matrix import eight_bit
-from tvp.trainer.prompt import Geometry, Prompt, compose
+from tvp.trainer.prompt import Geometry, Prompt, compose, eight_bit
 
 FRAME_GEOMETRY = Geometry(20, 12)
 every_design = pytest.mark.parametrize("design", DESIGNS, ids=name_of)

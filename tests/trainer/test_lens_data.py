@@ -56,6 +56,7 @@ def config(zoo):
         relative=True,
         n_validation=4,
         guard_model="none",
+        keep="last",
     )
 
 

@@ -18,6 +18,7 @@ from PIL import Image
 from tests.tiny import CANVAS, save_tiny
 from tvp.sdk.errors import RequestError
 from tvp.trainer import families, starts, tasks, validation
+from tvp.trainer import train as train_module
 from tvp.trainer.config import TrainConfig, make_config
 from tvp.trainer.data import Sample
 from tvp.trainer.families import Family, PixelFormat
@@ -90,6 +91,7 @@ def config(zoo):
         n_validation=4,
         checkpoint_every=2,
         guard_model="none",
+        keep="last",
     )
 
 
@@ -203,11 +205,13 @@ def test_features_need_no_language_model_and_answers_do(config, tmp_path, monkey
     asked = []
     real = families.load
 
-    def load(*arguments):
-        asked.append(arguments[5])
-        return real(*arguments)
+    def load(name, device="cpu", dtype=None, canvas=None, fetch=True, alone=False):
+        asked.append(alone)
+        return real(name, device, dtype, canvas, fetch, alone)
 
     monkeypatch.setattr(families, "load", load)
+    # After the last step, its language model is asked standard questions: see `agreement`.
+    monkeypatch.setattr(train_module, "measure_agreement", lambda *arguments: None)
     train(replace(config, steps=1), tmp_path / "pairs", quiet=True)
     train(replace(config, steps=1, learn_from="pixels"), tmp_path / "pixels", quiet=True)
     train(replace(config, steps=1, learn_from="answers"), tmp_path / "answers", quiet=True)
@@ -215,6 +219,7 @@ def test_features_need_no_language_model_and_answers_do(config, tmp_path, monkey
 
 
 def test_answers_without_clean_pictures_are_learned_from_alone(config, tmp_path, caplog):
+    caplog.set_level("INFO", "tvp.trainer")
     result = train(replace(config, task="scenes"), tmp_path, quiet=True)
     assert result.learned_from == "answers"
     assert set(result.steps[0]) == {"step", "seconds", "rate", "answer"}

@@ -17,7 +17,7 @@ from tvp.trainer.step import Objective
 from tvp.trainer.team import Team
 
 FULL = Geometry(CANVAS, CANVAS)
-SIGNALS = ["pairs", "unpaired", "pixels", "answers"]
+SIGNALS = ["pairs", "unpaired", "pixels", "answers", "labels"]  # labels: of the answers, the choice alone
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +41,11 @@ def config(zoo):
         relative=True,
         n_validation=4,
     )
+
+
+def chosen(config, signal):
+    """Return the configuration and what it learns from."""
+    return (replace(config, answer_loss="labels"), "answers") if signal == "labels" else (config, signal)
 
 
 def batch_of(data, signal, indices=range(5)):
@@ -92,7 +97,15 @@ def long_way(config, data, signal, family, learned):
         return torch.stack(apart).mean()
     rows = torch.tensor([i for i, asked in enumerate(batch.questions) for _ in asked])
     asked = [q for questions in batch.questions for q in questions]
-    answers = family.answer_loss(mine[-1][rows], [q.text for q in asked], [q.answer for q in asked])
+    texts, right = [q.text for q in asked], [q.answer for q in asked]
+    if config.answer_loss == "labels":
+        scores = [
+            family.answer_scores(mine[-1][row][None], [q.text], q.labels)[0] for row, q in zip(rows, asked, strict=True)
+        ]
+        chosen = [-s.log_softmax(-1)[q.labels.index(q.answer)] for s, q in zip(scores, asked, strict=True)]
+        answers = torch.stack(chosen).mean()
+    else:
+        answers = family.answer_loss(mine[-1][rows], texts, right)
     apart = [
         (a[rows] - b[rows]).norm(dim=-1).mean() / b[rows].norm(dim=-1).mean() for a, b in zip(mine, theirs, strict=True)
     ]
@@ -102,6 +115,7 @@ def long_way(config, data, signal, family, learned):
 @pytest.mark.parametrize("depths", [1, 3, 0])
 @pytest.mark.parametrize("signal", SIGNALS)
 def test_the_gradient_is_that_of_the_formula(config, data, zoo, signal, depths):
+    config, signal = chosen(config, signal)
     config, family, learned = replace(config, depths=depths), families.load(zoo[0]), random_lens()
     facts, gradients = step(config, data, signal, [family], learned)
     for value in learned.values:
@@ -137,6 +151,7 @@ def test_where_the_connector_reads_the_question_the_encoders_output_is_compared(
 @pytest.mark.parametrize("parts", [2, 5])
 @pytest.mark.parametrize("signal", SIGNALS)
 def test_parts_of_a_batch_add_up_to_the_whole(config, data, zoo, signal, parts):
+    config, signal = chosen(config, signal)
     config, family = replace(config, depths=3), families.load(zoo[0])
     facts, whole = step(config, data, signal, [family])
     same, cut = step(replace(config, accumulate=parts), data, signal, [family])
@@ -173,7 +188,7 @@ class Half:
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("signal", SIGNALS)
 def test_two_processes_find_the_gradient_that_one_does(config, data, zoo, signal, accumulate):
-    config = replace(config, depths=3)
+    config, signal = chosen(replace(config, depths=3), signal)
     families_of = [families.load(zoo[0]) for _ in range(2)]  # transformers loads one at a time
     facts, whole = step(config, data, signal, families_of[:1])
     shared, found = ([None, None], threading.Barrier(2, timeout=60)), {}

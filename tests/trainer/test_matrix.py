@@ -28,6 +28,7 @@ from tvp.trainer.data import Question, Sample, ThroughCamera
 from tvp.trainer.evaluate import Asked, accuracy, ask, judge
 from tvp.trainer.families.paligemma import PaliGemma
 from tvp.trainer.matrix import Row, columns, evaluate_matrix
+from tvp.trainer.metrics import gain
 from tvp.trainer.prompt import Geometry, Prompt
 
 pytestmark = pytest.mark.usefixtures("painted")  # a matrix is looked at as a picture
@@ -91,6 +92,10 @@ def test_each_way_to_show_a_picture_gives_what_was_planted():
     }
     black = rows[1]
     assert black.low < 0.3 < black.high
+    paired = gain([True] * 10, [True] * 3 + [False] * 7)  # ten pictures with a question each, of which it loses seven
+    assert (black.gain_low, black.gain_high) == (paired.low, paired.high)
+    assert str(black).endswith(f"of 10; {paired}")
+    assert str(rows[0]).endswith("of 10")
     assert black.metrics == {"accuracy": 0.3}
     assert {row.n for row in rows} == {10}
 

@@ -34,6 +34,7 @@ def config(zoo):
         fca=1.0,
         reference="clean",
         relative=True,
+        keep="last",
         balance=True,
         n_train=16,
         n_validation=4,

@@ -31,7 +31,16 @@ GEOMETRY = Geometry(64, 48)
 @pytest.fixture
 def config(zoo):
     return TrainConfig(
-        (str(zoo[0]),), guide=str(zoo[1]), canvas=64, inner=48, batch=5, questions=2, fca=0.3, tse=0.02, n_validation=4
+        (str(zoo[0]),),
+        guide=str(zoo[1]),
+        canvas=64,
+        inner=48,
+        batch=5,
+        questions=2,
+        fca=0.3,
+        tse=0.02,
+        n_validation=4,
+        keep="last",
     )
 
 

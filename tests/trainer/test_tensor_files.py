@@ -191,7 +191,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     config = TrainConfig(
         (str(save_tiny("llava", folder / "llava")),), "evp", canvas=32, inner=20, n_train=8, n_validation=2, batch=2,
-        steps=2, fca=0, tse=0, update="adam", lr=0.1,
+        steps=2, fca=0, tse=0, update="adam", lr=0.1, keep="last",
     )  # fmt: skip
     train(config, folder / "out", quiet=True)
     return config, folder / "out", torch.load(folder / "out" / run.CHECKPOINT, weights_only=True)

@@ -50,6 +50,7 @@ def config(zoo):
         checkpoint_every=2,
         update="adam",
         lr=0.05,
+        keep="last",
     )
 
 
@@ -108,7 +109,8 @@ def test_the_prompted_picture_is_encoded_once_a_step_and_the_clean_one_once_ever
     monkeypatch.setattr(validation, "accuracy", lambda *a, **k: summarise(np.array([True])))
     train(replace(config, n_train=10), tmp_path, [source], quiet=True)  # 6 steps of 4 on 10 pictures
     assert seen.count(True) == 6
-    assert seen.count(False) == 3  # ten pictures in groups of 4, although 24 are shown
+    # Ten pictures in groups of 4, although 24 are shown; and held-out ones without a prompt, in black, and with it.
+    assert seen.count(False) == 3 + 3
 
 
 def test_what_only_chooses_among_answers_learns_too(config, tmp_path):
@@ -189,6 +191,8 @@ def test_a_killed_process_goes_on_from_its_checkpoint(config, zoo, tmp_path):
         "adam",
         "--lr",
         "0.05",
+        "--keep",
+        "last",
         "-o",
         str(tmp_path / "cut"),
     ]

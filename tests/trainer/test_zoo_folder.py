@@ -32,7 +32,9 @@ def test_a_checkout_has_its_zoo(monkeypatch):
 def test_the_variable_comes_before_the_checkout(moved):
     assert zoo.zoo_folder() == moved
     assert zoo.locate("zoo:parrot") == families.locate("zoo:parrot") == str(moved / "parrot")
-    with pytest.raises(ModelError, match=r"There is no 'zoo:parot'; the zoo has guide, parrot\. Did you mean parrot"):
+    with pytest.raises(
+        ModelError, match=r"There is no 'zoo:parot'; the zoo has guide, parrot\. Did you mean zoo:parrot"
+    ):
         zoo.locate("zoo:parot")
 
 

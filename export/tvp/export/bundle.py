@@ -21,6 +21,7 @@ from tvp.trainer.calibration import Calibration
 from tvp.trainer.data import Data, Scenes
 from tvp.trainer.evaluate import MAX_NEW_TOKENS
 from tvp.trainer.families import Family
+from tvp.trainer.progress import step
 from tvp.trainer.prompt import Geometry, Prompt
 from tvp.trainer.task_definition import TaskDefinition
 
@@ -28,6 +29,7 @@ from . import ranking
 from .base import provenance, put_base
 from .fuse import merge
 from .kinds import kind_of
+from .kinds.kind import refuse_unasked
 from .moments import N_PICTURES, check_number, different_pictures, features_by, moments_of
 from .output import refuse_to_overwrite, restore, written_whole
 from .parity import Parity
@@ -40,6 +42,7 @@ log = logging.getLogger("tvp.export")
 
 N_GOLDEN, MOST_GOLDEN = 4, 64  # golden cases of a bundle: in fp32, and at most
 IMAGE_ENCODER = "image_encoder.onnx"
+N_STEPS = 6  # that `export` shows, see `tvp.trainer.progress`
 
 
 def export(
@@ -109,19 +112,29 @@ def export(
     if calibration is not None and not isinstance(calibration, Calibration):
         calibration = Calibration.load(calibration)
     geometry = prompt.geometry if prompt is not None else geometry
+    if data is None:
+        n_moment_pictures = n_moment_pictures if usual or task.source == "scenes" else 0
+        data = Scenes(max(n_cases, N_GOLDEN, n_moment_pictures), seed=7, camera=task.camera)
+    only_ranks = families.refuse_unknown(model) == "clip" if family is None else not family.generates
+    refuse_unasked(task, data, n_cases, only_ranks)
+    offsets: Calibrated | None = None if calibration else ()
+    if calibration and geometry:
+        offsets = _offsets(calibration, model, geometry, prompt, task)
+    step(f"loading {model}")
     family = _load_family(model, family, geometry)
     kind = kind_of(family)
     if geometry is None:
         geometry = Geometry(family.pixel_format.size, family.pixel_format.size, task.fit)
-    if data is None:
-        n_moment_pictures = n_moment_pictures if usual or task.source == "scenes" else 0
-        data = Scenes(max(n_cases, N_GOLDEN, n_moment_pictures), seed=7, camera=task.camera)
-    offsets = () if calibration is None else _offsets(calibration, model, geometry, prompt, task)
+    if calibration and offsets is None:
+        offsets = _offsets(calibration, model, geometry, prompt, task)
+    offsets = offsets or ()
+    step("reading the cases")
     data = answerable(data, [(str(model), family)], geometry.canvas, task.free)
     cases = kind.cases(task, [data[i] for i in range(min(n_cases, len(data)))])
     exact = precision == "fp32"
     with written_whole(output, force) as work:
         places = [output.parent, sdk.home() / "tasks"] if reuse else []
+        step("writing the model's graphs")
         base = put_base(family, work / "base", places, precision, made_for(device, precision))
         onnx.save(preprocess_graph(geometry, family.pixel_format, prompt), work / "preprocess.onnx")
         if prompt is not None:
@@ -147,6 +160,7 @@ def export(
         with sdk.load(work, providers="cpu") as loaded:
             # Below fp32 a share of the golden cases may differ. A share of only four cases would say little.
             n_golden = N_GOLDEN if exact else min(len(cases), MOST_GOLDEN)
+            step(f"comparing {len(cases)} answers with PyTorch's")
             report = kind.measure(loaded, family, geometry, prompt, cases, n_golden, exact, offsets)
             more = ranking.calibrated_cases(cases, offsets)
             report = ranking.measure(report, loaded, family, geometry, prompt, more, n_golden, exact, offsets)
@@ -155,6 +169,7 @@ def export(
             write_cases(work, golden, {case.picture: picture for picture, case in report.golden})
             # The golden cases are some of the compared cases. Among them, the share that differs may be larger.
             allowed = None if exact else max(max_loss, report.n_golden_different / len(golden))
+            step("looking at usual pictures")
             moments, n_moment_pictures = moments_of(
                 features_by(loaded), different_pictures(usual or data, n_moment_pictures)
             )
@@ -163,6 +178,7 @@ def export(
             manifest = replace(manifest, parity=report.facts(allowed), n_moment_pictures=n_moment_pictures)
             _seal(manifest, work)
             # The first task stays open, so that its base is shared, and neither hashed nor opened again.
+            step("checking the bundle")
             with sdk.load(work, providers="cpu") as sealed:
                 sealed.check()
     log.info("exported %s to %s: %d of %d answers equal", task.name, output, report.tokens_equal, report.n_cases)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from tvp.sdk.cli import several_labels
 from tvp.trainer import tasks
 from tvp.trainer.data import Data, Pictures, Scenes
+from tvp.trainer.hub import refuse_misspelt
 from tvp.trainer.options import allow_outside_option, offline_option
-from tvp.trainer.prompt import Prompt
+from tvp.trainer.progress import tidy_warnings, working
 
-from .moments import N_PICTURES, check_number, different_pictures
-from .precision import DEVICES, MAX_LOSS, PRECISIONS
+from .choices import DEVICES, MAX_LOSS, N_PICTURES, PRECISIONS
+
+if TYPE_CHECKING:
+    from tvp.trainer.prompt import Prompt
 
 
 @click.command()
@@ -24,10 +28,21 @@ from .precision import DEVICES, MAX_LOSS, PRECISIONS
     "--frame", type=click.Path(path_type=Path), help="Prompt file of a frame that was learned without a lens."
 )
 @click.option(
-    "-t", "--task", "task_name", help="Task of the bundle. An unknown name lists all tasks. Not with --without-base."
+    "-t",
+    "--task",
+    "task_name",
+    help="Task of the bundle: a name, or a task file that tvp init wrote. An unknown name lists all tasks. Default: "
+    "that of the prompt, or of --data.",
+)
+@click.option("--question", help="Question that the bundle asks. Default: that of the task, the prompt or the data.")
+@click.option(
+    "--label", "labels", multiple=True, callback=several_labels, help="Label of the bundle. Repeat it for several."
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="New folder for the bundle.")
-@click.option("--data", help="Data for the comparison: scenes, a folder or a .jsonl file. Default: drawn scenes.")
+@click.option(
+    "--data",
+    help="Data for the comparison: scenes, a folder or a .jsonl file. Default: that of the prompt, else drawn scenes.",
+)
 @allow_outside_option
 @click.option("--cases", default=16, show_default=True, type=click.IntRange(1), help="Number of answers to compare.")
 @click.option(
@@ -86,6 +101,8 @@ def export(
     lens: Path | None,
     frame: Path | None,
     task_name: str | None,
+    question: str | None,
+    labels: tuple[str, ...],
     output: Path,
     data: str | None,
     allow_outside: bool,
@@ -112,33 +129,66 @@ def export(
     A lens and a frame that were learned apart are put together: --lens FILE --frame FILE. With --without-base, only the
     prompt is exported; tvp ask TASK --lens FOLDER puts it in the place of the task's own.
     """
-    if task_name is None and not without_base:
-        raise click.UsageError("Give the task of the bundle: --task NAME. Only --without-base needs none.")
     if without_base and prompt is None and lens is None and frame is None:
         raise click.UsageError("--without-base exports a prompt alone. Give one: --lens, --frame or --prompt.")
-    if without_base and (task_name is not None or single_file or precision != "fp32" or calibration):
+    of_a_base = task_name or question or labels or single_file or calibration
+    if without_base and (of_a_base or precision != "fp32"):
         raise click.UsageError(
-            "--task, --precision, --single-file and --calibration are about a base; --without-base has none."
+            "--task, --question, --label, --precision, --single-file and --calibration are about a base; "
+            "--without-base has none."
         )
-    task = tasks.get(task_name or "custom")
-    # These imports take seconds. A misspelt option should fail before them.
-    from tvp.trainer.calibration import Calibration
+    if task_name:
+        tasks.get(task_name)
+    refuse_misspelt(model)
+    tidy_warnings()
+    with working("loading PyTorch"):  # these imports take seconds; a misspelt option should fail before them
+        from tvp.trainer import families
+        from tvp.trainer.calibration import Calibration
 
-    from .bundle import export as run_export
-    from .plan import plan
-    from .prompts import choose_prompt
+        from .bundle import N_STEPS
+        from .bundle import export as run_export
+        from .moments import check_number
+        from .output import refuse_to_overwrite, restore
+        from .plan import plan
+        from .prompts import choose_prompt
+        from .task import NoTaskError, about
 
+    # What can be refused is refused before a model is loaded.
+    check_number(moments)
     chosen = choose_prompt(prompt, lens, frame)
-    if not data and not pictures and (without_base or task.source != "scenes"):
-        moments = 0  # drawn scenes are not the pictures of this camera
+    restore(output)
+    refuse_to_overwrite(output, force)
+    families.refuse_unknown(model)
     usual = Pictures(pictures, allow_outside=allow_outside) if pictures else None
-    source = None
-    if data and not dry_run:
-        n_scenes = max(cases, moments)
-        source = tasks.open_data(data, task, "test", n_scenes, seed=7, allow_outside=allow_outside)
+    n_scenes = max(cases, moments)
     if without_base and chosen is not None:
+        source = None
+        if data and not dry_run:
+            source = tasks.open_data(data, tasks.get("custom"), "test", n_scenes, seed=7, allow_outside=allow_outside)
+        moments = moments if data or pictures else 0  # drawn scenes are not the pictures of this camera
         _without_base(model, output, chosen, source, cases, usual or source, moments, dry_run, force)
         return
+    try:
+        with working("reading the data"):
+            said = about(
+                task_name,
+                chosen,
+                data,
+                question,
+                labels,
+                n_scenes=n_scenes,
+                allow_outside=allow_outside,
+                read=not dry_run,
+            )
+    except NoTaskError as error:
+        raise click.UsageError(str(error)) from error
+    task = said.task
+    for line in said.lines:
+        click.echo(line)
+    for line in said.warnings:
+        click.echo(f"Warning: {line}", err=True)
+    if not said.has_pictures and not pictures:
+        moments = 0  # drawn scenes say nothing of this task's pictures
     offsets = Calibration.load(calibration) if calibration else None
     options: dict[str, Any] = {
         "prompt": chosen,
@@ -152,9 +202,18 @@ def export(
     if dry_run:
         _show(plan(model, task, output, **options), output)
         return
-    report = run_export(
-        model, task, output, data=source, n_cases=cases, max_loss=max_loss, calibration=offsets, usual=usual, **options
-    )
+    with working("exporting", N_STEPS):
+        report = run_export(
+            model,
+            task,
+            output,
+            data=said.data,
+            n_cases=cases,
+            max_loss=max_loss,
+            calibration=offsets,
+            usual=usual or said.usual,
+            **options,
+        )
     if precision != "fp32":
         click.echo(f"{precision}: {report.loss:.1%} of the answers are not PyTorch's (allowed {max_loss:.1%})")
     click.echo(
@@ -175,17 +234,18 @@ def _without_base(
     dry_run: bool,
     force: bool,
 ) -> None:
+    from .moments import different_pictures
     from .plan import plan_lens
-    from .without_base import export_lens
+    from .without_base import N_STEPS, export_lens
 
     if dry_run:
         _show(plan_lens(output, prompt=prompt, force=force, n_moment_pictures=n_usual), output)
         return
-    check_number(n_usual)
     known = different_pictures(usual, n_usual) if usual else ()
     source = source or Scenes(n_pictures, seed=7)
     pictures = [source[i].picture for i in range(min(n_pictures, len(source)))]
-    report = export_lens(model, output, pictures, prompt=prompt, force=force, usual=known)
+    with working("exporting", N_STEPS):
+        report = export_lens(model, output, pictures, prompt=prompt, force=force, usual=known)
     click.echo(f"parity: {report.pixels_within_a_level:.2%} of pixel values within one level")
     click.echo(f"wrote {output}")
 

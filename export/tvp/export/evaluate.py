@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from tvp import sdk
 from tvp.trainer.data import Data, picture_of
 from tvp.trainer.evaluate import Accuracy, Asked, judge
 from tvp.trainer.families import Family
+from tvp.trainer.progress import bar
 from tvp.trainer.prompt import Prompt
 from tvp.trainer.task_definition import TaskDefinition
 
@@ -52,7 +52,7 @@ def asked_bundle(
 
 def accuracy(loaded: sdk.Task, data: Data, task: TaskDefinition, quiet: bool = True) -> Accuracy:
     """Ask a bundle every question of a data set and judge its answers; the arguments are those of `ask`."""
-    return judge(ask(loaded, data, task, quiet))
+    return judge(ask(loaded, data, task, quiet), task.match)
 
 
 def ask(loaded: sdk.Task, data: Data, task: TaskDefinition, quiet: bool = True) -> Asked:
@@ -70,7 +70,7 @@ def ask(loaded: sdk.Task, data: Data, task: TaskDefinition, quiet: bool = True) 
     generates = loaded.kind != "contrastive"
     said = Asked()
     picture = None
-    for i in tqdm(range(len(data)), disable=quiet, desc="asking the bundle"):
+    for i in bar(range(len(data)), "asking the bundle", quiet=quiet):
         sample = data[i]
         if sample.picture is not picture:  # further rows about one picture have the very same array
             picture = sample.picture

@@ -16,11 +16,10 @@ from tvp.trainer.data import Data, picture_of
 from tvp.trainer.families import Family
 from tvp.trainer.prompt import Prompt
 
+from .choices import N_PICTURES as N_PICTURES
 from .parity import pixel_values
 
 log = logging.getLogger("tvp.export")
-
-N_PICTURES = 64  # benchmarks/unlikeness.json: 16 are enough to tell cameras apart, 64 to know what 1 is within a tenth
 
 Picture = NDArray[np.uint8]
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from tvp.sdk.errors import BundleError
-from tvp.sdk.formats.temporary import readable, temporary_folder
+from tvp.sdk.formats.temporary import aside, readable, replace_folder, temporary_folder
 
 log = logging.getLogger("tvp.export")
 
@@ -40,30 +39,12 @@ def written_whole(output: Path, force: bool) -> Iterator[Path]:
         yield work
         refuse_to_overwrite(output, force)
         readable(work)
-        _put(work, output)
+        replace_folder(work, output)
 
 
 def restore(output: Path) -> None:
     """Put back a bundle that an interrupted export had moved aside and not replaced."""
-    old = _aside(output)
+    old = aside(output)
     if (old / "manifest.json").is_file() and not output.exists():
         log.warning("An export that was to replace %s was interrupted. The bundle before it is put back.", output)
         os.rename(old, output)
-
-
-def _put(work: Path, output: Path) -> None:
-    """Move a finished bundle to `output`. A bundle that is there is removed only when the new one is in place."""
-    old = _aside(output)
-    if output.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        os.rename(output, old)
-    try:
-        os.rename(work, output)
-    except BaseException:
-        restore(output)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _aside(output: Path) -> Path:
-    return output.parent / f".{output.name}.replaced"

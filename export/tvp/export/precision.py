@@ -14,13 +14,12 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 from torch import Tensor
 
+from .choices import BYTES as BYTES
+from .choices import DEVICES as DEVICES
+from .choices import MAX_LOSS as MAX_LOSS
+from .choices import PRECISIONS as PRECISIONS
 from .fuse import NORM, SKIP_NORM, fuse_norms, rewrite, save
 
-# Bytes for each weight of a language model. In int8 and int4, 128 weights share a scale of four bytes.
-BYTES = {"fp32": 4.0, "fp16": 2.0, "int8": 1 + 4 / 128, "int4": 0.5 + 4 / 128}
-PRECISIONS = tuple(BYTES)
-DEVICES = ("cpu", "cuda", "tensorrt")
-MAX_LOSS = 0.1  # share of the answers that may differ from PyTorch's, below fp32
 BLOCK = 128  # weights that share a scale
 LANGUAGE = ("decoder_model_merged.onnx", "encoder_model.onnx")
 

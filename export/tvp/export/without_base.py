@@ -17,6 +17,7 @@ from tvp.sdk.formats.integrity import list_files
 from tvp.sdk.formats.manifest import LensManifest, ParityFacts, PixelFacts, write_manifest
 from tvp.trainer import families
 from tvp.trainer.families import Family
+from tvp.trainer.progress import step
 from tvp.trainer.prompt import Prompt
 
 from .base import provenance
@@ -27,6 +28,8 @@ from .preprocess import preprocess_graph
 from .prompts import parts_of
 
 log = logging.getLogger("tvp.export")
+
+N_STEPS = 3  # that `export_lens` shows, see `tvp.trainer.progress`
 
 
 def export_lens(
@@ -68,10 +71,12 @@ def export_lens(
     restore(output)
     refuse_to_overwrite(output, force)
     prompt = prompt if isinstance(prompt, Prompt) else Prompt.load(prompt)
+    step(f"loading {model}")
     family = family or families.load(model, canvas=prompt.geometry.canvas)
     with written_whole(output, force) as work:
         graph = preprocess_graph(prompt.geometry, family.pixel_format, prompt)
         onnx.save(graph, work / "preprocess.onnx")
+        step(f"comparing {len(pictures)} pictures with PyTorch's")
         report = _measure(graph, family, prompt, pictures)
         if report.pixel_differences:
             raise CheckError(
@@ -83,6 +88,7 @@ def export_lens(
         picture = prompt.geometry.shrink(pictures[0])
         expected = pixel_values(family, prompt.geometry, prompt, picture).numpy()
         write_golden_pixels(work, picture, GoldenPixels.of(expected))
+        step("looking at usual pictures")
         moments, n_usual = moments_of(features_of(family, prompt), usual)
         if moments is not None:
             moments.write(work)

@@ -16,6 +16,7 @@ from .formats.manifest import (
     read_lens_manifest,
     read_task_manifest,
 )
+from .formats.temporary import aside
 
 log = logging.getLogger("tvp.sdk")
 
@@ -78,7 +79,7 @@ def _find(path: Path, name: str) -> Path:
         if path.suffix != ".tvp":
             raise BundleError(f"{path} is a file; a bundle is a folder with a manifest.json, or a .tvp file.")
         return _unpacked(path)
-    old = path.with_name(f".{path.name}.replaced") if path.name not in ("", "..") else path
+    old = aside(path) if path.name not in ("", "..") else path
     if (old / "manifest.json").is_file():
         raise BundleError(
             f"There is no bundle {name!r}: an export that was to replace it was interrupted. The bundle before it is "

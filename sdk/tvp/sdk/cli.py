@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import importlib
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
+from ._group import LazyGroup
+from ._labels import several_labels as several_labels
 from ._terminal import escape_streams, escaped
 from .errors import TvpError
 from .formats import strict_json
+from .formats.disk import told
 
 # name -> (module, attribute, its line in `tvp --help`, the extra that it needs)
 COMMANDS: dict[str, tuple[str, str, str, str]] = {
+    "init": ("tvp.trainer.init_cli", "init", "Turn a folder of pictures into a task.", "train"),
     "train": ("tvp.trainer.cli", "train", "Learn a prompt on frozen models.", "train"),
     "eval": ("tvp.trainer.eval_cli", "evaluate", "Measure models with and without prompts.", "train"),
     "camera": ("tvp.trainer.camera_cli", "camera", "Show pictures through bad cameras on a contact sheet.", "train"),
@@ -29,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str, str, str]] = {
     "serve": ("tvp.sdk.serve.command", "serve", "Serve tasks over HTTP.", "serve"),
     "check": ("tvp.sdk.cli", "check", "Replay a bundle's golden cases on this machine.", ""),
     "inspect": ("tvp.sdk.cli", "inspect", "Describe a bundle without loading it.", ""),
+    "edit": ("tvp.sdk._edit", "command", "Change a bundle's question and labels.", ""),
     "pack": ("tvp.sdk.cli", "pack", "Pack a bundle into one .tvp file.", ""),
     "unpack": ("tvp.sdk.cli", "unpack", "Unpack a .tvp file into a folder.", ""),
     "bench": ("tvp.sdk.cli", "bench", "Time a task on this machine.", ""),
@@ -36,41 +39,7 @@ COMMANDS: dict[str, tuple[str, str, str, str]] = {
 }
 
 
-@contextmanager
-def needs_extra(name: str, extra: str | None = None) -> Iterator[None]:
-    """Say what to install where an import in the block fails; extra: that the command needs, by default its name."""
-    extra = name if extra is None else extra
-    try:
-        yield
-    except ImportError as error:
-        if not extra:
-            raise
-        raise click.ClickException(
-            f"`tvp {name}` needs a package that is not installed: {error.name or error}. "
-            f"In a checkout of TVP, run: pip install '.[{extra}]'"
-        ) from error
-
-
-class LazyGroup(click.Group):
-    """A group that imports a subcommand only when it is called."""
-
-    def list_commands(self, context: click.Context) -> list[str]:
-        return list(COMMANDS)
-
-    def get_command(self, context: click.Context, name: str) -> click.Command | None:
-        if name not in COMMANDS:
-            return None
-        module, attribute, _, extra = COMMANDS[name]
-        with needs_extra(name, extra):
-            command: click.Command = getattr(importlib.import_module(module), attribute)
-        return command
-
-    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, about) for name, (_, _, about, _) in COMMANDS.items()])
-
-
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup, lazy=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="tvp-edge")
 def cli() -> None:
     """Teach a frozen vision-language model a task with a visual prompt, and run it on the edge.
@@ -104,7 +73,7 @@ def _run(command: Callable[..., Any], arguments: list[str]) -> None:
         click.echo(f"Error: {error}", err=True)
         sys.exit(1)
     except OSError as error:  # a full disk, or a folder that cannot be written
-        click.echo(f"Error: {error}", err=True)
+        click.echo(f"Error: {told(error)}", err=True)
         sys.exit(1)
 
 
@@ -131,7 +100,13 @@ LENS = click.option("--lens", help="Lens bundle whose prompt takes the place of 
 @click.argument("image")
 @click.argument("question", required=False)
 @click.option("--rank", is_flag=True, help="Score the task's labels instead of writing an answer.")
-@click.option("--label", "labels", multiple=True, help="Score this label, not the task's own. Repeat it for several.")
+@click.option(
+    "--label",
+    "labels",
+    multiple=True,
+    callback=several_labels,
+    help="Score this label, not the task's own. Repeat it for several.",
+)
 @LENS
 @PROVIDERS
 @click.option("--max-new-tokens", type=int, default=None, help="Longest answer, in tokens. Default: the task's.")

@@ -69,11 +69,17 @@ class CheckError(TvpError):
         super().__init__("\n  ".join([message, *self.differences]))
 
 
-def near(name: str, known: Iterable[str]) -> str:
-    """Return ' Did you mean a or b?' for a misspelt name, or '' if no known name is close."""
+def near(name: str, known: Iterable[str], before: str = "") -> str:
+    """Return ' Did you mean a or b?' for a misspelt name, or '' if no known name is close.
+
+    Args:
+        name: as it was given.
+        known: the names that there are.
+        before: what is put before each name that is told. Default: nothing.
+    """
     import difflib  # of no use before a mistake
 
     known = list(known)
     matches = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
     matches = matches or [other for other in known if other and (other in name or name in other)][:2]
-    return f" Did you mean {' or '.join(matches)}?" if matches else ""
+    return f" Did you mean {' or '.join(before + match for match in matches)}?" if matches else ""

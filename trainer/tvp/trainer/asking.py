@@ -6,13 +6,13 @@ import logging
 from collections.abc import Iterable
 
 import torch
-from tqdm import tqdm
 
 from tvp.sdk.errors import DataError, RequestError
 
 from .data import Data, Question, Subset, report, row_of
 from .evaluate import MAX_NEW_TOKENS
 from .families import Family, GenerativeFamily
+from .progress import bar
 
 log = logging.getLogger("tvp.trainer")
 
@@ -52,7 +52,7 @@ def answerable(
 def _answerable(data: Data, name: str, family: Family, n_image: int, free: bool, skip_bad: list[str] | None) -> Data:
     known: dict[Question, str] = {}  # one question may be asked about thousands of pictures
     good = []
-    for i in tqdm(range(len(data)), disable=None, desc=f"checking questions for {name}"):
+    for i in bar(range(len(data)), f"checking questions for {name}"):
         row = row_of(data, i)
         where, questions = (row.where, row.questions) if row else ("", ())
         for question in questions:

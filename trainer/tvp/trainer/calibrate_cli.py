@@ -11,12 +11,16 @@ from typing import Literal
 import click
 import numpy as np
 
+from tvp.sdk.cli import several_labels
+
 from . import cameras, tasks
 from .data import Data, Pictures, Question, Subset, ThroughCamera, split
 from .data.sample import readable
 from .eval_cli import camera_option
+from .geometry import Geometry
+from .hub import refuse_misspelt
 from .options import measuring_options
-from .prompt import Geometry, Prompt
+from .progress import tidy_warnings, working
 from .task_definition import TaskDefinition
 
 log = logging.getLogger("tvp.trainer")
@@ -24,7 +28,13 @@ log = logging.getLogger("tvp.trainer")
 
 @click.command()
 @click.option("-m", "--model", required=True, help="Model to calibrate: a folder, a hub id or zoo:NAME.")
-@click.option("-t", "--task", "task_name", required=True, help="Task with labels. An unknown name lists all tasks.")
+@click.option(
+    "-t",
+    "--task",
+    "task_name",
+    required=True,
+    help="Task with labels: a name, or a task file that tvp init wrote. An unknown name lists all tasks.",
+)
 @click.option("-p", "--prompt", type=click.Path(path_type=Path), help="Prompt file. Default: none, the full picture.")
 @click.option("--data", default="", help="Training data: scenes, a folder or a .jsonl file. Default: the task's own.")
 @click.option(
@@ -33,7 +43,13 @@ log = logging.getLogger("tvp.trainer")
     help="Folder of pictures without answers, as the camera takes them. They take the place of --data.",
 )
 @click.option("--question", help="With --pictures: the question to ask. Default: the task's.")
-@click.option("--label", "labels", multiple=True, help="With --pictures: a label. Repeat it. Default: the task's.")
+@click.option(
+    "--label",
+    "labels",
+    multiple=True,
+    callback=several_labels,
+    help="With --pictures: a label. Repeat it. Default: the task's.",
+)
 @click.option(
     "--by",
     default="share",
@@ -92,14 +108,17 @@ def calibrate(
         raise click.UsageError(f"{output} cannot be written. Name a file in a folder that is there.")
     task = tasks.through(tasks.get(task_name), camera)
     task = replace(task, question=question or task.question, labels=labels or task.labels)
-    # Imported this late because it takes seconds, and a misspelt option should be told at once.
-    from . import families
-    from .asking import answerable
-    from .calibration import applied, compare, learn
-    from .evaluate import ask
-    from .precision import dtype_of
+    refuse_misspelt(model)
+    tidy_warnings()
+    with working("loading PyTorch"):  # imported this late because it takes seconds
+        from . import families
+        from .asking import answerable
+        from .calibration import applied, compare, learn, refuse_unfit
+        from .evaluate import ask
+        from .precision import dtype_of
+        from .prompt import Prompt
 
-    families.refuse_unknown(model)
+    kind = families.refuse_unknown(model)
     loaded = Prompt.load(prompt) if prompt else None
     if pictures is None:
         everything = tasks.open_usable(data, task, "train", n + held_out, seed, skip_bad, download, allow_outside)
@@ -108,8 +127,15 @@ def calibrate(
         if camera and task.camera is not None:  # the task's own camera has taken them already
             everything = ThroughCamera(everything, task.camera, seed)
     seen, held = _drawn(everything, n, held_out, seed)
+    if len(held) < held_out and _is_typed("held_out"):
+        log.warning(
+            "--held-out is %d, and at most half of the data's %d pictures are held out: %d",
+            held_out, len(everything), len(held),
+        )  # fmt: skip
+    refuse_unfit(seen, task.free and kind != "clip")
     canvas = loaded.geometry.canvas if loaded else None
-    family = families.load(model, device=device, dtype=dtype_of(precision, device), canvas=canvas)
+    with working(f"loading {model}"):
+        family = families.load(model, device=device, dtype=dtype_of(precision, device), canvas=canvas)
     geometry = loaded.geometry if loaded else Geometry(family.pixel_format.size, family.pixel_format.size, task.fit)
     seen, held = (answerable(part, [(model, family)], geometry.canvas, task.free, skip_bad) for part in (seen, held))
     loaded = loaded.to(family.device) if loaded else None
@@ -118,11 +144,16 @@ def calibrate(
     n_known = len(calibration.offsets)
     click.echo(f"learned from {len(seen)} pictures: {n_known} question{'s' * (n_known != 1)} with labels")
     before = ask(family, held, geometry, loaded, task, batch, quiet)
-    gain, lines = compare(before, applied(calibration.offsets, before))
+    gain, lines = compare(before, applied(calibration.offsets, before), task.match)
     for line in lines:
         click.echo(line)
     replace(calibration, gain=gain, n_questions=len(before.questions) if gain else 0).save(output)
     click.echo(f"wrote {output}")
+
+
+def _is_typed(option: str) -> bool:
+    source = click.get_current_context().get_parameter_source(option)
+    return source is click.core.ParameterSource.COMMANDLINE
 
 
 def _pictures(folder: Path, task: TaskDefinition, skip_bad: bool, allow_outside: bool) -> Data:

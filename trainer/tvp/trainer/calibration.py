@@ -31,7 +31,7 @@ from tvp.sdk.errors import BundleError, DataError, ModelError, RequestError
 from tvp.sdk.formats.calibration import Calibrated, LabelOffsets, offsets_for, read_calibration
 
 from . import families
-from .data import Data
+from .data import Data, picture_of, questions_of
 from .evaluate import Asked, ask, judge
 from .families import Family
 from .files import write_whole
@@ -177,14 +177,10 @@ def offsets_of(asked: Asked, by: By = "share") -> Calibrated:
     for i, question in enumerate(asked.questions):
         if asked.scores[i] is not None:
             groups.setdefault((question.text, tuple(sorted(question.labels))), []).append(i)
-    if not groups:
-        raise RequestError(
-            "No question was answered with labels. A model that writes free text chooses among no labels, so there is "
-            "nothing to calibrate: take a task with labels, such as count."
-        )
+    pictures = [len({asked.pictures[i] for i in members}) for members in groups.values()]
+    _refuse_few(pictures)
     offsets = []
-    for (text, _), members in groups.items():
-        n_pictures = len({asked.pictures[i] for i in members})
+    for ((text, _), members), n_pictures in zip(groups.items(), pictures, strict=True):
         if n_pictures < MIN_PICTURES:
             continue
         labels = asked.questions[members[0]].labels
@@ -200,17 +196,45 @@ def offsets_of(asked: Asked, by: By = "share") -> Calibrated:
             )
         means = scores.mean(0) if by == "score" else _log_mean_shares(scores)
         offsets.append(LabelOffsets(text, labels, tuple(round(float(mean), 6) for mean in means), n_pictures))
-    if not offsets:
-        raise DataError(
-            f"Each of the {len(groups)} questions is about fewer than {MIN_PICTURES} pictures, and a mean over so few "
-            "says little. Give more pictures to each question."
-        )
     if len(offsets) < len(groups):
         log.warning(
             "%d of %d questions are about fewer than %d pictures; they are not calibrated",
             len(groups) - len(offsets), len(groups), MIN_PICTURES,
         )  # fmt: skip
     return tuple(offsets)
+
+
+def refuse_unfit(data: Data, free: bool) -> None:
+    """Refuse data, before a model is loaded, of which `learn` would find that it says too little.
+
+    Args:
+        data: pictures and questions.
+        free: whether questions are answered in free text.
+
+    Raises:
+        RequestError: no question is answered with labels.
+        DataError: there are fewer than `MIN_PICTURES` pictures to each question.
+    """
+    groups: dict[tuple[str, tuple[str, ...]], set[str]] = {}
+    for i in range(len(data)):
+        for question in questions_of(data, i) if not free else ():
+            if question.labels:
+                groups.setdefault((question.text, tuple(sorted(question.labels))), set()).add(picture_of(data, i))
+    _refuse_few([len(pictures) for pictures in groups.values()])
+
+
+def _refuse_few(pictures: Sequence[int]) -> None:
+    """Refuse questions with these numbers of pictures, see `refuse_unfit`."""
+    if not pictures:
+        raise RequestError(
+            "No question is answered with labels. A model that writes free text chooses among no labels, so there is "
+            "nothing to calibrate: take a task with labels, such as count."
+        )
+    if max(pictures) < MIN_PICTURES:
+        raise DataError(
+            f"Each of the {len(pictures)} questions is about fewer than {MIN_PICTURES} pictures, and a mean over so "
+            "few says little. Give more pictures to each question."
+        )
 
 
 def _log_mean_shares(scores: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -238,12 +262,13 @@ def applied(offsets: Calibrated, asked: Asked) -> Asked:
     return replace(asked, answers=answers, scores=scores)
 
 
-def compare(before: Asked, after: Asked) -> tuple[Gain | None, list[str]]:
+def compare(before: Asked, after: Asked, match: str = "exact") -> tuple[Gain | None, list[str]]:
     """Say whether a calibration helps, and how it changes the answers.
 
     Args:
         before: held-out questions with the model's own answers.
         after: the same, calibrated.
+        match: when an answer is right, see `TaskDefinition`.
 
     Returns:
         The gain of accuracy, drawn by whole pictures, or None where a question has no right answer; and lines that say
@@ -252,7 +277,7 @@ def compare(before: Asked, after: Asked) -> tuple[Gain | None, list[str]]:
     n, n_pictures = len(before.questions), len(set(before.pictures))
     measured, lines = None, []
     if all(question.answer for question in before.questions):
-        was, now = judge(before), judge(after)
+        was, now = judge(before, match), judge(after, match)
         measured = gain(was.right, now.right, before.pictures)
         how = {
             "helps": "helped by",

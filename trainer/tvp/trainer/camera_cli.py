@@ -6,6 +6,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import numpy as np
@@ -19,7 +20,9 @@ from .cameras import KINDS, NAMED, SEVERITIES, Camera, Part, form, parse_columns
 from .contact_sheet import Block, draw_sheet
 from .data import Data, Pictures, files_below, is_picture
 from .files import write_whole
-from .prompt import Prompt
+
+if TYPE_CHECKING:
+    from .prompt import Prompt
 
 Picture = NDArray[np.uint8]
 CLEAN = ("clean", "")
@@ -106,7 +109,7 @@ def camera(
     if not output.parent.is_dir():
         raise click.UsageError(f"{output.name} cannot be written, because there is no folder {output.parent}.")
     # A run's prompt is called prompt.safetensors in every folder.
-    loaded = [(path.parent.name if path.stem == "prompt" else path.stem, Prompt.load(path)) for path in prompts]
+    loaded = [(path.parent.name if path.stem == "prompt" else path.stem, _load(path)) for path in prompts]
     pictures = read_pictures(source, n or (3 if cameras else 1), seed)
     views = look_through(pictures, cameras or [(kind, parse_columns(kind)) for kind in KINDS], seed)
     click.echo(f"{len(pictures)} picture(s) of {source}; how far each camera takes them from clean, in levels of 255:")
@@ -118,6 +121,12 @@ def camera(
     draw_sheet(make_blocks(pictures, views, loaded), side).save(buffer, "PNG")
     write_whole(output, buffer.getvalue())
     click.echo(f"wrote {output}")
+
+
+def _load(path: Path) -> Prompt:
+    from .prompt import Prompt  # which imports torch
+
+    return Prompt.load(path)
 
 
 def read_pictures(source: str, n: int, seed: int) -> list[Picture]:

@@ -10,10 +10,14 @@ from typing import Any, TypeVar
 
 import click
 
+from . import tasks
 from .cameras import HELP as CAMERA_HELP
 from .config import CHOICES, TrainConfig, make_config
+from .hub import is_fetched, refuse_misspelt
 from .options import allow_outside_option, download_option, offline_option, skip_bad_option
+from .progress import tidy_warnings, working
 from .team import Team
+from .typed import refuse_idle, task_of
 
 F = TypeVar("F", bound=Callable[..., Any])
 _FIELDS = {f.name: f for f in fields(TrainConfig)}
@@ -26,7 +30,7 @@ def _option(name: str, help: str) -> Callable[[F], F]:
     flag = f"--{name.replace('_', '-')}"
     if kind is bool:
         return click.option(f"{flag}/--no-{flag[2:]}", name, default=None, help=help)
-    shown = f"{help}  [{default}]" if default not in ("", None) else help
+    shown = f"{help}  [{default}]" if default not in ("", None) and not help.endswith("]") else help
     return click.option(flag, name, default=None, type=kind, help=shown)
 
 
@@ -55,9 +59,17 @@ def _option(name: str, help: str) -> Callable[[F], F]:
 @_option(
     "method",
     "What to learn: vp, a frame over the full picture; evp, a frame around a smaller picture; "
-    "tvp, the same with the two losses that make a prompt transfer; lens, numbers that act on the picture itself.",
+    "tvp, the same with the two losses that make a prompt transfer; lens, numbers that act on the picture itself; "
+    "both, a lens and a frame over the full picture. Default: tvp for a task that TVP knows; for one of your own both, "
+    "and lens where its pictures have a camera, clean ones beside them, or no answers.  [tvp]",
 )
-@_option("task", "Task to learn. An unknown name lists all tasks.")
+@click.option(
+    "-t",
+    "--task",
+    "task",
+    help="Task to learn: a name, or a task file that tvp init wrote. An unknown name lists all tasks. Default: custom, "
+    "the task for data of your own, where data is named; else bad-camera, the demo's.",
+)
 @_option("data", "Training data: scenes, a folder or a .jsonl file. Default: the task's own.")
 @click.option(
     "--pairs",
@@ -71,6 +83,10 @@ def _option(name: str, help: str) -> Callable[[F], F]:
 @_option(
     "learn_from",
     "What to learn from: answers, pairs, unpaired (--pictures and --like), pixels, or auto: what the data has.",
+)
+@_option(
+    "answer_loss",
+    "Learn to write the right answer (text), or to choose it among labels (labels), as tvp ask --rank does.",
 )
 @_option("lens", "Lens to learn: colour, kernel, conv, none, or auto, which tries all.")
 @_option(
@@ -86,8 +102,8 @@ def _option(name: str, help: str) -> Callable[[F], F]:
 @_option("frame", "Learn a frame.")
 @_option("camera", f"Spoil the pictures: {CAMERA_HELP}")
 @_option("guide", "CLIP model that TSE asks: open_clip's NAME@TAG or hf-hub:ID, a folder, or zoo:guide.")
-@_option("canvas", "Side of the square that models are shown, in pixels.")
-@_option("inner", "Side of the square inside the frame, in pixels.")
+@_option("canvas", "Side of the square that models are shown, in pixels.  [what the task or the models take]")
+@_option("inner", "Side of the square inside the frame, in pixels.  [in proportion to the canvas, 164 of 224]")
 @_option("placement", "Put the frame around a smaller picture, or over the edges of the full one.")
 @_option("fit", "Make pictures square: crop their middle, pad them with black, or do what the task says.")
 @_option("pixel_range", "Frame values: free, or image to keep them in [0, 1], so that a PNG holds the whole prompt.")
@@ -117,6 +133,7 @@ def _option(name: str, help: str) -> Callable[[F], F]:
 @_option("n_validation", "Pictures set aside for validation, at most a fifth of the data.")
 @_option("validate_every", "Steps between validations. 0 validates at the end only.")
 @_option("patience", "Stop after this many validations without a new best, and keep the best prompt. 0 never stops.")
+@_option("keep", "Keep the best prompt that was seen, if it helps; or the last one, whatever it does.")
 @_option("checkpoint_every", "Steps between checkpoints.")
 @_option("precision", "Number format of the frozen models. auto takes bf16 on a GPU that has it, else fp32.")
 @_option("seed", "Seed for scenes, the validation split and the order of the data.")
@@ -159,11 +176,20 @@ def train(
     """
     given = {name: value for name, value in options.items() if value is not None}
     given |= {name: value for name, value in (("models", models), ("augment", augment), ("pairs", pairs)) if value}
-    config = make_config(given, own)
-    # Imported this late because it takes seconds, and a misspelt option should be told at once.
-    from .summary import sentences
-    from .train import train as run_training
+    typed = {*models, str(options["guide"]), str(options["guard_model"])}
+    config = make_config(given, own)  # which says what is wrong before anything is loaded
+    refuse_idle(given, config, (config.data or tasks.get(config.task).source) == "scenes")
+    tidy_warnings()
+    if own is None and (why := task_of(given)[1]) and Team().leads:
+        click.echo(why, err=True)
+    for model in (*config.models, *([config.guard_model] if config.guard_model not in ("", "none") else [])):
+        refuse_misspelt(model)
+    with working("loading PyTorch"):  # imported this late because it takes seconds
+        from . import families
+        from .summary import sentences
+        from .train import train as run_training
 
+    config = make_config(given, own, lambda name: families.input_side(name, is_fetched(name, typed)))
     result = run_training(
         config,
         output,
@@ -176,7 +202,7 @@ def train(
         skip_bad=skip_bad,
         download=download,
         allow_outside=allow_outside,
-        typed={*models, str(options["guide"]), str(options["guard_model"])},
+        typed=typed,
     )
     if Team().leads:
         for sentence in sentences(result):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import tomllib
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -13,15 +14,17 @@ from tvp.sdk.errors import DataError, RequestError, near
 
 from . import tasks
 from .augment import AUGMENTATIONS
-from .lens import LensDesign, LensKind
-from .precision import Precision
-from .prompt import Fit, Geometry, PixelRange, Placement
-from .update import UpdateRule
+from .choices import LensKind, Precision, UpdateRule
+from .geometry import Fit, Geometry, PixelRange, Placement, usual_inner
+from .task_files import is_task_file
+from .typed import OWN, task_of
 
-Method = Literal["vp", "evp", "tvp", "lens"]
+Method = Literal["vp", "evp", "tvp", "lens", "both"]
 LearnFrom = Literal["auto", "answers", "pairs", "unpaired", "pixels"]
 LensChoice = Literal["none", "auto", LensKind]
 LensStart = Literal["identity", "normalise", "statistics", "auto"]
+Keep = Literal["best", "last"]
+AnswerLoss = Literal["text", "labels"]
 Reference = Literal["unprompted", "clean"]
 FitOrTask = Literal["task", Fit]
 SHIPPED = files(__package__) / "configs"
@@ -35,8 +38,11 @@ class TrainConfig:
 
     Args:
         models: source models, each a folder, a hub id or `zoo:NAME`. Their losses are averaged.
-        method: `vp`, `evp`, `tvp` or `lens`: which file of configs/methods the other fields start from.
-        task: name of the task. From files and flags it is `custom` by default where `pairs` or `pictures` are given.
+        method: `vp`, `evp`, `tvp`, `lens` or `both`: which file of configs/methods the other fields start from. From
+            files and flags, a task of one's own has `lens` by default where `pairs`, `pictures` or a camera are given,
+            and else `both`.
+        task: name of the task, or its file. From files and flags it is `custom` by default where `data` (but scenes),
+            `pairs` or `pictures` are given.
         data: where its pictures are, see `tvp.trainer.data`. Default '': the task's own.
         pairs: two folders of pictures with the same names, in place of `data`: what the camera spoilt, and clean.
         pictures: folder of pictures from the device, without questions, in place of `data`.
@@ -44,6 +50,9 @@ class TrainConfig:
         learn_from: what the loss asks for. `answers`: the right answers. `pairs`: the features of the clean picture.
             `unpaired`: the moments of the features of other good pictures. `pixels`: the pixels of the clean picture.
             `auto` takes unpaired where `like` is given, else pairs where there are clean pictures, else answers.
+        answer_loss: what makes an answer right: `text`, as in the paper, the words of the right answer against all
+            other texts; `labels`, the right label against the question's others, which may spoil what is written
+            freely. Without labels it is `text`.
         lens: the lens to learn, `colour`, `kernel` or `conv`; `none`; or `auto`, which tries all.
         lens_start: `identity`, `normalise` (each picture is first brought to one mean and spread), `statistics` (the
             mean and spread of the pictures is brought to those of the good ones), or `auto`, which tries all.
@@ -56,8 +65,11 @@ class TrainConfig:
         camera: what its pictures are seen through, as `cameras.parse` reads it; `none` for clean pictures. Default '':
             the task's own camera.
         guide: the CLIP model of TSE, not loaded where `tse` is 0.
-        canvas: side of the square that models are shown, px.
-        inner: side of the square inside the frame, px.
+        canvas: side of the square that models are shown, px. From files and flags, where neither the task's file nor
+            the user's sets it, the size that the models take: of a task that TVP knows at most 224, of several models
+            the smallest.
+        inner: side of the square inside the frame, px. From files and flags, where nothing sets it, it follows from
+            the canvas: 164 of 224, as in the paper.
         placement: the frame lies `around` a smaller picture, or `over` the edges of the full one.
         fit: how a picture becomes a square: `crop` keeps the middle, `pad` keeps everything, `task` does what the
             task says, since the fit may decide what can be seen.
@@ -88,8 +100,9 @@ class TrainConfig:
         n_validation: samples set aside for validation, at most a fifth of all, and whole pictures. Of scenes,
             further ones are drawn for it.
         validate_every: steps between validations; 0 validates at the end only.
-        patience: validations without a new best after which training stops; the prompt is then the best one.
-            0 never stops early, and the prompt is the last one.
+        patience: validations without a new best after which training stops, and keeps the best. 0 never stops early.
+        keep: `best` keeps the prompt of the best validation, and none that answers no more held-out questions than
+            the models do without a prompt; `last` keeps the last one, whatever it does.
         checkpoint_every: steps between checkpoints.
         precision: number format of frozen models, see `dtype_of`; `fp16` scales the loss.
         seed: seed of the scenes, of the validation split and of the order of the data.
@@ -106,6 +119,7 @@ class TrainConfig:
     pictures: str = ""
     like: str = ""
     learn_from: LearnFrom = "answers"
+    answer_loss: AnswerLoss = "text"
     lens: LensChoice = "none"
     lens_start: LensStart = "identity"
     lens_width: int = 16
@@ -143,6 +157,7 @@ class TrainConfig:
     n_validation: int = 256
     validate_every: int = 0
     patience: int = 0
+    keep: Keep = "best"
     checkpoint_every: int = 50
     precision: Precision = "fp32"
     seed: int = 42
@@ -181,6 +196,8 @@ class TrainConfig:
                 "Behind a lens that is learned already, a frame is learned. Set frame, and no other lens."
             )
         if self.lens in ("conv", "auto"):
+            from .lens import LensDesign  # which imports torch
+
             LensDesign("conv", width=self.lens_width, depth=self.lens_depth)
         self._check_data()
         if self.guard_model in self.models:
@@ -232,6 +249,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
         ("lens", LensChoice),
         ("lens_start", LensStart),
         ("lens_update", UpdateRule),
+        ("keep", Keep),
+        ("answer_loss", AnswerLoss),
         ("reference", Reference),
         ("placement", Placement),
         ("fit", FitOrTask),
@@ -242,7 +261,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 
-def make_config(given: dict[str, Any], own: Path | None = None) -> TrainConfig:
+def make_config(
+    given: dict[str, Any], own: Path | None = None, side_of: Callable[[str], int] | None = None
+) -> TrainConfig:
     """Make a configuration. Flags override the user's file, that overrides the task's file, and that the method's.
 
     In the task's file, the table that is named like the method overrides the fields outside of tables.
@@ -250,6 +271,8 @@ def make_config(given: dict[str, Any], own: Path | None = None) -> TrainConfig:
     Args:
         given: fields by name, as flags set them.
         own: the user's TOML file, with the same names.
+        side_of: returns the side of the pictures that a model takes, px. It is asked last, since it may need the
+            network. Default: nobody is asked, and a canvas that nothing sets is the field's default.
 
     Raises:
         RequestError: there is no such task or method, or the fields do not go together.
@@ -264,14 +287,23 @@ def make_config(given: dict[str, Any], own: Path | None = None) -> TrainConfig:
                 f"{given[name]} would change the name alone. Leave it out, or delete {name!r} from the file."
             )
     default = {f.name: f.default for f in fields(TrainConfig)}
-    if mine.get("pairs") or mine.get("pictures"):  # which are of no task that TVP knows
-        default["task"] = "custom"
-    task, method = (str(mine.get(name, default[name])) for name in ("task", "method"))
-    tasks.get(task)  # refuses a wrong name, with near matches
+    task, _ = task_of(mine)
+    about = tasks.get(task)  # refuses a wrong name, with near matches
+    places: dict[str, Any] = {}
+    if not any(mine.get(name) for name in ("data", "pairs", "pictures")):
+        places = {name: getattr(about, name) for name in ("pairs", "pictures", "like") if getattr(about, name)}
+    is_own = task == OWN or is_task_file(task)
+    sees_badly = bool(tasks.through(about, str(mine.get("camera", ""))).camera)
+    # Pictures without questions have no answers for a frame; and of a known camera a lens gives back the most.
+    if is_own and (sees_badly or any((mine | places).get(name) for name in ("pairs", "pictures"))):
+        default["method"] = "lens"
+    elif is_own:
+        default["method"] = "both"
+    method = str(mine.get("method", default["method"]))
     if method not in CHOICES["method"]:
         raise RequestError(f"There is no method {method!r}. There are {', '.join(CHOICES['method'])}.")
-    layers = [SHIPPED / "methods" / f"{method}.toml", SHIPPED / "tasks" / f"{task}.toml"]
-    merged: dict[str, Any] = {}
+    layers = [SHIPPED / "methods" / f"{method}.toml", SHIPPED / "tasks" / f"{OWN if is_own else task}.toml"]
+    merged = places
     for layer in layers:
         merged |= _read(layer.name, layer.read_bytes(), method)
     for level in (file, given):
@@ -283,7 +315,14 @@ def make_config(given: dict[str, Any], own: Path | None = None) -> TrainConfig:
             )
         # Epochs without steps must win over the steps that a lower file sets.
         merged |= {"steps": 0, **level} if "epochs" in level else level
-    return TrainConfig(**{"models": (), "task": task, **merged})  # an empty tuple is refused
+    if "canvas" in merged:
+        merged.setdefault("inner", usual_inner(merged["canvas"]))
+    config = TrainConfig(**{"models": (), "task": task, **merged})  # an empty tuple is refused
+    if side_of is None or "canvas" in merged:
+        return config
+    canvas = min(map(side_of, config.models))
+    canvas = canvas if is_own else min(canvas, config.canvas)
+    return replace(config, canvas=canvas, inner=merged.get("inner", usual_inner(canvas)))
 
 
 def _own_bytes(own: Path) -> bytes:

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import click
 
-from .convert import convert as run_conversion
-from .published import KINDS
+from .choices import CONVERTED
 
 _FILE = click.Path(path_type=Path)
 
 
 @click.command()
-@click.argument("kind", type=click.Choice(list(KINDS)))
+@click.argument("kind", type=click.Choice(CONVERTED))
 @click.option(
     "--checkpoint",
     "checkpoints",
@@ -48,6 +47,8 @@ def convert(
     """
     if kind != "visualglm" and not checkpoints:
         raise click.UsageError(f"{kind} needs --checkpoint. Only visualglm has everything in one folder.")
+    from .convert import convert as run_conversion  # which imports torch
+
     run_conversion(
         kind, checkpoints, language_model, vision_encoder, output, tokenizer, qformer_tokenizer=qformer_tokenizer
     )

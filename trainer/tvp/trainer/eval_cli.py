@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,12 +19,23 @@ from . import cameras, tasks
 from .config import make_config
 from .data import Data, Subset, picture_of, questions_of, row_of
 from .files import write_whole
+from .geometry import Geometry, usual_inner
+from .hub import refuse_misspelt
 from .options import measuring_options
-from .prompt import Geometry, Prompt
+from .progress import tidy_warnings, working
+from .task_definition import TaskDefinition
+from .typed import OWN
 
 if TYPE_CHECKING:
     from .families import Family
     from .matrix import Exporter
+    from .prompt import Prompt
+
+
+NO_TASK = (
+    "Say what to measure: your own pictures with --data, a task file of tvp init or a task's name with --task, or a "
+    "prompt with --prompt, which knows its task. The demo's task is --task bad-camera."
+)
 
 
 def _conditions(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> list[tuple[str, int]]:
@@ -60,7 +72,13 @@ def camera_option(context: click.Context, option: click.Parameter, value: str) -
     type=click.Path(path_type=Path),
     help="Prompt file to measure. Repeat it for several. Without one, only pictures without a prompt are measured.",
 )
-@click.option("--task", "task_name", default="bad-camera", show_default=True, help="Task to measure.")
+@click.option(
+    "-t",
+    "--task",
+    "task_name",
+    help="Task to measure: a name, or a task file that tvp init wrote. An unknown name lists all tasks. Default: "
+    "custom, the task for data of your own, where --data is given; else the one that the prompts were learned for.",
+)
 @click.option("--data", default="", help="Test data: scenes, a folder or a .jsonl file. Default: the task's own.")
 @click.option("--camera", default="", callback=camera_option, help=f"Spoil the pictures: {cameras.HELP}")
 @click.option(
@@ -70,11 +88,16 @@ def camera_option(context: click.Context, option: click.Parameter, value: str) -
     type=click.IntRange(1),
     help="Most pictures to ask about. From larger data this many are drawn at random.",
 )
-@click.option("--canvas", type=int, help="Side of the canvas if there is no prompt, in pixels. Default: the task's.")
+@click.option(
+    "--canvas",
+    type=int,
+    help="Side of the canvas if there is no prompt, in pixels. Default: what the task or the models take.",
+)
 @click.option(
     "--inner",
     type=int,
-    help="Side of the picture in a black frame if there is no prompt, in pixels. Default: the task's.",
+    help="Side of the picture in a black frame if there is no prompt, in pixels. Default: the task's, or in proportion "
+    "to the canvas, 164 of 224.",
 )
 @click.option(
     "--corrupt",
@@ -118,7 +141,7 @@ def camera_option(context: click.Context, option: click.Parameter, value: str) -
 def evaluate(
     models: tuple[str, ...],
     prompts: tuple[Path, ...],
-    task_name: str,
+    task_name: str | None,
     data: str,
     camera: str,
     n: int,
@@ -147,27 +170,36 @@ def evaluate(
         raise click.UsageError("--calibrate-on says where the pictures of --calibrate are. Give both.")
     if output:
         _refuse_output(output)
-    task = tasks.through(tasks.get(task_name), camera)
-    given = {name: side for name, side in (("canvas", canvas), ("inner", inner)) if side is not None}
-    config = make_config({"models": models, "task": task_name, **given})
-    geometry = Geometry(config.canvas, config.inner, task.fit)
-    # Imported this late because it takes seconds, and a misspelt option should be told at once.
-    from . import families, matrix
-    from .asking import answerable
-    from .precision import dtype_of
+    if prompts and (canvas or inner):
+        raise click.UsageError("--canvas and --inner are for an evaluation without a prompt. A prompt has its own.")
+    if not task_name and not prompts and (not data or data == "scenes"):
+        raise click.UsageError(NO_TASK)
+    named = tasks.get(task_name) if task_name else None  # a wrong name is told before anything is loaded
+    for model in models:
+        refuse_misspelt(model)
+    tidy_warnings()
+    with working("loading PyTorch"):  # imported this late because it takes seconds
+        from . import families, matrix, metrics
+        from .asking import answerable
+        from .precision import dtype_of
+        from .prompt import Prompt
 
     exporter = _exporter() if exported else None
     loaded = {str(path): Prompt.load(path) for path in prompts}
+    task = tasks.through(named or _task_of(data, loaded), camera)
+    geometry = _without_prompt(models, task_name or OWN, task, canvas, inner) if not loaded else Geometry()
     shown = matrix.columns(loaded, geometry)
     # All columns are compared at one size: that of the largest prompt.
     largest = max((prompt.geometry.canvas for prompt in loaded.values()), default=geometry.canvas)
     for model in models:
         families.refuse_unknown(model)  # all names are checked before the first model is measured
-    test = tasks.open_usable(data, task, "test", n, seed, skip_bad, download, allow_outside)
+    with working("reading the data"):
+        test = tasks.open_usable(data, task, "test", n, seed, skip_bad, download, allow_outside)
     if not questions_of(test, 0):
         raise DataError(f"{data} has no questions to ask. An evaluation needs rows with questions and answers.")
     chosen = _drawn(test, n, seed)
     learned: Data | None = None
+    metrics.questions_to_measure(task.metric, chosen)  # unfit labels are told before models are loaded
     if n_calibrate:
         train = tasks.open_usable(
             calibrate_on or data, task, "train", n_calibrate, seed, skip_bad, download, allow_outside
@@ -207,6 +239,64 @@ def evaluate(
         raise click.ClickException(f"{len(failed)} of the bundles could not be made: {failed[0].note}")
 
 
+def _task_of(data: str, prompts: Mapping[str, Prompt]) -> TaskDefinition:
+    """Return the task that is measured where none was named, and say which it is."""
+    from .record import TaskRecord
+
+    records = {name: TaskRecord.read(prompt.facts) for name, prompt in prompts.items()}
+    if data and data != "scenes":
+        known = [record for record in records.values() if record and record.is_own]
+        asked = {(record.question, record.labels) for record in known}
+        if len(known) == len(records) and len(asked) == 1 and any(*asked):
+            click.echo(
+                f"No task was named, so this is the one that the prompt was learned for: {known[0].name}.", err=True
+            )
+            return replace(known[0].definition(), camera=None)  # the pictures that were named may be spoilt already
+        click.echo(f"No task was named with --data, so this is a task of your own: {OWN}.", err=True)
+        return tasks.get(OWN)
+    learned = {}
+    for name, prompt in prompts.items():
+        of_frame = prompt.facts.get("frame")  # of a lens and a frame that were put together, the frame has a task
+        facts = of_frame if isinstance(of_frame, dict) else prompt.facts
+        record = records[name]
+        seen = f", through {record.camera}" if record and record.camera else ""
+        learned[name] = f"{facts.get('task') or 'not known'}{seen}"
+    if len(set(learned.values())) > 1 or "not known" in learned.values():
+        shown = ", ".join(f"{name}: {task}" for name, task in learned.items())
+        raise click.UsageError(f"The prompts do not say one task to measure ({shown}). Name it with --task.")
+    name, first = facts["task"], next(iter(records.values()))
+    task = first.definition() if first else tasks.get(name)
+    if not task.source and not task.file:
+        raise click.UsageError(
+            f"The prompt was learned for the task {name!r}, which has no data of its own. Add --data."
+        )
+    click.echo(
+        f"No task was named, so this is the one that the prompt was learned for: {learned.popitem()[1]}.", err=True
+    )
+    return task
+
+
+def _without_prompt(
+    models: tuple[str, ...], name: str, task: TaskDefinition, canvas: int | None, inner: int | None
+) -> Geometry:
+    """Return how pictures lie on the canvas where no prompt says it: as in training, but for the canvas.
+
+    Of several models that take pictures of several sizes, it is the largest: a smaller one would cost detail.
+    """
+    from . import families
+
+    given = {name: side for name, side in (("canvas", canvas), ("inner", inner)) if side is not None}
+    sides: list[int] = []
+
+    def side_of(model: str) -> int:
+        sides.append(families.input_side(model))
+        return sides[-1]
+
+    config = make_config({"models": models, "task": name, **given}, side_of=side_of)
+    largest = max(sides, default=config.canvas) if name == OWN or task.file else config.canvas
+    return Geometry(largest, config.inner if largest == config.canvas else inner or usual_inner(largest), task.fit)
+
+
 def _one_at_a_time(load: Callable[[str], Family]) -> Callable[[str], Family]:
     """Return a function that loads a model by its name, keeps it for the next call, and drops it before another."""
     kept: dict[str, Family] = {}
@@ -214,7 +304,8 @@ def _one_at_a_time(load: Callable[[str], Family]) -> Callable[[str], Family]:
     def load_or_keep(name: str) -> Family:
         if name not in kept:
             kept.clear()
-            kept[name] = load(name)
+            with working(f"loading {name}"):
+                kept[name] = load(name)
         return kept[name]
 
     return load_or_keep

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from .batches import load_batch
 from .data import Data, Question, picture_of
 from .families import Family
+from .metrics import matches
+from .progress import bar
 from .prompt import Geometry, Prompt
 from .task_definition import TaskDefinition
 
+N_COMMON = 5  # answers that are told
 MAX_NEW_TOKENS = 16  # of a free answer; bundles have the same default
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Top-1 accuracy (exact match) over all questions, with a 95 % bootstrap interval.
+    """Top-1 accuracy over all questions, with a 95 % bootstrap interval.
 
     Attributes:
         accuracy: share of questions answered right, in [0, 1].
@@ -73,7 +76,7 @@ def accuracy(
     quiet: bool = True,
 ) -> Accuracy:
     """Ask every question of the data, and compare the answers with the right ones; the arguments are those of `ask`."""
-    return judge(ask(family, data, geometry, prompt, task, batch, quiet))
+    return judge(ask(family, data, geometry, prompt, task, batch, quiet), task.match if task else "exact")
 
 
 @torch.no_grad()
@@ -105,7 +108,7 @@ def ask(
     said = Asked()
     free = task is None or task.free
     n_pictures = max(1, batch // 4)  # most have a few questions
-    for start in tqdm(range(0, len(data), n_pictures), disable=quiet, desc="evaluating"):
+    for start in bar(range(0, len(data), n_pictures), "evaluating", quiet=quiet):
         read = load_batch(data, range(start, min(start + n_pictures, len(data))), geometry, None)
         canvas = geometry.place(torch.from_numpy(read.pictures).to(family.device))
         if prompt is not None:
@@ -123,13 +126,23 @@ def ask(
     return said
 
 
-def judge(asked: Asked) -> Accuracy:
-    """Compare answers with the right ones."""
+def judge(asked: Asked, match: str = "exact") -> Accuracy:
+    """Compare answers with the right ones, as `metrics.matches` does."""
     pairs = zip(asked.answers, asked.questions, strict=True)
-    right = np.array([answer == question.answer for answer, question in pairs], bool)
+    right = np.array([matches(answer, question.answer, match) for answer, question in pairs], bool)
     closed = [row for row in asked.scores if row is not None]
     comparable = len(closed) == len(right) and len({question.labels for question in asked.questions}) == 1
     return replace(summarise(right), answers=list(asked.answers), scores=np.stack(closed) if comparable else None)
+
+
+def common_answers(answers: Sequence[str]) -> dict[str, float]:
+    """Return the commonest answers with their shares, the most common one first."""
+    return {answer: count / len(answers) for answer, count in Counter(answers).most_common(N_COMMON)}
+
+
+def told(answers: Mapping[str, float]) -> str:
+    """Return answers with their shares in words."""
+    return ", ".join(f"{answer!r} {share:.0%}" for answer, share in answers.items())
 
 
 def summarise(right: NDArray[np.bool_], n_resamples: int = 2000) -> Accuracy:

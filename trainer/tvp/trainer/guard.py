@@ -14,6 +14,7 @@ from .evaluate import accuracy
 from .hub import is_fetched
 from .precision import dtype_of
 from .preparation import Prepared
+from .progress import working
 from .prompt import Prompt
 from .team import Team
 from .validation import HeldOut, agreed
@@ -21,6 +22,7 @@ from .zoo import ENCODERS, PREFIX, zoo_folder
 
 log = logging.getLogger("tvp.trainer")
 
+NOT_WANTED = "none was asked for"
 ROUNDING = 1e-4  # of a distance
 CHANCE = 2.0  # standard deviations of the number of changed answers that may be chance
 
@@ -53,7 +55,7 @@ def name_of(config: TrainConfig) -> tuple[str, str]:
     if config.lens == "none":
         return "", "no lens is learned"
     if config.guard_model == "none":
-        return "", "none was asked for"
+        return "", NOT_WANTED
     if config.guard_model:
         return config.guard_model, ""
     try:
@@ -63,6 +65,17 @@ def name_of(config: TrainConfig) -> tuple[str, str]:
     taken = {name.removeprefix(PREFIX) for name in config.models if name.startswith(PREFIX)}
     free = [names[0] for names in ENCODERS.values() if not taken & set(names)]  # the first is the encoder's guard
     return (PREFIX + free[0], "") if free else ("", "every encoder of the zoo takes part; name another --guard-model")
+
+
+def refuse_unknown(config: TrainConfig, typed: Collection[str] | None = None) -> None:
+    """Refuse a guard that there is not, before a run that it judges at the end; `typed` is as in `train`.
+
+    Raises:
+        ModelError: there is no such model, or no family covers it.
+    """
+    name = name_of(config)[0]
+    if config.guard_model and name:
+        families.refuse_unknown(name, is_fetched(name, typed))
 
 
 def judge(prompt: Prompt, prepared: Prepared, team: Team, typed: Collection[str] | None = None) -> Verdict | None:
@@ -86,7 +99,8 @@ def judge(prompt: Prompt, prepared: Prepared, team: Team, typed: Collection[str]
     found = (0.0, 0.0, 0.0)
     if team.leads:
         try:
-            found = _measure(name, replace(prompt, frame=None), prepared, asks, is_fetched(name, typed))
+            with working(f"asking the guard {name}"):
+                found = _measure(name, replace(prompt, frame=None), prepared, asks, is_fetched(name, typed))
         except RequestError as error:
             log.warning("the guard %s could not be asked, so no guard judges the lens: %s", name, error)
             found = (float("nan"),) * 3

@@ -15,8 +15,10 @@ from pathlib import Path
 
 from tvp.sdk.errors import ModelError
 
+from .zoo import locate, near_zoo
+
 VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")  # the hub's own
-ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # a bare name would keep its user waiting for the hub
 TEXTS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
 # Each is tried where the one before is not there; a repository may hold its weights several times.
 WEIGHTS = (
@@ -37,6 +39,23 @@ def is_fetched(name: str, typed: Collection[str] | None) -> bool:
     return typed is None or name in typed
 
 
+def refuse_misspelt(name: str, place: str = "") -> None:
+    """Refuse a name that no model can have, without a look at a hub or at weights.
+
+    Args:
+        name: as the user gave it.
+        place: a folder or a hub id. Default: what the name means.
+
+    Raises:
+        ModelError: it is no folder, no hub id and no name of the zoo or of open_clip.
+    """
+    place = place or locate(name)
+    if not Path(place).is_dir() and not place.startswith("open_clip:") and not ID.fullmatch(place):
+        raise ModelError(
+            f"There is no model {name!r}: no such folder, and no hub id (OWNER/NAME) either.{near_zoo(place)}"
+        )
+
+
 def texts_of(name: str, place: str, fetch: bool = True) -> Path:
     """Return the folder of a checkpoint, with its texts; `add_weights` fetches the rest.
 
@@ -50,8 +69,7 @@ def texts_of(name: str, place: str, fetch: bool = True) -> Path:
     """
     if Path(place).is_dir():
         return Path(place)
-    if not ID.fullmatch(place):
-        raise ModelError(f"There is no model {name!r}: no such folder, and no hub id (OWNER/NAME) either.")
+    refuse_misspelt(name, place)
     return _snapshot(name, place, TEXTS, fetch)
 
 

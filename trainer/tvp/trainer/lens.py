@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,8 @@ from torch import Tensor
 
 from tvp.sdk.errors import RequestError
 
-LensKind = Literal["colour", "kernel", "conv"]
+from .choices import LensKind as LensKind
+
 REACH = 2  # px on each side of a kernel
 SIDE = 2 * REACH + 1
 MEAN, SPREAD = 0.5, 0.2  # of a normalised picture

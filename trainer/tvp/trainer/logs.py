@@ -9,6 +9,7 @@ from typing import Any
 
 from tvp.sdk.errors import RequestError
 from tvp.sdk.formats import strict_json
+from tvp.sdk.formats.disk import room_for
 
 from .files import write_whole
 from .prompt import Prompt
@@ -41,7 +42,7 @@ class Logs:
         self._board = _board(folder / TENSORBOARD, step) if tensorboard else None
 
     def add(self, line: Line) -> None:
-        with open(self._path, "a", encoding="utf-8") as file:
+        with room_for(self._path), open(self._path, "a", encoding="utf-8") as file:
             file.write(strict_json.dumps(line) + "\n")
         if self._board is not None:
             kind = "train" if "seconds" in line else "validation"

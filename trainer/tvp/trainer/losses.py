@@ -7,7 +7,8 @@ to those of ActMAD (CVPR 2023, arXiv 2211.12870), which moves the weights of a m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from torch import Tensor, nn
 
 from tvp.sdk.errors import ModelError
 
-from .families.clip import make_open_clip
+from .families import Family, GenerativeFamily
+from .families.clip import make_open_clip, refuse_unknown_open_clip
 from .zoo import locate
 
 
@@ -90,6 +92,26 @@ def _spread(variance: Tensor) -> Tensor:
     return variance.clamp(min=1e-12).sqrt()  # the slope of a root at zero is infinite
 
 
+def refuse_unknown_guide(name: str | Path, fetch: bool = True) -> None:
+    """Refuse a name that `Guide` would refuse before it reads weights; the arguments are the same.
+
+    Raises:
+        ModelError: there is no such model.
+    """
+    place = locate(name)
+    with _told():
+        refuse_unknown_open_clip(place, fetch)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Say of a model that cannot be loaded that it is the guide, and that the zoo has one."""
+    try:
+        yield
+    except ModelError as error:
+        raise ModelError(f"The guide {error} The zoo has one, zoo:guide.") from error
+
+
 class Guide:
     """A frozen CLIP model that says how well a picture fits its caption.
 
@@ -105,10 +127,8 @@ class Guide:
 
     def __init__(self, name: str | Path, device: str | torch.device = "cpu", fetch: bool = True) -> None:
         place = locate(name)
-        try:
+        with _told():
             self._clip = make_open_clip(place, fetch)
-        except ModelError as error:
-            raise ModelError(f"The guide {error} The zoo has one, zoo:guide.") from error
         self.name = str(name)
         self.model: nn.Module = self._clip.model.to(device)
         self.scale = self._clip.scale
@@ -145,3 +165,35 @@ class Guide:
         logits = self.scale * seen @ self.text_features(among).T
         right = torch.tensor([among.index(caption) for caption in captions], device=logits.device)
         return -F.cross_entropy(logits, right)
+
+
+def choice_loss(
+    family: Family,
+    embeddings: Float[Tensor, "n n_image n_text"],
+    questions: Sequence[str],
+    answers: Sequence[str],
+    candidates: Sequence[Sequence[str]],
+) -> Float[Tensor, ""]:
+    """Return the mean cross-entropy of the right answer among the scores of its candidates.
+
+    It asks for the choice alone. `answer_loss` also asks that the answer be likelier than all other texts.
+
+    Args:
+        family: the model. Of a contrastive one it is its `answer_loss`, which chooses already.
+        embeddings: of each question's picture.
+        questions: the texts.
+        answers: the right answers, each one of its candidates.
+        candidates: for each question the answers to choose from.
+    """
+    if not isinstance(family, GenerativeFamily):
+        return family.answer_loss(embeddings, questions, answers, candidates)
+    rows_of: dict[tuple[str, ...], list[int]] = {}
+    for i, labels in enumerate(candidates):
+        rows_of.setdefault(tuple(labels), []).append(i)
+    losses = []
+    for labels, rows in rows_of.items():
+        # All at once: a cache that a gradient passes through cannot be copied for a second part.
+        scores = family.answer_scores(embeddings[rows], [questions[i] for i in rows], labels, len(rows) * len(labels))
+        right = torch.tensor([labels.index(answers[i]) for i in rows], device=scores.device)
+        losses.append(F.cross_entropy(scores.float(), right, reduction="sum"))
+    return torch.stack(losses).sum() / len(answers)

@@ -12,19 +12,18 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
-from PIL import Image
+from numpy.typing import NDArray
 
 from tvp.sdk.errors import CheckError, DataError, ModelError, RequestError
 from tvp.sdk.formats import strict_json
 
 from . import calibration, metrics
 from .cameras import Camera, Part
-from .data import Data, ThroughCamera, questions_of
-from .evaluate import Asked, ask, judge
+from .data import Data, ThroughCamera
+from .evaluate import Asked, ask, common_answers, judge, told
 from .families import Family
 from .files import write_whole
-from .prompt import Geometry, Prompt
+from .prompt import Geometry, Prompt, eight_bit
 from .task_definition import TaskDefinition
 
 FULL = "full picture"  # gains are measured against columns whose name begins so
@@ -57,7 +56,9 @@ class Row:
         n: number of questions; every row asks the same ones in the same order.
         metrics: the task's metrics by name.
         gain: accuracy minus that of the same model on the full picture, corrupted alike; None where that is unknown.
+        gain_low, gain_high: its 95 % interval, of a paired bootstrap.
         note: why nothing was asked.
+        answers: the commonest answers with their shares.
     """
 
     model: str
@@ -70,11 +71,19 @@ class Row:
     n: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
     gain: float | None = None
+    gain_low: float | None = None
+    gain_high: float | None = None
     note: str = ""
+    answers: Mapping[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
         condition = f" {self.corruption + ':' + str(self.severity):<12}" if self.corruption else ""
-        return f"{self.model:<24} {self.shown:<32}{condition} {self.note or _interval(self) + f' of {self.n}'}"
+        said = f"{self.model:<24} {self.shown:<32}{condition} {self.note or _interval(self) + f' of {self.n}'}"
+        if self.gain is not None and not self.shown.startswith(FULL):
+            said += f"; {metrics.Gain(self.gain, self.gain_low or 0.0, self.gain_high or 0.0)}"
+        if self.n and not self.accuracy:  # which says nothing without the answers
+            said += f"; it answered {told(self.answers)}"
+        return said
 
 
 class Exporter(Protocol):
@@ -106,11 +115,11 @@ def columns(prompts: Mapping[str, Prompt], without: Geometry) -> list[Shown]:
     shown: dict[str, Shown] = {}
     for place in places:
         fit = f", {place.fit}" if several_fits else ""
-        for name, geometry in (
-            (f"{FULL}, {place.canvas} px{fit}", replace(place, inner=place.canvas)),
-            (f"black frame, {place.inner} in {place.canvas} px{fit}", place),
-        ):
-            shown[name] = Shown(name, geometry)
+        name = f"{FULL}, {place.canvas} px{fit}"
+        shown[name] = Shown(name, replace(place, inner=place.canvas))
+        if place.inner < place.canvas:  # a lens alone has no frame
+            name = f"black frame, {place.inner} in {place.canvas} px{fit}"
+            shown[name] = Shown(name, place)
     return [*shown.values(), *(Shown(name, prompt.geometry, prompt) for name, prompt in prompts.items())]
 
 
@@ -147,10 +156,9 @@ def evaluate_matrix(
         report: is called with each row when it is measured.
     """
     conditions = {condition: _spoilt(data, *condition, seed) for condition in [("", 0), *corruptions]}
-    questions = [question for i in range(len(data)) for question in questions_of(data, i)]
-    metrics.measure(task.metric, questions, [""] * len(questions))  # refuses unfit labels before anything is asked
+    questions = metrics.questions_to_measure(task.metric, data)
     rows: list[Row] = []
-    full: dict[tuple[str, int, Geometry], float] = {}
+    full: dict[tuple[str, int, Geometry], NDArray[np.bool_]] = {}
 
     def add(row: Row) -> None:
         rows.append(row)
@@ -172,13 +180,16 @@ def evaluate_matrix(
     def add_all(model: str, name: str, geometry: Geometry, said: Mapping[tuple[str, int], Asked]) -> None:
         whole = replace(geometry, inner=geometry.canvas, placement="around")
         for (corruption, severity), asked in said.items():
-            result = judge(asked)
+            result = judge(asked, task.match)
             if geometry == whole:
-                full.setdefault((corruption, severity, whole), result.accuracy)
-            over = full.get((corruption, severity, whole))
-            gain = None if over is None else result.accuracy - over
-            found = metrics.measure(task.metric, questions, result.answers, result.scores)
-            add(Row(model, name, corruption, severity, result.accuracy, result.low, result.high, result.n, found, gain))
+                full.setdefault((corruption, severity, whole), result.right)
+            before = full.get((corruption, severity, whole))
+            won = None if before is None else metrics.gain(before, result.right, asked.pictures)
+            gain, least, most = won or (None, None, None)
+            found = metrics.measure(task.metric, questions, result.answers, result.scores, task.match)
+            interval = result.accuracy, result.low, result.high
+            common = common_answers(result.answers)
+            add(Row(model, name, corruption, severity, *interval, result.n, found, gain, least, most, "", common))
 
     def measure_all(model: str, family: Family) -> None:
         full.clear()
@@ -203,19 +214,6 @@ def evaluate_matrix(
     for model in models:
         measure_all(model, load(model))
     return rows
-
-
-def eight_bit(prompt: Prompt) -> Prompt:
-    """Return the prompt in 8 bits: the frame that its PNG holds, and a lens whose result is rounded."""
-    if prompt.lens is not None:
-        prompt = replace(prompt, lens=replace(prompt.lens, eight_bit=True))
-    picture = prompt.picture()
-    if picture is None:
-        return prompt
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    levels = torch.from_numpy(np.array(Image.open(buffer)))
-    return replace(prompt, frame=levels.permute(2, 0, 1) / 255)  # (h, w, 3) -> (3, h, w)
 
 
 def _asker(

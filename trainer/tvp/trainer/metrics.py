@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from tvp.sdk.errors import RequestError, near
 
-from .data import Question
+from .data import Data, Question, questions_of
 from .task_definition import METRICS
 
 YES, NO = "yes", "no"
@@ -77,18 +77,49 @@ def gain(
     return Gain(float((after - before).mean()), float(low), float(high))
 
 
+def questions_to_measure(metric: str, data: Data) -> list[Question]:
+    """Return all questions of the data, if the metric can be measured on them.
+
+    Raises:
+        RequestError: their labels do not fit the metric.
+    """
+    questions = [question for i in range(len(data)) for question in questions_of(data, i)]
+    measure(metric, questions, [""] * len(questions))
+    return questions
+
+
+def matches(answer: str, right: str, how: str = "exact") -> bool:
+    """Whether an answer is the right one.
+
+    Args:
+        answer: what a model wrote or chose.
+        right: the right answer.
+        how: `exact`; or `loose`, which does not look at case, at how many spaces there are, and at a final point.
+    """
+    return answer == right or (how == "loose" and _loose(answer) == _loose(right))
+
+
+def _loose(text: str) -> str:
+    return " ".join(text.casefold().split()).rstrip(".").rstrip()
+
+
 def measure(
-    metric: str, questions: Sequence[Question], answers: Sequence[str], scores: NDArray[np.floating] | None = None
+    metric: str,
+    questions: Sequence[Question],
+    answers: Sequence[str],
+    scores: NDArray[np.floating] | None = None,
+    match: str = "exact",
 ) -> dict[str, float]:
     """Measure answers.
 
     Args:
-        metric: `accuracy` gives accuracy, the share of answers that match exactly. `auc` adds roc_auc: how often a
+        metric: `accuracy` gives accuracy, the share of answers that match. `auc` adds roc_auc: how often a
             question whose right answer is yes scores higher than one whose right answer is no. `pope` adds
             precision, recall, f1 and yes_rate, with yes as the positive class; any other answer counts as no.
         questions: with their right answers.
         answers: the texts that were given, one for each question.
         scores: for `auc`: (n, n_labels), the log-probabilities or logits of each question's labels, in their order.
+        match: when an answer is right, see `matches`. Default `exact`.
 
     Returns:
         Shares in [0, 1] by name. A share is NaN where it is not defined: every one if there are no questions;
@@ -108,7 +139,7 @@ def measure(
         )
     truth = np.array([question.answer == YES for question in questions], bool)
     given = np.array([answer == YES for answer in answers], bool)
-    right = [answer == question.answer for answer, question in zip(answers, questions, strict=True)]
+    right = [matches(answer, question.answer, match) for answer, question in zip(answers, questions, strict=True)]
     measured = {"accuracy": _share(sum(right), len(right))}
     if metric == "auc":
         measured["roc_auc"] = _roc_auc(truth, questions, scores)

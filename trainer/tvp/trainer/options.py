@@ -9,8 +9,8 @@ from typing import Any, TypeVar, get_args
 
 import click
 
+from .choices import Precision
 from .hub import VARIABLES
-from .precision import Precision
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
-
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 def dtype_of(precision: str, device: str) -> torch.dtype:

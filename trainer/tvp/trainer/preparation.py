@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -17,12 +17,13 @@ from .alignment import Alignment, measure
 from .asking import answerable
 from .batches import Batch, read_batches
 from .config import TrainConfig
-from .data import Data, split
+from .data import Data, questions_of, row_of, split
 from .families import Family
 from .hub import is_fetched
-from .losses import Guide
+from .losses import Guide, refuse_unknown_guide
 from .precision import dtype_of
-from .prompt import Geometry
+from .progress import say, working
+from .prompt import Geometry, lens_of
 from .signals import SIGNALS, open_data, open_like, refuse_few, signal_of
 from .task_definition import TaskDefinition
 from .team import Team
@@ -132,49 +133,70 @@ def prepare(
     download: bool = False,
     allow_outside: bool = False,
     typed: Collection[str] | None = None,
+    accept: Callable[[TrainConfig], None] = lambda config: None,
 ) -> Prepared:
-    """Load the models and open the data; the arguments are those of `train`."""
+    """Open the data and load the models.
+
+    Args:
+        accept: is given the configuration, fitted to the data, before models are loaded, and may refuse it.
+
+    The other arguments are those of `train`.
+    """
     task = tasks.through(tasks.get(config.task), config.camera)
     device = str(team.device or device)
-    if offload:
-        families.moved(torch.empty(0), device)  # a wrong device is told before models are loaded
-    if sources is None:
-        for name in config.models:
-            families.refuse_unknown(name, is_fetched(name, typed))  # before data is read, which may take long
-    if data is None:
-        data = open_data(config, task, team, skip_bad, download, allow_outside)
-    learn_from, why = signal_of(config, data)
-    log.info("learning from %s, because %s", SIGNALS[learn_from], why)
-    config = _fitting(config, learn_from, data)
-    if sources is None:
-        dtype, place = dtype_of(config.precision, device), "cpu" if offload else device
-        alone = learn_from != "answers"
-        sources = [
-            families.load(name, place, dtype, config.canvas, is_fetched(name, typed), alone) for name in config.models
-        ]
-    home = torch.device(device) if device != "auto" else sources[0].device
-    guide = _load_guide(config, home, is_fetched(config.guide, typed))
-    if learn_from == "answers":
-        data = answerable(data, _in_turn(config.models, sources, home, offload), config.canvas, task.free, skip_bad)
-    else:
-        refuse_few(data, "pictures" if learn_from == "unpaired" else "pairs of pictures")
-    n_validation = min(config.n_validation, len(data) // 5)
-    train, validation = split(data, n_validation, config.seed)
-    like = None
-    if learn_from == "unpaired":
-        good = like_data if like_data is not None else open_like(config, task, skip_bad, allow_outside)
-        refuse_few(good, "good pictures")
-        like = split(good, min(n_validation, len(good) // 5), config.seed)
-    if learn_from != "answers":  # a few pictures are enough
-        config = replace(config, batch=min(config.batch, len(train), *([len(like[0])] if like else [])))
-    if len(train) < config.batch:
-        raise DataError(f"{len(train)} training pictures do not fill a batch of {config.batch}; take a smaller one.")
+    # Whatever can be refused is refused before data is read, and that before models are: both may take long.
+    if device != "auto":
+        families.moved(torch.empty(0), device)
     if config.batch < team.size:
         raise RequestError(f"A batch of {config.batch} pictures cannot be shared by {team.size} processes.")
     if compile and config.depths != 1:
         raise RequestError(
             "A compiled vision encoder does not show its layers. Leave --compile out, or use --depths 1."
         )
+    if config.behind:
+        lens_of(config.behind)
+    if sources is None:
+        for name in config.models:
+            families.refuse_unknown(name, is_fetched(name, typed))
+    if config.tse:
+        refuse_unknown_guide(config.guide, is_fetched(config.guide, typed))
+    if data is None:
+        with working("reading the data"):
+            data = open_data(config, task, team, skip_bad, download, allow_outside)
+    learn_from, why = signal_of(config, data)
+    log.info("learning from %s, because %s", SIGNALS[learn_from], why)
+    config = _fitting(config, learn_from, data)
+    good = None
+    if learn_from == "unpaired":
+        good = like_data if like_data is not None else open_like(config, task, skip_bad, allow_outside)
+    if config.lens != "none" and config.lens_start == "statistics" and good is None and data[0].clean is None:
+        raise RequestError("The start 'statistics' needs good pictures: pairs, a camera, or --like.")
+    train, validation, like, batch = _parted(config, learn_from, data, good)
+    if len(validation) < config.n_validation != TrainConfig.n_validation:
+        log.warning(
+            "n_validation is %d, and at most a fifth of the data's %d samples is set aside for validation: %d",
+            config.n_validation, len(data), len(validation),
+        )  # fmt: skip
+    accept(replace(config, batch=batch))
+    if sources is None:
+        dtype, place = dtype_of(config.precision, device), "cpu" if offload else device
+        alone = learn_from != "answers"
+        sources = []
+        for name in config.models:
+            with working(f"loading {name}"):
+                sources.append(families.load(name, place, dtype, config.canvas, is_fetched(name, typed), alone))
+    home = torch.device(device) if device != "auto" else sources[0].device
+    with working(f"loading {config.guide}"):
+        guide = _load_guide(config, home, is_fetched(config.guide, typed))
+    if learn_from == "answers":
+        readable = answerable(data, _in_turn(config.models, sources, home, offload), config.canvas, task.free, skip_bad)
+        if readable is not data:
+            data = readable
+            train, validation, like, batch = _parted(config, learn_from, data, good)
+    say(f"{len(train)} samples to learn from, and {len(validation)} for validation")
+    config = replace(config, batch=batch)
+    if batch < team.size:
+        raise RequestError(f"A batch of {batch} pictures cannot be shared by {team.size} processes.")
     if compile:
         for source in sources:
             source.compile()
@@ -190,6 +212,30 @@ def prepare(
     )
 
 
+def _parted(
+    config: TrainConfig, learn_from: str, data: Data, good: Data | None
+) -> tuple[Data, Data, tuple[Data, Data] | None, int]:
+    """Return the data for training and for validation, the same parts of good pictures, and the batch that they fill.
+
+    Raises:
+        DataError: there are too few pictures.
+    """
+    if learn_from != "answers":
+        refuse_few(data, "pictures" if learn_from == "unpaired" else "pairs of pictures")
+    n_validation = min(config.n_validation, len(data) // 5)
+    train, validation = split(data, n_validation, config.seed)
+    like = None
+    if good is not None:
+        refuse_few(good, "good pictures")
+        like = split(good, min(n_validation, len(good) // 5), config.seed)
+    batch = config.batch
+    if learn_from != "answers":  # a few pictures are enough
+        batch = min(batch, len(train), *([len(like[0])] if like else []))
+    if len(train) < batch:
+        raise DataError(f"{len(train)} training pictures do not fill a batch of {batch}; take a smaller one.")
+    return train, validation, like, batch
+
+
 def _fitting(config: TrainConfig, learn_from: str, data: Data) -> TrainConfig:
     """Return the configuration without losses for which the data has nothing.
 
@@ -198,11 +244,20 @@ def _fitting(config: TrainConfig, learn_from: str, data: Data) -> TrainConfig:
     """
     sample = data[0]
     if learn_from == "answers" and config.fca and config.reference == "clean" and sample.clean is None:
-        log.warning("There are no clean pictures: the run learns from the answers alone, and the weight of FCA is 0.")
+        log.info("there are no clean pictures: the run learns from the answers alone, and the weight of FCA is 0")
         config = replace(config, fca=0.0)
+    if learn_from == "answers" and config.answer_loss == "labels" and not _has_labels(data):
+        say("not every question has labels, so the run learns the text of the answers")
+        config = replace(config, answer_loss="text")
     if config.tse and not sample.caption:
         raise DataError("TSE makes pictures fit their captions, and these have none. Leave it out (--tse 0).")
     return config
+
+
+def _has_labels(data: Data) -> bool:
+    """Whether every question has labels, and the right answer among them. Of data without rows, the first is read."""
+    n = len(data) if row_of(data, 0) else 1
+    return all(question.answer in question.labels for i in range(n) for question in questions_of(data, i))
 
 
 def _in_turn(

@@ -4,109 +4,35 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
-from numpy.typing import NDArray
+from jaxtyping import Float
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from tvp.sdk import read_image
 from tvp.sdk.errors import DataError, RequestError
 
 from .files import write_whole
+from .geometry import Fit as Fit
+from .geometry import Geometry as Geometry
+from .geometry import PixelRange as PixelRange
+from .geometry import Placement as Placement
+from .geometry import fitted_size as fitted_size
 from .lens import Lens, LensDesign
 
 FORMAT = 3  # of prompt files; 2 has frames that lie over the picture, 3 has lenses
 LENS = "lens."  # what the names of a lens's tensors begin with
 IN_FILE = {"placement": "layout"}  # a field of Geometry -> its name in files of format 2
-Fit = Literal["crop", "pad"]
-Placement = Literal["around", "over"]
-PixelRange = Literal["free", "image"]
 NEUTRAL = 128 / 255  # the value that changes nothing where a frame of 8-bit pixels is merged with a picture
 DARK = 5 / 255  # nearly the black that Feature Consistency Alignment compares with, but inside the range
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """Where the picture and the frame lie on the canvas.
-
-    Args:
-        canvas: side of the square that models are shown, px. Default 224, as in the paper.
-        inner: side of the square inside the frame, px; `inner == canvas` leaves no frame. Default 164.
-        fit: how a picture becomes a square: `crop` keeps the middle, `pad` keeps everything between black bars.
-        placement: the frame lies `around` a picture that is shrunk to the inner size, or `over` the edges of one
-            that fills the canvas.
-
-    Raises:
-        RequestError: the sizes do not fit, or the fit or the placement is unknown.
-    """
-
-    canvas: int = 224
-    inner: int = 164
-    fit: Fit = "crop"
-    placement: Placement = "around"
-
-    def __post_init__(self) -> None:
-        if not 0 < self.inner <= self.canvas or (self.canvas - self.inner) % 2:
-            raise RequestError(
-                f"A picture of {self.inner} px cannot lie in the middle of a canvas of {self.canvas} px. "
-                "The inner size must be at most the canvas, and differ from it by an even number."
-            )
-        if self.fit not in get_args(Fit):
-            raise RequestError(f"The fit {self.fit!r} is unknown; it is 'crop' or 'pad'.")
-        if self.placement not in ("around", "over"):
-            raise RequestError(f"The placement {self.placement!r} is unknown; it is 'around' or 'over'.")
-
-    @property
-    def edge(self) -> int:
-        """Width of the frame, px."""
-        return (self.canvas - self.inner) // 2
-
-    @property
-    def side(self) -> int:
-        """Side of the picture on the canvas, px."""
-        return self.canvas if self.placement == "over" else self.inner
-
-    def mask(self) -> Float[Tensor, "1 canvas canvas"]:
-        """1 on the frame, 0 inside it."""
-        return F.pad(torch.zeros(1, self.inner, self.inner), [self.edge] * 4, value=1.0)
-
-    def shrink(self, picture: Image.Image | NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Fit a picture into its square on the canvas with Pillow's bicubic filter; returns uint8 (side, side, 3)."""
-        image = Image.fromarray(read_image(picture) if isinstance(picture, Image.Image) else picture)
-        width, height = fitted_size(image.width, image.height, self.side, self.fit)
-        if (width, height) != image.size:
-            image = image.resize((width, height), Image.Resampling.BICUBIC)
-        left, top = (width - self.side) // 2, (height - self.side) // 2
-        # crop() fills with black outside of the image, which pads it.
-        return np.asarray(image.crop((left, top, left + self.side, top + self.side)))
-
-    def show(
-        self, pictures: Iterable[Image.Image | NDArray[np.uint8]], device: torch.device | str = "cpu"
-    ) -> Float[Tensor, "n 3 canvas canvas"]:
-        """Fit pictures and put each on a black canvas; values in [0, 1]."""
-        return self.place(torch.from_numpy(np.stack([self.shrink(picture) for picture in pictures])).to(device))
-
-    def place(self, pictures: UInt8[Tensor, "n side side 3"]) -> Float[Tensor, "n 3 canvas canvas"]:
-        """Put pictures that are fitted already on a black canvas; values in [0, 1]."""
-        canvas = pictures.permute(0, 3, 1, 2).float() / 255  # (n, h, w, 3) -> (n, 3, h, w)
-        return F.pad(canvas, [(self.canvas - self.side) // 2] * 4)
-
-
-def fitted_size(width: int, height: int, side: int, fit: Fit) -> tuple[int, int]:
-    """The size (width, height), in px, to which a picture is resized before it is cropped or padded to a square."""
-    reference = min(width, height) if fit == "crop" else max(width, height)
-    # Integer arithmetic, rounding half up, so that the exported graph computes the same numbers.
-    return tuple(max(1, (length * side * 2 + reference) // (2 * reference)) for length in (width, height))  # type: ignore[return-value]
 
 
 def start_frame(geometry: Geometry, pixel_range: PixelRange) -> Float[Tensor, "3 canvas canvas"]:
@@ -258,6 +184,32 @@ class Prompt:
         frame = tensors["frame"].float() if "frame" in tensors else None
         lens = Lens(design, values) if design else None
         return Prompt(frame, geometry, pixel_range, facts, lens)  # type: ignore[arg-type]
+
+
+def lens_of(path: str | Path) -> Lens:
+    """Read the lens of a prompt file.
+
+    Raises:
+        DataError: the file is missing or damaged.
+        RequestError: it has no lens.
+    """
+    lens = Prompt.load(path).lens
+    if lens is None:
+        raise RequestError(f"{path} has no lens; it is a frame alone. Name a prompt with a lens.")
+    return lens
+
+
+def eight_bit(prompt: Prompt) -> Prompt:
+    """Return the prompt in 8 bits: the frame that its PNG holds, and a lens whose result is rounded."""
+    if prompt.lens is not None:
+        prompt = replace(prompt, lens=replace(prompt.lens, eight_bit=True))
+    picture = prompt.picture()
+    if picture is None:
+        return prompt
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    levels = torch.from_numpy(np.array(Image.open(buffer)))
+    return replace(prompt, frame=levels.permute(2, 0, 1) / 255)  # (h, w, 3) -> (3, h, w)
 
 
 def compose(lens: Prompt, frame: Prompt) -> Prompt:

@@ -8,7 +8,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from .config import RENAMED, TrainConfig, to_toml
 from .files import write_whole
 from .learned import Learned
 from .logs import CURVES, NO_LOSS, Line, Logs, draw_curves, save_frame
+from .progress import say
 from .prompt import Prompt
 from .step import Objective
 from .team import Team
@@ -74,15 +75,41 @@ class Run:
         tensorboard: log for TensorBoard too.
 
     Raises:
-        RequestError: the folder is a task bundle.
+        RequestError: the folder is a task bundle, or a file.
     """
 
     def __init__(self, folder: str | Path, team: Team, tensorboard: bool = False) -> None:
         self.folder, self._team, self._tensorboard = Path(folder), team, tensorboard
         self.progress = Progress()
         self._logs: Logs | None = None
+        self._n_kept = 0  # steps done when the checkpoint was written
+        if self.folder.exists() and not self.folder.is_dir():
+            raise RequestError(f"{self.folder} is a file. Name a folder for the run.")
         if (self.folder / "manifest.json").exists():  # the run's prompt.png would replace the bundle's
             raise RequestError(f"{self.folder} is a task bundle. Choose another folder for the run.")
+
+    def refuse_other(self, config: TrainConfig, resume: bool) -> None:
+        """Refuse, before models are loaded, what `opened` and `begin` would refuse after it.
+
+        Args:
+            config: of the run.
+            resume: as of `begin`.
+
+        Raises:
+            RequestError: another run is writing here, or the checkpoint is of another configuration.
+        """
+        files = [self.folder / name for name in (CHECKPOINT, LOCK)]
+        if not self._team.leads or not any(file.exists() for file in files):
+            return
+        with claimed(self.folder):
+            if not resume or not files[0].exists():
+                return
+            try:
+                theirs = _in_todays_names(json.loads(load_tensors(files[0])["identity"]))
+            except Exception:  # `load_checkpoint` says how it is damaged
+                return
+        if all(isinstance(part, dict) for part in theirs.values()):
+            _refuse_changed(self.folder, _changes(theirs, json.loads(json.dumps({"config": asdict(config)}))))
 
     @contextmanager
     def opened(self) -> Iterator[None]:
@@ -94,9 +121,21 @@ class Run:
         with claimed(self.folder) if self._team.leads else nullcontext():
             try:
                 yield
+            except KeyboardInterrupt as error:
+                error.add_note(self._farewell())
+                raise
             finally:
                 if self._logs:
                     self._logs.close()
+
+    def _farewell(self) -> str:
+        """Return how a run that is stopped goes on."""
+        if not self._n_kept:
+            return "Stopped before the first checkpoint. The same command starts anew."
+        return (
+            f"Stopped after step {self.step}. The same command goes on from the checkpoint of step {self._n_kept}; "
+            "with --restart it starts anew."
+        )
 
     def begin(
         self, identity: dict[str, Any], learned: Learned, updates: Sequence[Update], objective: Objective, resume: bool
@@ -128,7 +167,8 @@ class Run:
         for update, moments in zip(self._updates, progress.moments, strict=True):
             update.moments = [(first, second) for first, second in moments]
         self._objective.scale, self._objective.n_good = progress.scale, progress.n_good
-        log.info("resumed after step %d", progress.step)
+        self._n_kept = progress.step
+        say(f"goes on after step {progress.step}, from {self.folder / CHECKPOINT} (--restart starts anew)")
 
     @property
     def step(self) -> int:
@@ -178,14 +218,16 @@ class Run:
         progress.scale, progress.n_good = self._objective.scale, self._objective.n_good
         if self._team.leads:
             save_checkpoint(self.folder, self._identity, progress)
+        self._n_kept = self.step
 
     def result(self, config: TrainConfig) -> tuple[Prompt, Line]:
         """Return the prompt, and the validation of this very prompt.
 
-        With early stopping it is the prompt of the best validation, and of equals the first; else it is the last one.
+        With early stopping, and where the best is kept, it is the prompt of the best validation, and of equals the
+        first; else it is the last one.
         """
         chosen = self.progress.validations[-1]
-        if config.patience and self.progress.best_values:
+        if (config.keep == "best" or config.patience) and self.progress.best_values:
             self._learned.values = self.progress.best_values
             chosen = max(self.progress.validations, key=score_of)
         prompt = self._learned.prompt()
@@ -262,14 +304,18 @@ def load_checkpoint(folder: Path, identity: dict[str, Any], learned: Learned) ->
         complete = progress.step > 0 and _is_whole(progress, learned)
     except Exception as error:  # the unpickler raises whatever the damage leads to
         raise DataError(f"The checkpoint {path} is damaged: {error}. Start anew with --restart.") from error
+    _refuse_changed(folder, changed)
+    if not complete:
+        raise DataError(f"The checkpoint {path} is damaged: it holds no whole step. Start anew with --restart.")
+    return progress
+
+
+def _refuse_changed(folder: Path, changed: Sequence[str]) -> None:
     if changed:
         raise RequestError(
             f"{folder} holds a run with another configuration ({'; '.join(changed)}). "
             "Choose another folder, or start anew with --restart."
         )
-    if not complete:
-        raise DataError(f"The checkpoint {path} is damaged: it holds no whole step. Start anew with --restart.")
-    return progress
 
 
 def _is_whole(progress: Progress, learned: Learned) -> bool:

@@ -10,9 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
-
-from tvp.sdk.errors import RequestError
 
 from .data import Data
 from .files import write_whole
@@ -20,7 +17,8 @@ from .frame import Frame
 from .learned import Learned
 from .lens import LensDesign
 from .preparation import Prepared
-from .prompt import Prompt
+from .progress import bar
+from .prompt import lens_of
 from .step import Objective
 from .team import Team
 from .validation import Validation, score_of
@@ -71,9 +69,6 @@ def start(
         resume: take the choice that the folder remembers.
         identity: what the run is made of, see `Prepared.identity`.
         quiet: show no progress bars, see `train`.
-
-    Raises:
-        RequestError: the start needs good pictures, and there are none; or there is no lens in `behind`.
     """
     config = prepared.config
     if config.lens == "none":
@@ -92,11 +87,7 @@ def start(
 def _learned(prepared: Prepared, kind: str | None, begin: str) -> Learned:
     config, geometry = prepared.config, prepared.geometry
     frame = Frame(geometry, config.pixel_range, config.rank, config.seed) if config.frame else None
-    behind = None
-    if config.behind:
-        behind = Prompt.load(config.behind).lens
-        if behind is None:
-            raise RequestError(f"{config.behind} has no lens; it is a frame alone. Name a prompt with a lens.")
+    behind = lens_of(config.behind) if config.behind else None
     if kind is None:
         return Learned(geometry, frame, behind=behind).to(prepared.home)
     design = LensDesign(kind, begin == "normalise", config.lens_width, config.lens_depth)  # type: ignore[arg-type]
@@ -108,8 +99,6 @@ def _learned(prepared: Prepared, kind: str | None, begin: str) -> Learned:
 
 def _statistics(prepared: Prepared) -> dict[str, Tensor]:
     """Return the matrix and the bias that bring each channel's mean and spread to those of the good pictures."""
-    if not _has_good(prepared):
-        raise RequestError("The start 'statistics' needs good pictures: pairs, a camera, or --like.")
     mean, spread = _mean_and_spread(prepared, prepared.train, False)
     good = (prepared.train, True) if prepared.like is None else (prepared.like[0], False)
     wanted_mean, wanted_spread = _mean_and_spread(prepared, *good)
@@ -200,14 +189,14 @@ class _Trials:
         updates = learned.updates(self._prepared.config, self._n_steps)
         course: list[float] = []
         batches = self._prepared.batches(0, self._n_steps, self._team)
-        bar = tqdm(batches, f"trying {kind} from {begin}", self._n_steps, disable=self._quiet, leave=False)
-        for step, batch in enumerate(bar):
+        shown = bar(batches, f"trying {kind} from {begin}", quiet=self._quiet, total=self._n_steps)
+        for step, batch in enumerate(shown):
             facts, gradients = self._objective(batch, learned, self._team)
             learned.move(updates, gradients, step)
             course.append(self._objective.loss_of(facts))
             if len(course) == self._n_steps // 2 and self._is_behind(course):
                 break
-        bar.close()
+        shown.close()
         self._objective.restart()
         return learned, course
 

@@ -20,7 +20,7 @@ from .data import Data, Question
 from .families import Family
 from .features import features
 from .learned import Learned
-from .losses import Guide, Moments, distance, length
+from .losses import Guide, Moments, choice_loss, distance, length
 from .preparation import Prepared
 from .prompt import Geometry
 from .references import References
@@ -223,8 +223,13 @@ class _Step:
                 answers = [q.answer for q in asked]
                 texts = [q.text for q in asked]
                 embeddings = source.connect_rows(encoded, rows, texts)
-                answer = source.answer_loss(embeddings, texts, answers, [q.labels for q in asked])
-                loss = answer * (source.n_answer_tokens(answers) / self._n_tokens[number] / n_sources)
+                labels = [q.labels for q in asked]
+                if self._config.answer_loss == "labels":
+                    answer, share = choice_loss(source, embeddings, texts, answers, labels), len(asked) / self._n_rows
+                else:
+                    answer = source.answer_loss(embeddings, texts, answers, labels)
+                    share = source.n_answer_tokens(answers) / self._n_tokens[number]
+                loss = answer * (share / n_sources)
                 self._count("answer", loss)
                 seen = [depth.index_select(0, rows.to(depth.device)) for depth in seen] + [embeddings]
             if compares:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from . import outcome
+from .guard import NOT_WANTED
 from .signals import SIGNALS
 from .starts import NOISE, Choice
 from .train import TrainResult
@@ -30,11 +32,13 @@ def sentences(result: TrainResult) -> list[str]:
     if result.without:
         before, after = result.without["distance"], result.chosen["distance"]
         said.append(AWAY[result.learned_from].format(before=before, after=after))
-    else:
-        said.append(f"validation accuracy {result.chosen['accuracy']:.1%}")
+    if result.outcome:
+        said += outcome.sentences(result.outcome)
+    if result.agreement:
+        said.append(str(result.agreement))
     if result.verdict:
         said.append(str(result.verdict))
-    elif result.choice:
+    elif result.choice and result.unguarded != NOT_WANTED:
         said.append(f"no guard judged the lens: {result.unguarded}")
     return said
 

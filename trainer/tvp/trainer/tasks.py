@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from pathlib import Path
 
 from tvp.sdk.errors import RequestError, near
 
 from . import cameras, scenes
 from .augment import AUGMENTATIONS
 from .data import IMAGENETTE, Data, open_data
+from .data.labelled import with_inferred
 from .task_definition import TaskDefinition
+from .task_files import is_task_file, read_task
 
-__all__ = ["BAD_CAMERA", "CIFAR10", "TASKS", "TaskDefinition", "get", "open_data", "open_usable", "through"]
+__all__ = [
+    "BAD_CAMERA",
+    "CIFAR10",
+    "TASKS",
+    "TaskDefinition",
+    "get",
+    "is_task_file",
+    "open_data",
+    "open_usable",
+    "through",
+]
 
 log = logging.getLogger("tvp.trainer")
 
@@ -84,7 +97,7 @@ _TASKS = (
         )
         for kind in ("random", "popular", "adversarial")
     ),
-    TaskDefinition("custom"),
+    TaskDefinition("custom", match="loose"),
 )
 # Some of these again, seen through the bad camera. `bad-camera` itself asks about scenes in free text.
 TASKS = {task.name: task for task in _TASKS} | {
@@ -105,7 +118,7 @@ def open_usable(
     download: bool = False,
     allow_outside: bool = False,
 ) -> Data:
-    """Open data as `open_data` does.
+    """Open data as `open_data` does. Rows without labels get those that their few answers are; a warning says so.
 
     Args:
         skip_bad: leave bad rows out, and list them in a warning. Default False: a bad row is a DataError.
@@ -123,17 +136,23 @@ def open_usable(
     )
     if bad:
         log.warning("left %d bad rows of %s out:\n  %s", len(bad), source, "\n  ".join(bad))
-    return data
+    return data if task.free or task.published else with_inferred(data)
 
 
 def get(name: str) -> TaskDefinition:
-    """Look a task up by its name.
+    """Look a task up by its name, or read a task file, whose name ends with .toml.
 
     Raises:
         RequestError: there is none; the message has near matches.
+        DataError: the file is no task file.
     """
+    if is_task_file(name):
+        return read_task(Path(name))
     if name not in TASKS:
-        raise RequestError(f"There is no task {name!r}. There are {', '.join(TASKS)}.{near(name, TASKS)}")
+        raise RequestError(
+            f"There is no task {name!r}. There are {', '.join(TASKS)}; or name a task file (.toml), which `tvp init` "
+            f"writes.{near(name, TASKS)}"
+        )
     return TASKS[name]
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from datetime import timedelta
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 T = TypeVar("T")
 
@@ -25,6 +26,7 @@ class Team:
         self.rank, self.size = 0, 1
         self.device: torch.device | None = None
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            import torch
             from accelerate import PartialState
 
             # The default waits ten minutes for the other processes, and a download may take longer.
@@ -39,6 +41,8 @@ class Team:
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over all processes, the same bits in each."""
         if self.size > 1:
+            import torch
+
             torch.distributed.all_reduce(tensor)
         return tensor
 
@@ -46,6 +50,8 @@ class Team:
         """The items of all processes, in the order of their ranks."""
         if self.size == 1:
             return items
+        import torch
+
         lists: list[list[T]] = [[] for _ in range(self.size)]
         torch.distributed.all_gather_object(lists, items)
         return [item for one in lists for item in one]
@@ -53,4 +59,6 @@ class Team:
     def wait(self) -> None:
         """Wait until every process is here."""
         if self.size > 1:
+            import torch
+
             torch.distributed.barrier()

@@ -5,19 +5,23 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-
-from tqdm import tqdm
 
 from tvp.sdk.errors import CheckError
 
+from .agreement import Agreement
+from .agreement import measure as measure_agreement
 from .alignment import Alignment
 from .config import TrainConfig
 from .data import Data
 from .families import Family
-from .guard import Verdict, judge, name_of
+from .guard import Verdict, judge, name_of, refuse_unknown
+from .outcome import Outcome, judged, settled
 from .preparation import prepare
+from .progress import bar, working
 from .prompt import Prompt
+from .record import FACT, TaskRecord
 from .run import Run
 from .showing import write_pictures
 from .starts import Choice, start
@@ -31,6 +35,12 @@ ADVICE = (
     "Learn longer, from more pictures, or on several models; or keep it all the same with --guard-model none, and "
     "measure it where it will be used."
 )
+TRY_NEXT = {
+    "frame": "If a camera spoils the pictures, learn a lens (--method lens). Else learn from more pictures, longer, or "
+    "with a narrower frame (--inner closer to --canvas).",
+    "lens": "Learn longer, from more pictures, or on several models. If no camera spoils the pictures, learn a frame "
+    "from questions and answers (--method tvp).",
+}
 
 
 @dataclass
@@ -49,6 +59,8 @@ class TrainResult:
         choice: the kind and the start of the lens, and the others that were tried; None without a lens.
         verdict: what the guard says of the lens; None without a guard.
         unguarded: why there is no guard; '' where there is one.
+        outcome: what the prompt does to the answers to held-out questions; None where there are none.
+        agreement: how often answers agree with those about the clean pictures; None without these, or with an outcome.
     """
 
     prompt: Prompt
@@ -62,6 +74,8 @@ class TrainResult:
     choice: Choice | None
     verdict: Verdict | None
     unguarded: str
+    outcome: Outcome | None
+    agreement: Agreement | None
 
 
 def train(
@@ -85,7 +99,8 @@ def train(
 
     The folder gets prompt.safetensors, prompt.png of a frame, lens.png of a lens, pictures.png, which shows what the
     prompt does, config.toml, log.jsonl, curves.png, frames/ and checkpoint.pt. Where a lens was chosen, choice.json
-    says what was tried. A lens that the guard refuses is written to rejected.safetensors instead.
+    says what was tried. A prompt that does not help, or whose lens the guard refuses, is written to
+    rejected.safetensors instead.
     A run that is killed loses at most the steps after its last checkpoint; resumed on a CPU, it ends with the same
     bits. Started by `accelerate launch`, several processes share each batch.
 
@@ -112,10 +127,12 @@ def train(
             writes to, a checkpoint of another configuration, of other weights or of other data.
         ModelError: a model cannot be loaded.
         DataError: the data or the checkpoint cannot be read.
-        CheckError: the lens makes the guard's model worse, and is not kept.
+        CheckError: the prompt does not help on held-out pictures, or the lens makes the guard's model worse; it is
+            not kept.
     """
     team = Team()
     run = Run(folder, team, tensorboard)
+    refuse_unknown(config, typed)
     prepared = prepare(
         config,
         team,
@@ -129,6 +146,7 @@ def train(
         download=download,
         allow_outside=allow_outside,
         typed=typed,
+        accept=partial(run.refuse_other, resume=resume),
     )
     config, n_steps, identity = prepared.config, prepared.n_steps, prepared.identity()
     objective, validate = Objective.of(prepared), Validation(prepared, team)
@@ -138,15 +156,15 @@ def train(
         updates = learned.updates(config, n_steps)
         run.begin(identity, learned, updates, objective, resume)
         batches = prepared.batches(run.step, n_steps, team)
-        bar = tqdm(batches, f"prompt for {config.task}", n_steps, initial=run.step, disable=hidden, leave=False)
-        for batch in bar:
+        shown = bar(batches, f"prompt for {prepared.task.name}", quiet=hidden, total=n_steps, initial=run.step)
+        for batch in shown:
             if run.is_stale(config.patience):
                 break
             began = time.perf_counter()
             facts, gradients = objective(batch, learned, team)
             learned.move(updates, gradients, run.step)
             run.add_step(facts, updates[-1].rate(run.step), time.perf_counter() - began)
-            bar.set_postfix(run.shown(), refresh=False)
+            shown.set_postfix(run.shown(), refresh=False)
             due = config.validate_every > 0 and run.step % config.validate_every == 0 and run.step < n_steps
             if due:
                 run.add_validation(validate(learned.prompt()))
@@ -160,13 +178,25 @@ def train(
         without = {} if prepared.learn_from == "answers" else validate(None)
         verdict = judge(prompt, prepared, team, typed)
         prompt.facts |= {"learned_from": prepared.learn_from, "without": without}
+        prompt.facts |= {FACT: TaskRecord.of(config, prepared.task, prepared.data).facts()}
         prompt.facts |= {"choice": asdict(choice)} if choice else {}
         prompt.facts |= {"alignment": asdict(prepared.alignment)} if prepared.alignment else {}
         prompt.facts |= {"guard": asdict(verdict)} if verdict else {}
-        kept = verdict is None or verdict.kept
+        with working("asking about held-out pictures"):
+            outcome = judged(prompt, prepared, team, typed)
+            prompt, chosen, refused = settled(prompt, chosen, prepared, outcome, without)
+            agreement = None if outcome else measure_agreement(prompt, prepared, team, typed)
+        prompt.facts |= {"agreement": asdict(agreement)} if agreement else {}
+        kept = not refused and (verdict is None or verdict.kept)
         file = run.write(config, prompt, kept)
         if team.leads:
             write_pictures(run.folder, prompt, prepared.validation)
+    if refused:
+        advice = TRY_NEXT["frame" if config.lens == "none" else "lens"]
+        raise CheckError(
+            f"The prompt is not kept: {refused}.\nIt is in {file}. {advice} --keep last keeps a prompt whatever it "
+            "does. To use the model as it is, export it without --prompt."
+        )
     if verdict and not kept:
         raise CheckError(f"The lens is not kept: {verdict}. It is in {file}. {ADVICE}")
     unguarded = "" if verdict else name_of(config)[1] or "it could not be asked"
@@ -183,4 +213,6 @@ def train(
         choice,
         verdict,
         unguarded,
+        outcome,
+        agreement,
     )

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-UpdateRule = Literal["normalized", "adam", "sign"]
+from .choices import UpdateRule as UpdateRule
 
 
 class Update:

@@ -10,12 +10,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .batches import Batch, load_batch
+from .config import TrainConfig
 from .data import Data, Subset
 from .evaluate import accuracy
 from .families import Family
 from .features import features
 from .losses import Moments, distance, length
 from .preparation import Prepared
+from .progress import working
 from .prompt import Prompt
 from .references import References
 from .team import Team
@@ -47,13 +49,14 @@ class Validation:
             prompt: None for the pictures as they are.
         """
         prepared, team = self._prepared, self._team
-        if prepared.learn_from == "answers":
-            return {"accuracy": _accuracy(prompt, prepared, team)}
-        if prepared.learn_from == "pixels":
-            found = pixel_distance(prepared, prompt)
-        else:
-            turns = zip(_in_turn(prepared), self._held_out, strict=True)
-            found = sum(held_out.distance(prompt) for _, held_out in turns) / len(self._held_out)
+        with working("measuring on validation pictures"):
+            if prepared.learn_from == "answers":
+                return {"accuracy": _accuracy(prompt, prepared, team)}
+            if prepared.learn_from == "pixels":
+                found = pixel_distance(prepared, prompt)
+            else:
+                turns = zip(in_turn(prepared), self._held_out, strict=True)
+                found = sum(held_out.distance(prompt) for _, held_out in turns) / len(self._held_out)
         return {"distance": agreed(found, prepared, team)}
 
 
@@ -71,17 +74,21 @@ def score_of(line: dict[str, float]) -> float:
 def _accuracy(prompt: Prompt | None, prepared: Prepared, team: Team) -> float:
     config, home = prepared.config, prepared.home
     mine = Subset(prepared.validation, range(team.rank, len(prepared.validation), team.size))
-    # As many rows as training reads at once: these fit into memory even with all that a gradient needs.
-    n_rows = min(MOST_ROWS, -(-config.batch // config.accumulate) * config.questions)
     right = torch.zeros(2, dtype=torch.float64, device=home)
-    for source in _in_turn(prepared):
-        result = accuracy(source, mine, prepared.geometry, prompt, prepared.task, n_rows)
+    for source in in_turn(prepared):
+        result = accuracy(source, mine, prepared.geometry, prompt, prepared.task, rows_of(config))
         right += torch.tensor([result.right.sum(), result.n], device=home)
     n_right, n_asked = team.sum(right).tolist()
     return float(n_right / n_asked)
 
 
-def _in_turn(prepared: Prepared) -> Iterator[Family]:
+def rows_of(config: TrainConfig) -> int:
+    """Return how many rows are asked at once: as many as training reads, which fit with all that a gradient needs."""
+    return min(MOST_ROWS, -(-config.batch // config.accumulate) * config.questions)
+
+
+def in_turn(prepared: Prepared) -> Iterator[Family]:
+    """Yield each source model while it is on the device where it runs."""
     for source in prepared.sources:
         if prepared.offload:
             source.model.to(prepared.home)

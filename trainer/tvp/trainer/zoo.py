@@ -50,8 +50,17 @@ def locate(name: str | Path) -> str:
     folder, wanted = zoo_folder(), text.removeprefix(PREFIX)
     known = _models(folder)
     if wanted not in known:
-        raise ModelError(f"There is no {text!r}; the zoo has {', '.join(known)}.{near(wanted, known)}")
+        raise ModelError(f"There is no {text!r}; the zoo has {', '.join(known)}.{near(wanted, known, PREFIX)}")
     return str(folder / wanted)
+
+
+def near_zoo(name: str) -> str:
+    """Return ' Did you mean zoo:NAME?' for a name that is close to one of the zoo's; '' without a zoo."""
+    try:
+        known = _models(zoo_folder())
+    except ModelError:
+        return ""
+    return near(name, [name] if name in known else known, PREFIX)
 
 
 def _models(folder: Path) -> list[str]:

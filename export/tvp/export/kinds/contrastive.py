@@ -15,7 +15,7 @@ from optimum.utils import NormalizedConfig
 from torch import Tensor, nn
 
 from tvp import sdk
-from tvp.sdk.errors import ModelError, RequestError
+from tvp.sdk.errors import ModelError
 from tvp.sdk.formats.calibration import Calibrated
 from tvp.sdk.formats.manifest import ContrastiveManifest
 from tvp.sdk.formats.tokenizer import read_text_tokenizer
@@ -30,7 +30,7 @@ from ..contrastive_tokenizers import tokenizer_of
 from ..graphs import Traced, config_of, export_vision_encoder, write_graph
 from ..parity import Case, Parity
 from ..precision import size_in_encoder
-from .kind import NOT_YET
+from .kind import NOT_YET, labels_of
 
 # The exported tokenizer must give the model's own tokens for these texts: they differ in length, case, spaces,
 # punctuation and script. None begins with a space, because no caption does.
@@ -180,13 +180,8 @@ def cases(task: TaskDefinition, samples: Sequence[Sample]) -> list[Case]:
     found = []
     for i, sample in enumerate(samples):
         question = sample.questions[0]
-        labels = task.labels or question.labels
-        if not labels:
-            raise RequestError(
-                f"The task {task.name!r} has no labels, and neither has its data (sample {i}: {question.text!r}). A "
-                "contrastive model only ranks labels. Take a task with labels, or data with labels."
-            )
-        found.append(Case(sample.picture, task.question or question.text, tuple(labels)))
+        labels = labels_of(task, question, f"sample {i}")
+        found.append(Case(sample.picture, task.question or question.text, labels))
     return found
 
 

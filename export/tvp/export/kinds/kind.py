@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tvp import sdk
+from tvp.sdk.errors import DataError, RequestError
 from tvp.sdk.formats.calibration import Calibrated
 from tvp.sdk.formats.manifest import BaseManifest
-from tvp.trainer.data import Sample
+from tvp.trainer.data import Data, Question, Sample, questions_of
 from tvp.trainer.prompt import Geometry, Prompt
 from tvp.trainer.task_definition import TaskDefinition
 
@@ -17,6 +18,46 @@ from ..parity import Case, Parity
 
 # Fields of a base's manifest that `base.put_base` sets when the graphs are final.
 NOT_YET: dict[str, Any] = {"precision": "fp32", "made_from": "", "files": {}}
+
+
+def labels_of(task: TaskDefinition, question: Question, where: str) -> tuple[str, ...]:
+    """Return the labels that a contrastive model ranks: the task's, or the question's own.
+
+    Raises:
+        RequestError: there are none.
+    """
+    labels = tuple(task.labels or question.labels)
+    if not labels:
+        raise RequestError(
+            f"The task {task.name!r} has no labels, and neither has its data ({where}: {question.text!r}). A "
+            "contrastive model only ranks labels. Take a task with labels, data with labels, or give some (--label)."
+        )
+    return labels
+
+
+def refuse_unasked(task: TaskDefinition, data: Data, n_cases: int, only_ranks: bool) -> None:
+    """Refuse data, before a model is loaded, that makes no cases; see `Kind.cases`.
+
+    Args:
+        task: the task.
+        data: its samples.
+        n_cases: number of cases.
+        only_ranks: whether the model is a contrastive one.
+
+    Raises:
+        DataError: there is no sample, or one has no question.
+        RequestError: a contrastive model has no labels to rank.
+    """
+    for i in range(min(n_cases, len(data))):
+        questions = questions_of(data, i)
+        if not questions:
+            raise DataError(
+                f"Sample {i} of the data has no question to compare answers with. Name data with questions (--data)."
+            )
+        if only_ranks:
+            labels_of(task, questions[0], f"sample {i}")
+    if not len(data):
+        raise DataError("The data has no samples to compare answers on. Name other data (--data).")
 
 
 class Kind(Protocol):

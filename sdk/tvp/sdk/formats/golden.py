@@ -35,6 +35,7 @@ class AnswerCase:
         tokens: ids of the answer's tokens, the end token included where the model gave one.
         text: the answer.
         log_probabilities: of each token, natural logarithm.
+        anew: whether the bundle itself answered, after an edit, and not PyTorch at the export.
     """
 
     kind: ClassVar[str] = "answer"
@@ -44,6 +45,7 @@ class AnswerCase:
     tokens: tuple[int, ...]
     text: str
     log_probabilities: tuple[float, ...]
+    anew: bool = False
 
     def difference(
         self, tokens: Sequence[int], text: str, log_probabilities: Sequence[float], tolerance: float
@@ -74,6 +76,7 @@ class RankingCase:
         labels: what was ranked.
         scores: of each label, in the order of `labels`.
         text: the best label.
+        anew: as of `AnswerCase`.
     """
 
     kind: ClassVar[str] = "ranking"
@@ -83,6 +86,7 @@ class RankingCase:
     labels: tuple[str, ...]
     scores: tuple[float, ...]
     text: str = ""
+    anew: bool = False
 
     def difference(self, ranked: Sequence[tuple[str, float]], tolerance: float) -> tuple[str, float]:
         """Compare a ranking with this one.
@@ -130,7 +134,11 @@ def write_cases(folder: Path, cases: Sequence[GoldenCase], pictures: Mapping[str
     file.parent.mkdir(exist_ok=True)
     for name, picture in pictures.items():
         Image.fromarray(picture).save(file.parent / name)
-    content = {"format": FORMAT, "cases": [{"kind": case.kind, **asdict(case)} for case in cases]}
+    rows: list[dict[str, Any]] = [{"kind": case.kind, **asdict(case)} for case in cases]
+    for row in rows:
+        if not row["anew"]:
+            del row["anew"]
+    content = {"format": FORMAT, "cases": rows}
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
     file.write_text(text + "\n", encoding="utf-8")
 
@@ -164,9 +172,10 @@ def _case(value: Any, where: str) -> GoldenCase:
     if wrong := _wrong(value, kind):
         raise BundleError(f"{where} {wrong}. Export the bundle again.")
     picture, question, text = value["picture"], value["question"], value.get("text", "")
+    anew = value.get("anew", False) is True
     if kind == RankingCase.kind:
-        return RankingCase(picture, question, tuple(value["labels"]), tuple(value["scores"]), text)
-    return AnswerCase(picture, question, tuple(value["tokens"]), text, tuple(value["log_probabilities"]))
+        return RankingCase(picture, question, tuple(value["labels"]), tuple(value["scores"]), text, anew)
+    return AnswerCase(picture, question, tuple(value["tokens"]), text, tuple(value["log_probabilities"]), anew)
 
 
 def _wrong(case: dict[str, Any], kind: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from ..cli import PROVIDERS, needs_extra
+from ..cli import PROVIDERS
 from ..errors import RequestError
 
 MIB = 2**20
@@ -83,11 +83,10 @@ def serve(
 
     Example: tvp serve runs/camera
     """
-    with needs_extra("serve"):
-        from .keys import Keys
-        from .server import is_local
-        from .server import serve as run
-        from .settings import Address, Settings
+    from .keys import Keys
+    from .server import is_local
+    from .server import serve as run
+    from .settings import Address, Settings
 
     if not is_local(host) and keys is None:
         raise click.UsageError(f"Everybody in the network could ask a server at {host}. Give keys: --keys FILE.")

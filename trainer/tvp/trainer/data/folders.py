@@ -6,15 +6,12 @@ import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from tvp.sdk import errors, read_image
 
 from .places import files_below, is_leftover, resolved, resolved_file
-from .sample import CAPTION, SPLITS, Question, Row, Sample, check_names, report
+from .sample import CAPTION, SPLITS, Question, Row, Sample, check_names, chosen_for_test, report
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif", ".heic", ".heif")
-TEST_SHARE = 5  # in a folder without splits, one of five pictures of a class is for the test
 
 
 class ClassFolder:
@@ -175,6 +172,5 @@ def is_picture(file: Path) -> bool:
 
 def _share(files: list[Path], split: str) -> list[Path]:
     """Return a split's share of the pictures of a class; a single picture is for training."""
-    order = np.random.default_rng(0).permutation(len(files))  # not the run's seed: a test picture stays one
-    n_test = max(1, len(files) // TEST_SHARE) if len(files) > 1 else 0
-    return [files[i] for i in sorted(order[:n_test] if split == "test" else order[n_test:])]
+    test = chosen_for_test(len(files))
+    return [file for i, file in enumerate(files) if (i in test) == (split == "test")]

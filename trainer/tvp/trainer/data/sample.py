@@ -10,14 +10,16 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from tvp.sdk.errors import DataError, near
+
+from ..progress import bar
 
 # Split -> possible names of its files or folders. If a set has no test pictures, or keeps their answers secret, its
 # validation pictures are the test; training never sees them.
 SPLITS = {"train": ("train", "training"), "test": ("test", "testing", "val", "valid", "validation")}
 CAPTION = "a {label}"
+TEST_SHARE = 5  # of data without splits, one of five pictures of a class is for the test
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,34 @@ def split(data: Data, n_validation: int, seed: int) -> tuple[Data, Data]:
     return Subset(data, train), Subset(data, validation)
 
 
+def fifth(data: Data, part: str) -> Data:
+    """Return the `test` or the `train` part of data without splits: a fifth of the pictures, or the others.
+
+    The parts have no picture in common, and are the same on every machine and with every seed. Of each answer that
+    five pictures or more have, a fifth is for the test; of the other pictures together, too.
+    """
+    about: dict[str, list[int]] = {}
+    for i in range(len(data)):
+        about.setdefault(picture_of(data, i), []).append(i)
+    answered: dict[str, list[str]] = {}
+    for picture in sorted(about):
+        first = next(iter(questions_of(data, about[picture][0])), None)
+        answered.setdefault(first.answer if first else "", []).append(picture)
+    rare = [picture for pictures in answered.values() if len(pictures) < TEST_SHARE for picture in pictures]
+    groups = [pictures for pictures in answered.values() if len(pictures) >= TEST_SHARE] + [sorted(rare)]
+    test = {group[i] for group in groups for i in chosen_for_test(len(group))}
+    if part == "test" and not test:
+        raise DataError("One picture cannot be split into training and test. Give more pictures.")
+    wanted = [i for picture, rows in about.items() if (picture in test) == (part == "test") for i in rows]
+    return Subset(data, sorted(wanted))
+
+
+def chosen_for_test(n: int) -> set[int]:
+    """Return which of n pictures are for the test: a fifth; of two to nine, one; a single one is for training."""
+    order = np.random.default_rng(0).permutation(n)  # not the run's seed: a test picture stays one
+    return set(order[: max(1, n // TEST_SHARE) if n > 1 else 0].tolist())
+
+
 def readable(data: Data, skip_bad: list[str]) -> Data:
     """Read every sample once, and leave out those that cannot be read.
 
@@ -144,7 +174,7 @@ def readable(data: Data, skip_bad: list[str]) -> Data:
         DataError: no sample is left.
     """
     good = []
-    for i in tqdm(range(len(data)), disable=None, desc="looking for bad rows"):
+    for i in bar(range(len(data)), "looking for bad rows"):
         try:
             data[i]
         except DataError as error:

@@ -21,7 +21,7 @@ from .memes import HatefulMemes
 from .parquet import Parquet, parquet_files
 from .places import is_leftover, resolved_file
 from .pope import Pope
-from .sample import SPLITS, Data, readable
+from .sample import SPLITS, Data, fifth, readable
 from .through import ThroughCamera
 from .vision import IMAGENETTE, Vision
 
@@ -80,7 +80,8 @@ def open_data(
 
     Args:
         source: '' for the task's own data, `scenes`, a folder, a .jsonl file, or a file of the task's published set.
-            A JSONL file has no splits: use one file for training and another one for the test.
+            A JSONL file has no splits: use one file for training and another one for the test. Of the file that a
+            task file names, a fifth is for the test, see `fifth`.
         task: the task.
         split: `train` or `test`. If a set has no published answers for its test, the test is its validation pictures.
         n: number of scenes to draw; other sources are opened whole.
@@ -97,7 +98,10 @@ def open_data(
         RequestError: the task has no data of its own, the split is unknown, or the set cannot be downloaded.
         DataError: the data is missing or bad.
     """
-    source = source or task.source
+    is_own = not source  # the task's; of a file that is typed, every row is for the split
+    source = source or (task.test if split == "test" else "") or task.source
+    if not source and (task.pairs or task.pictures):
+        raise RequestError(f"The task {task.name!r} has pictures without questions and answers. Name some with --data.")
     if not source:
         raise RequestError(f"The task {task.name!r} has no data of its own. Name some with --data.")
     if split not in SPLITS:
@@ -118,6 +122,8 @@ def open_data(
         data = _open_folder(path, task, split, how)
     elif path.is_file():
         data = _open_file(path, task, split, how)
+        if is_own and task.file and not task.test:
+            data = fifth(data, split)
     else:
         raise DataError(
             f"There is no data source {source!r}. Name scenes, a .jsonl file, or a folder: of parquet files, of class "

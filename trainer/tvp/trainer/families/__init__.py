@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import TypeVar
@@ -13,7 +14,7 @@ import torch
 from tvp.sdk.errors import ModelError, RequestError, TvpError, near
 
 from ..zoo import locate
-from ._checkpoint import Checkpoint
+from ._checkpoint import CANVAS, Checkpoint, input_side_of
 from .family import Family, GenerativeFamily
 from .pixels import PixelFormat
 
@@ -23,6 +24,7 @@ __all__ = [
     "GenerativeFamily",
     "PixelFormat",
     "digest",
+    "input_side",
     "load",
     "locate",
     "moved",
@@ -81,6 +83,8 @@ def load(
         RequestError: the device cannot be used.
     """
     place = locate(name)
+    if str(device) != "auto":
+        moved(torch.empty(0), device)  # a wrong device is told before weights are read
     family: Family
     if _is_open_clip(place):
         from .clip import make_open_clip
@@ -124,15 +128,42 @@ def moved(thing: T, device: str | torch.device) -> T:
         raise RequestError(f"The device {str(device)!r} cannot be used: {error}") from error
 
 
-def refuse_unknown(name: str | Path, fetch: bool = True) -> None:
+def refuse_unknown(name: str | Path, fetch: bool = True) -> str:
     """Refuse a name or a folder that `load` would refuse before it reads weights; `fetch` is as in `load`.
+
+    Returns:
+        The file of the model's family: `clip` for one that only chooses among labels.
 
     Raises:
         ModelError: there is no such model, or no family covers it.
     """
     place = locate(name)
     if not _is_open_clip(place):
-        _known(Checkpoint(str(name), place, fetch=fetch))
+        return _known(Checkpoint(str(name), place, fetch=fetch))
+    from .clip import refuse_unknown_open_clip
+
+    refuse_unknown_open_clip(place, fetch)
+    return "clip"
+
+
+def input_side(name: str | Path, fetch: bool = True) -> int:
+    """Return the side of the pictures that a model takes, px, from its configuration: weights are not read.
+
+    A model that takes any size (Qwen2-VL) has the size that its files name, and else 224. 224 is the answer too where
+    a configuration does not say; `fetch` is as in `load`.
+
+    Raises:
+        ModelError: there is no such model, or no family covers it.
+    """
+    place = locate(name)
+    if _is_open_clip(place):
+        from .clip import input_side_of_open_clip
+
+        return input_side_of_open_clip(place, fetch) or CANVAS
+    checkpoint = Checkpoint(str(name), place, fetch=fetch)
+    module = import_module(f".{_known(checkpoint)}", __package__)
+    own: Callable[[Checkpoint], int] = getattr(module, "input_side", input_side_of)
+    return own(checkpoint) or CANVAS
 
 
 def _is_open_clip(place: str) -> bool:

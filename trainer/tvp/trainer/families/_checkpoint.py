@@ -10,7 +10,13 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors import safe_open
-from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import (
+    CONFIG_MAPPING,
+    AutoImageProcessor,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.models.auto.image_processing_auto import get_image_processor_class_from_name
 
@@ -36,6 +42,9 @@ log = logging.getLogger("tvp.trainer")
 T = TypeVar("T")
 # What every loader of transformers is told: to run no code of a checkpoint, and to ask no hub.
 SAFE = {"trust_remote_code": False, "local_files_only": True}
+
+
+CANVAS = 224  # px; of pictures for a model whose files name no size
 
 
 class Checkpoint:
@@ -189,6 +198,18 @@ class Checkpoint:
 
     def _read(self, load: Callable[[], T]) -> T:
         return reading(self.name, load)
+
+
+def input_side_of(checkpoint: Checkpoint) -> int:
+    """Return the side of the pictures that a vision encoder takes, px, as config.json has it; 0 where it does not."""
+    check_parts(checkpoint.config, f"config.json of {checkpoint.name!r}")
+    vision = checkpoint.config.get("vision_config")
+    said = vision.get("image_size") if isinstance(vision, dict) else None
+    kind = checkpoint.config.get("model_type")
+    if said is None and kind in CONFIG_MAPPING:  # the default of its class
+        whole = reading(checkpoint.name, lambda: CONFIG_MAPPING[kind].from_dict(checkpoint.config))
+        said = getattr(getattr(whole, "vision_config", None), "image_size", None)
+    return side_of(said, checkpoint.name) if said else 0
 
 
 def read_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:

@@ -125,7 +125,6 @@ class CausalFamily(GenerativeFamily):
         logits = self.head(hidden[row, position]).to(self.device)
         return F.cross_entropy(logits.float(), torch.tensor(wanted, device=logits.device))
 
-    @torch.no_grad()
     def answer_scores(
         self,
         embeddings: Float[Tensor, "n n_image n_text"],

@@ -6,7 +6,8 @@ Sources: CLIP (arXiv 2103.00020), SigLIP (arXiv 2303.15343).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,6 @@ class ContrastiveFamily(Family):
                 f"{self.name} chooses among given answers. Every question needs labels with the right one."
             )
 
-    @torch.no_grad()
     def answer_scores(
         self,
         embeddings: Float[Tensor, "n n_image n_text"],
@@ -199,19 +199,12 @@ def make_open_clip(name: str, fetch: bool = True) -> ContrastiveFamily:
     """
     import open_clip
 
-    place = name.removeprefix("open_clip:").removeprefix("local-dir:")
-    try:
-        if place.startswith("hf-hub:") or Path(place).is_dir():
-            model, tokenizer = _open_clip_of_folder(name, place.removeprefix("hf-hub:"), fetch)
+    place, in_folder = _place_of(name)
+    with _told(name):
+        if in_folder:
+            model, tokenizer = _open_clip_of_folder(name, place, fetch)
         else:
             model, tokenizer = _open_clip_by_name(place, fetch and not hub.offline())
-    except ModelError as error:
-        raise ModelError(f"{name!r} is not an open_clip model that can be loaded: {error}") from error
-    except Exception as error:  # open_clip, safetensors and tokenizers each raise their own
-        raise ModelError(
-            f"{name!r} is not an open_clip model that can be loaded: {error} "
-            "Name an architecture with its weights (ViT-B-32@openai) or a folder."
-        ) from error
     size = model.visual.image_size
     if isinstance(size, tuple) and size[0] != size[1]:
         raise ModelError(f"{name!r} takes pictures of {size[0]} x {size[1]} px. TVP shows squares.")
@@ -242,14 +235,70 @@ def make_open_clip(name: str, fetch: bool = True) -> ContrastiveFamily:
     )
 
 
-def _open_clip_of_folder(name: str, place: str, fetch: bool) -> tuple[Any, Any]:
-    """Load model and tokenizer of a folder or of a hub's repository, once its files have been looked at."""
-    import open_clip
+def input_side_of_open_clip(name: str, fetch: bool = True) -> int:
+    """Return the side of the pictures that a model of open_clip takes, px; 0 where its settings do not say."""
+    place, in_folder = _place_of(name)
+    try:
+        if in_folder:
+            about = read_json(_texts_of(name, place, fetch) / OPEN_CLIP, name)["model_cfg"]
+        else:
+            import open_clip
 
+            about = open_clip.get_model_config(place.partition("@")[0].replace("/", "-")) or {}
+        size = about.get("vision_cfg", {}).get("image_size", 0)
+    except (OSError, LookupError, AttributeError, TypeError):  # which `make_open_clip` says
+        return 0
+    return size if type(size) is int and size > 0 else 0
+
+
+def refuse_unknown_open_clip(name: str, fetch: bool = True) -> None:
+    """Refuse a name that `make_open_clip` would refuse before it reads weights; the arguments are the same.
+
+    Raises:
+        ModelError: there is no such model.
+    """
+    place, in_folder = _place_of(name)
+    with _told(name):
+        if in_folder:
+            _texts_of(name, place, fetch)
+        else:
+            _known(place)
+
+
+def _place_of(name: str) -> tuple[str, bool]:
+    """Return an open_clip model's place, and whether it is a folder or a hub id; else it is a name of open_clip."""
+    place = name.removeprefix("open_clip:").removeprefix("local-dir:")
+    return place.removeprefix("hf-hub:"), place.startswith("hf-hub:") or Path(place).is_dir()
+
+
+@contextmanager
+def _told(name: str) -> Iterator[None]:
+    """Turn every failure into a ModelError that names the model."""
+    try:
+        yield
+    except ModelError as error:
+        raise ModelError(f"{name!r} is not an open_clip model that can be loaded: {error}") from error
+    except Exception as error:  # open_clip, safetensors and tokenizers each raise their own
+        raise ModelError(
+            f"{name!r} is not an open_clip model that can be loaded: {error} "
+            "Name an architecture with its weights (ViT-B-32@openai) or a folder."
+        ) from error
+
+
+def _texts_of(name: str, place: str, fetch: bool) -> Path:
+    """Return the folder of a model's texts, which have been looked at; `place` is a folder or a hub id."""
     folder = hub.texts_of(name, place, fetch)
     if not (folder / OPEN_CLIP).is_file():
         raise ModelError(f"It has no {OPEN_CLIP}.")
     check_texts(folder, name)
+    return folder
+
+
+def _open_clip_of_folder(name: str, place: str, fetch: bool) -> tuple[Any, Any]:
+    """Load model and tokenizer of a folder or of a hub's repository, once its files have been looked at."""
+    import open_clip
+
+    folder = _texts_of(name, place, fetch)
     hub.add_weights(name, place, folder, fetch)
     check_weights(folder, name)
     text = read_json(folder / OPEN_CLIP, name)["model_cfg"]["text_cfg"]
@@ -265,16 +314,8 @@ def _open_clip_by_name(name: str, fetch: bool) -> tuple[Any, Any]:
     """Load one of open_clip's own architectures with weights from its own table, or from a file."""
     import open_clip
 
-    architecture, _, tag = name.partition("@")
-    architecture = architecture.replace("/", "-")
+    architecture, tag, about = _known(name)
     text = (open_clip.get_model_config(architecture) or {}).get("text_cfg", {})
-    about = open_clip.get_pretrained_cfg(architecture, tag) if tag else {}
-    if not about and not Path(tag).is_file():
-        known = ", ".join(open_clip.list_pretrained_tags_by_model(architecture)) or "none"
-        raise ModelError(
-            f"There are no weights {tag!r} of {architecture!r}; open_clip has {known}. "
-            "Name an architecture with its weights (ViT-B-32@openai) or a folder."
-        )
     others = [text[key] for key in ("hf_model_name", "hf_tokenizer_name") if text.get(key)]
     weights = Path(tag) if not about else None if fetch else _cached(about)
     if not fetch and (weights is None or others):
@@ -292,6 +333,22 @@ def _open_clip_by_name(name: str, fetch: bool) -> tuple[Any, Any]:
     )
     options = {"trust_remote_code": False} if text.get("hf_tokenizer_name") else {}
     return model, open_clip.get_tokenizer(architecture, **options)
+
+
+def _known(name: str) -> tuple[str, str, dict[str, Any]]:
+    """Return an architecture of open_clip, its tag, and what open_clip's table says of these weights."""
+    import open_clip
+
+    architecture, _, tag = name.partition("@")
+    architecture = architecture.replace("/", "-")
+    about = open_clip.get_pretrained_cfg(architecture, tag) if tag else {}
+    if not about and not Path(tag).is_file():
+        known = ", ".join(open_clip.list_pretrained_tags_by_model(architecture)) or "none"
+        raise ModelError(
+            f"There are no weights {tag!r} of {architecture!r}; open_clip has {known}. "
+            "Name an architecture with its weights (ViT-B-32@openai) or a folder."
+        )
+    return architecture, tag, about
 
 
 def _cached(about: dict[str, Any]) -> Path | None:

@@ -22,12 +22,11 @@ from transformers import (
 
 from tvp.sdk.formats.layout import PromptLayout
 
-from ._checkpoint import Checkpoint
+from ._checkpoint import CANVAS, Checkpoint
 from ._template import layout_of
+from ._translate import processor_of
 from .causal import CausalFamily
 from .pixels import PixelFormat
-
-CANVAS = 224  # px; used if neither config.json nor the caller of `load` names a size
 
 
 class Qwen2Vl(CausalFamily):
@@ -88,6 +87,14 @@ class Qwen2Vl(CausalFamily):
         after = torch.where(order >= n_before + n_image, order - n_image + side, order)
         parts = (torch.zeros_like(place), place // side, place % side)
         return torch.stack([torch.where(in_image, n_before + part, after) for part in parts])
+
+
+def input_side(checkpoint: Checkpoint) -> int:
+    """Return the side of the largest picture that the model's files name, at most 224 px; 0 where they name none."""
+    if own := checkpoint.config.get("tvp_canvas"):
+        return int(own)
+    most = processor_of(checkpoint.folder, checkpoint.name).get("max_pixels")  # 16,384 tokens, of published models
+    return min(CANVAS, int(most**0.5)) if isinstance(most, int) and most > 0 else 0
 
 
 def make(checkpoint: Checkpoint) -> Qwen2Vl:

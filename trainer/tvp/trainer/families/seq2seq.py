@@ -39,7 +39,6 @@ class Seq2SeqFamily(GenerativeFamily):
         logits = self._decode(states, mask, wanted).float()
         return F.cross_entropy(logits[real.bool()], wanted[real.bool()])
 
-    @torch.no_grad()
     def answer_scores(
         self,
         embeddings: Float[Tensor, "n n_image n_text"],
