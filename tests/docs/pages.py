@@ -7,6 +7,8 @@ import io
 import re
 import runpy
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +25,7 @@ NOT_RUN = "Not run here"  # how the title of a block begins that this machine ca
 FILE = re.compile(r"\w+\.py|\w+\.toml|\w+\.jsonl")  # the title of a block that a reader saves under this name
 DIFFERS = "figures differ"  # in the title of an output whose figures depend on the machine
 NUMBER = re.compile(r"[+-]?\d[\d,]*\.?\d*(?:e-?\d+)?")
+SHOWN = "127.0.0.1:8000"  # where a page's server listens; here it takes a free port
 POINTS = 15  # by which a percentage may differ on another processor
 
 
@@ -90,16 +93,48 @@ def run_page(page: Path, folder: Path, judge: Callable[[Block, str, str], object
     """
     names: dict[str, Any] = {"__name__": "page"}
     n_run = 0
-    for block in blocks(page):
-        where = f"{name(page)}, line {block.line}"
-        if FILE.fullmatch(block.title):
-            (folder / block.title).write_text(block.text, encoding="utf-8")
-        elif block.language in ("sh", "python") and not block.title.startswith(NOT_RUN):
-            printed = _python(block, where, names) if block.language == "python" else _shell(block, where)
-            if block.output is not None:
-                judge(block, printed, where)
-            n_run += 1
+    with Server() as server:
+        for block in blocks(page):
+            where = f"{name(page)}, line {block.line}"
+            if FILE.fullmatch(block.title):
+                (folder / block.title).write_text(block.text, encoding="utf-8")
+            elif block.language in ("sh", "python") and not block.title.startswith(NOT_RUN):
+                here = replace(block, text=block.text.replace(SHOWN, server.address))
+                printed = _python(here, where, names) if block.language == "python" else _shell(here, where, server)
+                if block.output is not None:
+                    judge(block, printed, where)
+                n_run += 1
     return n_run
+
+
+class Server:
+    """The `tvp serve` of a page, which goes on until the page's end.
+
+    Attributes:
+        address: where it listens; as the page shows it where there is none.
+    """
+
+    def __init__(self) -> None:
+        self.address = SHOWN
+        self._process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            self._process.communicate(timeout=60)
+            assert self._process.returncode == 0
+
+    def start(self, arguments: list[str]) -> str:
+        """Return what the command prints when it listens."""
+        command = [sys.executable, "-m", "tvp.sdk.cli", "serve", "--port", "0", *arguments]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        self.address = line.strip().rpartition("://")[2]
+        return line.replace(self.address, SHOWN)
 
 
 def _python(block: Block, where: str, names: dict[str, Any]) -> str:
@@ -109,7 +144,7 @@ def _python(block: Block, where: str, names: dict[str, Any]) -> str:
     return printed.getvalue()
 
 
-def _shell(block: Block, where: str) -> str:
+def _shell(block: Block, where: str, server: Server) -> str:
     printed = []
     for line in block.text.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
@@ -117,6 +152,11 @@ def _shell(block: Block, where: str) -> str:
             continue
         if words[0] == "make":
             assert f"\n{words[1]}:" in (ROOT / "Makefile").read_text(encoding="utf-8"), f"{where}: {line}"
+        elif words[:2] == ["tvp", "serve"]:
+            printed.append(server.start(words[2:]))
+        elif words[0] == "curl":
+            text = subprocess.run([*words, "--fail"], capture_output=True, text=True, check=True).stdout
+            printed.append(text if text.endswith("\n") or not text else f"{text}\n")
         elif words[:2] == ["pip", "install"] or words[:3] == ["python", "-m", "venv"]:
             pass  # test_snippets looks at the first
         elif words[0] == "python" and words[1].endswith(".py"):

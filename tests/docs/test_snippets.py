@@ -14,9 +14,11 @@ from tests.docs.pages import DOCS, NOT_RUN, ROOT, blocks, name, pages, run_page
 LEFT_OUT = {
     "how-to/cuda-tensorrt.md": 3,
     "how-to/paper.md": 2,
+    "how-to/serve.md": 1,
     "how-to/your-data.md": 1,
     "how-to/your-model.md": 2,
 }
+NEEDS = {"how-to/serve.md": ("starlette", "uvicorn", "python_multipart", "prometheus_client", "openai")}
 RUNS = [page for page in pages() if any(block.language in ("sh", "python") for block in blocks(page))]
 
 
@@ -39,6 +41,8 @@ def test_the_readme_runs_and_prints_what_it_shows(workshop):
 
 @pytest.mark.parametrize("page", [page for page in RUNS if page.is_relative_to(DOCS)], ids=name)
 def test_a_page_runs_and_prints_what_it_shows(page, workshop):
+    for package in NEEDS.get(name(page), ()):
+        pytest.importorskip(package, reason=f"the page needs {package}: pip install '.[dev]'")
     run_page(page, workshop)
 
 

@@ -6,7 +6,7 @@ import math
 import re
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from numbers import Integral, Real
@@ -52,7 +52,11 @@ class Options(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Generation:
-    """`Options`, checked."""
+    """`Options`, checked.
+
+    Attributes:
+        told: is called with the answer behind each of its tokens, in the thread that computes.
+    """
 
     max_new_tokens: int
     temperature: float = 0.0
@@ -62,6 +66,7 @@ class Generation:
     stop: tuple[str, ...] = ()
     time_limit: float | None = None
     cancel: threading.Event | None = None
+    told: Callable[[Answering], None] | None = None
 
     @staticmethod
     def of(options: Any, max_new_tokens: int) -> Generation:
@@ -233,16 +238,24 @@ class Answering:
             self.finish = "time"
         elif generation.cancel is not None and generation.cancel.is_set():
             self.finish = "cancelled"
+        if generation.told is not None:
+            generation.told(self)
         return None if self.finish else token
 
 
 @contextmanager
 def end_when_stopped(answerings: Sequence[Answering]) -> Iterator[None]:
-    """Stop what runs in the block when answers must end, whose options are the same; then all of them end."""
-    generation, limited_from = answerings[0].generation, answerings[0].limited_from
-    limit = generation.time_limit
+    """Stop what runs in the block when all answers must end; then they do.
+
+    One of several with a cancel event of its own ends behind its next token, and not before.
+    """
+    cancel = answerings[0].generation.cancel
+    if any(answering.generation.cancel is not cancel for answering in answerings):
+        cancel = None
+    limits = [(answering.limited_from, answering.generation.time_limit) for answering in answerings]
+    ends = [begin + limit for begin, limit in limits if limit is not None]
     try:
-        with stoppable(generation.cancel, None if limit is None else limited_from + limit):
+        with stoppable(cancel, max(ends) if len(ends) == len(limits) else None):
             yield
     except StoppedError as error:
         for answering in answerings:

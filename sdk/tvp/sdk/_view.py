@@ -73,13 +73,18 @@ class View:
         """
         return self._model.decode(self._seen, self._requests.question(question), limit)
 
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of memory that the view takes now. A question may make it larger."""
+        return self._model.n_bytes(self._seen)
+
     # The same for requests that were parsed before; `Task` calls these.
 
     def answer(self, request: Request) -> Answer:
         began = time.perf_counter()
         with self._lock:
             reply = self._model.answer(self._seen, request, began)
-        return self._with_times(reply, began)
+        return self.with_times(reply, began)
 
     def pieces(self, request: Request) -> Iterator[str]:
         with self._lock:
@@ -96,7 +101,7 @@ class View:
         with self._lock:
             return self._model.rank(self._seen, question, labels)
 
-    def _with_times(self, reply: Reply, began: float) -> Answer:
+    def with_times(self, reply: Reply, began: float) -> Answer:
         """Return the answer, whose time includes the picture's where no answer has counted it yet."""
         spent = time.perf_counter() - began
         timing = {"see": self._seconds, "first_token": reply.first_token, "total": self._seconds + spent}
@@ -140,4 +145,4 @@ def answer_together(views: Sequence[View], requests: Sequence[Request]) -> list[
     """Answer one request about each view of the same model; nobody else may be asking these views."""
     began = time.perf_counter()
     replies = views[0]._model.answer_many([view._seen for view in views], requests, began)
-    return [view._with_times(reply, began) for view, reply in zip(views, replies, strict=True)]
+    return [view.with_times(reply, began) for view, reply in zip(views, replies, strict=True)]

@@ -33,8 +33,7 @@ class CausalModel(GenerativeModel[CausalManifest, KeyValues]):
         return KeyValues(self.decoder)
 
     def refuse_too_long(self, question: Question, n_answer: int = 0) -> None:
-        n_prompt = len(question.before) + self.manifest.n_image_tokens + len(question.after)
-        self.decoder.refuse_length(n_prompt + n_answer)
+        self.decoder.refuse_length(self.n_prompt(question) + n_answer)
 
     def shared_tokens(self, candidates: Sequence[list[int]]) -> list[int]:
         # Where all tokens of a prompt see each other, the question would see a label's tokens too.

@@ -66,6 +66,12 @@ class ContrastiveModel:
     def refuse_too_long(self, question: str) -> None:
         """A text that is too long is cut."""
 
+    def n_prompt(self, question: str) -> int:
+        return 0
+
+    def n_bytes(self, seen: NDArray[np.float32]) -> int:
+        return seen.nbytes
+
     def request(
         self, question: str, generation: Generation, labels: tuple[str, ...], calibration: Calibrated = ()
     ) -> Request:

@@ -31,6 +31,10 @@ N_TOGETHER = 16  # labels that are scored at once: each has a copy of the pictur
 class Cache(Protocol):
     """Keys and values of what a decoder has read."""
 
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of memory that it takes now."""
+
     def room(self, row: int = 0) -> int:
         """Return how many more tokens a row can take."""
 
@@ -154,6 +158,12 @@ class GenerativeModel(Generic[ManifestT, CacheT]):
         self.embeddings.refuse_unknown([token for row in ids for token in row])
         self.refuse_too_long(question, n_answer=max(len(row) for row in ids) - 1)
         return Labels(labels, ids, offsets_for(calibration, question.text, labels))
+
+    def n_prompt(self, question: Question) -> int:
+        return len(question.before) + self.manifest.n_image_tokens + len(question.after)
+
+    def n_bytes(self, seen: Seen[CacheT]) -> int:
+        return seen.features.nbytes + seen.cache.n_bytes
 
     def request(
         self, question: Question, generation: Generation, labels: tuple[str, ...], calibration: Calibrated = ()

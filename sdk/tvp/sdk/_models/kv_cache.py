@@ -84,6 +84,13 @@ class KeyValues:
         """The length of the longest row."""
         return int(self.lengths.max())
 
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of memory that its tensors take now."""
+        manifest = self._decoder.manifest
+        n_values = len(self.lengths) * manifest.n_kv_heads * self._capacity * manifest.head_size
+        return len(self._tensors) * n_values * np.dtype(self._decoder.cache_type).itemsize
+
     def room(self, row: int = 0) -> int:
         """Return how many more tokens a row can take."""
         n_positions = self._decoder.manifest.n_positions

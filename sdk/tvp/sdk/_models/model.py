@@ -74,6 +74,12 @@ class Model(Protocol):
     def refuse_too_long(self, question: Any) -> None:
         """Raise RequestError for a parsed question that does not fit into the context. Answering raises it too."""
 
+    def n_prompt(self, question: Any) -> int:
+        """Return the number of tokens that are read before an answer; 0 for a model that reads none."""
+
+    def n_bytes(self, seen: Any) -> int:
+        """Return the bytes of memory that a state takes now."""
+
     def request(
         self, question: Any, generation: Generation, labels: tuple[str, ...], calibration: Calibrated = ()
     ) -> Request:

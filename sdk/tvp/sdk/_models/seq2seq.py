@@ -32,6 +32,11 @@ class GrowingKeyValues:
         self._cross: dict[str, NDArray[Any]] = {}
         self._past: dict[str, NDArray[Any]] = {}
 
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of memory that it takes now."""
+        return sum(value.nbytes for tensors in (self._cross, self._past) for value in tensors.values())
+
     def read(self, embeddings: NDArray[np.float32]) -> None:
         """Run the encoder over embeddings (1, n_read, n_text), and begin a new answer."""
         names = [output.name for output in self._encoder.get_outputs()]
