@@ -32,7 +32,7 @@ def signal_of(config: TrainConfig, data: Data) -> tuple[str, str]:
         DataError: the data does not have what the run is to learn from.
     """
     has_clean, asks = data[0].clean is not None, bool(questions_of(data, 0))
-    found, why = str(config.learn_from), "as was asked"
+    found, why = str(config.learn_from), "as the settings say"
     if found == "auto" and config.like:
         found, why = "unpaired", "there are other good pictures"
     elif found == "auto" and has_clean:
