@@ -8,16 +8,17 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
 import pytest
 from PIL import Image
+from tokenizers import Tokenizer, decoders, models
 
 from tests.bundles import listed_anew, seal
 from tvp import sdk
-from tvp.sdk._generation import Answering, AnswerText, Generation
+from tvp.sdk._answer_text import AnswerText
+from tvp.sdk._generation import Answering, Generation
 from tvp.sdk._view import answer_together
 from tvp.sdk.errors import ImageError, ProviderError, RequestError
 from tvp.sdk.formats.archive import unpack
@@ -56,9 +57,9 @@ def test_a_view_may_be_asked_while_it_streams(task):
 
 def text_of_bytes(*stop):
     """An AnswerText whose tokens are bytes."""
-    tokenizer = SimpleNamespace(
-        decode=lambda ids, skip_special_tokens: bytes(ids).decode(errors="replace"), id_to_token=chr
-    )
+    letters = {chr(byte): byte for byte in range(256)}
+    tokenizer = Tokenizer(models.WordLevel({f"<0x{byte:02X}>": byte for byte in letters.values()}, "<0x00>"))
+    tokenizer.decoder = decoders.ByteFallback()
     return AnswerText(tokenizer, (999,), stop)
 
 

@@ -1,9 +1,8 @@
-"""How an answer's tokens are chosen, when the answer ends, and how tokens become text."""
+"""How an answer's tokens are chosen, and when the answer ends."""
 
 from __future__ import annotations
 
 import math
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,12 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from ._answer_text import AnswerText
 from ._runtime.stopping import StoppedError, stoppable
 from .errors import RequestError, near
-from .formats.tokenizer import decode
-
-BYTE = re.compile("<0x[0-9A-F]{2}>")
-UNFINISHED = "\ufffd"  # tokenizers write this for a character whose bytes are incomplete
 
 
 class Options(TypedDict, total=False):
@@ -132,54 +128,6 @@ CHECKS: dict[str, tuple[type, Any, str]] = {
     "time_limit": (float, lambda v: v > 0, "a number of seconds above 0"),
     "cancel": (threading.Event, lambda v: True, "a threading.Event"),
 }
-
-
-class AnswerText:
-    """The text of an answer while its tokens come. Text that was returned is never taken back.
-
-    Args:
-        tokenizer: the bundle's.
-        end: ids of the tokens that end an answer.
-        stop: texts that end it.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, end: Sequence[int], stop: tuple[str, ...]) -> None:
-        self._tokenizer, self._end, self._stop = tokenizer, end, stop
-        self._returned = ""
-
-    def _is_byte(self, token: int) -> bool:
-        return BYTE.fullmatch(self._tokenizer.id_to_token(token) or "") is not None
-
-    def text(self, tokens: Sequence[int]) -> tuple[str, bool]:
-        """Return the text of an answer's tokens, and whether a stop text ended it."""
-        # An end token need not be a special one: BLIP-2 ends at a line break, VPGTrans at "##".
-        kept = tokens[:-1] if tokens and tokens[-1] in self._end else tokens
-        text = decode(self._tokenizer, kept).lstrip()
-        # Stop texts are looked for before the end is stripped, because a stop text may be a line break.
-        ends = [place for place in (text.find(stop) for stop in self._stop) if place >= 0]
-        return text[: min(ends, default=None)].rstrip(), bool(ends)
-
-    def more(self, tokens: Sequence[int], last: bool) -> str:
-        """Return the text that has become final since the last call.
-
-        Args:
-            tokens: all tokens of the answer so far.
-            last: whether no token follows.
-        """
-        if not last:
-            # SentencePiece writes rare characters as bytes. A run of bytes is decoded as a whole, so it must be over.
-            n = next((n for n in range(len(tokens), 0, -1) if not self._is_byte(tokens[n - 1])), 0)
-            tokens = tokens[:n]
-        text, stopped = self.text(tokens)
-        if not last and not stopped:
-            text = text.rstrip(UNFINISHED)
-            # Text that may be the start of a stop text waits.
-            starts = (n for s in self._stop for n in range(len(s) - 1, 0, -1) if text.endswith(s[:n]))
-            text = text[: len(text) - max(starts, default=0)].rstrip()
-        if not text.startswith(self._returned):
-            return ""  # the tokenizer changed text that was returned already
-        new, self._returned = text[len(self._returned) :], text
-        return new
 
 
 @dataclass(eq=False, repr=False)

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from ..errors import BundleError
 
 MAX_FILE = 2**27  # bytes; the largest published tokenizer.json has 33 MB
@@ -97,6 +99,13 @@ def _parts(section: Any, depth: int = 0) -> Iterator[dict[str, Any]]:
     for name in PARTS_OF_SEQUENCE:
         for part in section.get(name) or ():
             yield from _parts(part, depth + 1)
+
+
+def decoder_parts(tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """Return the components of a tokenizer's decoder in the order in which they work, those of sequences too."""
+    decoder = tokenizer.decoder
+    # Its state, and not the whole tokenizer's, whose vocabulary takes a second to write.
+    return [] if decoder is None else list(_parts(json.loads(decoder.__getstate__())))
 
 
 def _growth(part: dict[str, Any]) -> float:
