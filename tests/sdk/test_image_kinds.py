@@ -86,7 +86,7 @@ def test_floats_and_what_is_none():
     expected = np.rint(values * 255)[:, :, None]
     assert (read_image(encode(Image.fromarray(values), "TIFF")) == expected).all()
     assert (read_image(Image.fromarray(values * 255)) == expected).all()
-    for odd in (np.nan, np.inf, -np.inf, -5, 1e30):
+    for odd in (np.nan, np.inf, -np.inf, -5):
         strange = values.copy()
         strange[3, 3] = odd
         assert read_image(Image.fromarray(strange)).shape == (8, 8, 3)

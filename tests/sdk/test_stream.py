@@ -14,8 +14,8 @@ BYTES = [f"<0x{byte:02X}>" for byte in (0x20, 0x41, 0xC3, 0xA9, 0xE3, 0x81, 0x82
 LETTERS = [pre_tokenizers.ByteLevel.alphabet()[i] for i in range(0, 256, 9)]
 WORDS = [
     "a", "b", "▁a", "▁", "b▁", "▁▁b", "##a", "##", "a</w>", "</w>", "a</w>b", " .", "do not", " n't", " do", " not",
-    ".", "Ġa", "Ã", "©", "ðŁ", "ĺĢ", "ã", "ģĤ", "é", "\ufffd", "|", "<pad>", "\n", " ", "<0xc3>", "<0x+9>", "<0x4", "1>",
-    "STOP",
+    ".", "Ġa", "Ã", "©", "ðŁ", "ĺĢ", "ã", "ģĤ", "é", "\ufffd", "|", "<pad>", "\n", " ", "<0xc3>", "<0x+9>", "<0x4",
+    "1>", "STOP",
 ]  # fmt: skip
 SPECIAL = ["<unk>", "<s>", "</s>"]
 VOCABULARY = list(dict.fromkeys([*SPECIAL, *BYTES, *WORDS, *LETTERS]))

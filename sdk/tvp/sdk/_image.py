@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +28,8 @@ def read_image(
 ) -> NDArray[np.uint8]:
     """Read a picture as upright RGB pixels.
 
-    EXIF orientation is applied. Palette, grey, CMYK and 16-bit pictures are converted. Of an animation, the first
-    frame is read.
+    EXIF orientation is applied. Palette, grey, CMYK and 16-bit pictures are converted; of floating-point
+    values 1 is white, or 255 where some are above 2. Of an animation, the first frame is read.
 
     Transparent pixels are laid on white, as browsers show them, and as the processors of Idefics2 do. Most other
     models' processors (CLIP, SigLIP, LLaVA, Qwen2-VL) drop the transparency, which shows colours that nobody sees. On
@@ -117,6 +118,10 @@ def _from_array(array: NDArray[np.uint8], reading: Reading) -> NDArray[np.uint8]
 def _decode(image: Image.Image, reading: Reading, orientation_of: Callable[[Image.Image], int]) -> NDArray[np.uint8]:
     reading.check_size(*image.size)
     try:
+        if _is_tiff(image):
+            from ._image_tiff import load_tiff
+
+            load_tiff(image, reading)
         image.load()
         turned, mirrored = UPRIGHT.get(orientation_of(image), (0, False))
         pixels = np.rot90(_to_rgb(image, reading), turned)
@@ -141,6 +146,51 @@ def _orientation_in_memory(image: Image.Image) -> int:
         return 1
 
 
+def _is_tiff(image: Image.Image) -> bool:
+    return image.format == "TIFF" and hasattr(image, "tag_v2")
+
+
+def _strips(image: Image.Image, reading: Reading) -> Iterator[tuple[int, Image.Image]]:
+    """Yield the place of the first row, and the rows, of each strip of a loaded image."""
+    width, height = image.size
+    n_rows = max(1, min(STRIP, Image.MAX_IMAGE_PIXELS or STRIP) // width)  # Pillow warns of a larger strip
+    for top in range(0, height, n_rows):
+        reading.check_time()
+        yield top, image.crop((0, top, width, min(height, top + n_rows)))
+
+
+def _white(image: Image.Image, reading: Reading) -> tuple[float, bool]:
+    """Return the value that is white in a loaded grey image of many bits, and whether 0 is white instead.
+
+    Pillow would clip at 255. A file may say it; otherwise only the values show it.
+    """
+    inverted = False
+    if _is_tiff(image):
+        from ._image_tiff import is_inverted, white_of
+
+        inverted = is_inverted(image)
+        if image.mode != "F":
+            return white_of(image), inverted
+    if (image.format == "PPM" and image.mode == "I") or image.mode.startswith("I;16"):  # Pillow scales a deep PGM so
+        return 65535.0, inverted
+    least, most = math.inf, -math.inf
+    for _, strip in _strips(image, reading):
+        values = np.asarray(strip)
+        values = values[np.isfinite(values)]
+        if values.size:
+            least, most = min(least, float(values.min())), max(most, float(values.max()))
+    if image.mode == "F" and most <= 2:  # a resized picture may reach a little beyond 1
+        return 1.0, inverted
+    if most <= 255.5 and (image.mode == "F" or least >= 0):
+        return 255.0, inverted
+    if image.mode == "I" and least >= 0 and most <= 65535:
+        return 65535.0, inverted
+    raise reading.error(
+        f"has values from {least:g} to {most:g}, and does not say which is white. Give floating-point values up to 1 "
+        "or 255, or whole numbers of 8 or 16 bits"
+    )
+
+
 def _to_rgb(image: Image.Image, reading: Reading) -> NDArray[np.uint8]:
     """Return a loaded image as uint8 (height, width, 3).
 
@@ -148,29 +198,22 @@ def _to_rgb(image: Image.Image, reading: Reading) -> NDArray[np.uint8]:
     copy of up to 8 bytes a pixel.
     """
     width, height = image.size
-    # 16-bit grey keeps its upper 8 bits, and floats in [0, 1] are scaled to 255. Pillow would clip both.
-    scale = 1.0
-    if image.mode == "F":
-        scale = 255.0 if image.getextrema()[1] <= 1 else 1.0  # type: ignore[operator]
-    elif image.mode.startswith("I"):  # in some formats, mode I has 16-bit values too
-        # Only the values show which; but Pillow scales every PGM of more than 8 bits to 16.
-        deep = image.mode != "I" or image.format == "PPM" or image.getextrema()[1] > 255  # type: ignore[operator]
-        scale = 1 / 257 if deep else 1.0
+    white, inverted = _white(image, reading) if image.mode.startswith(("I", "F")) else (255.0, False)
     pixels = np.empty((height, width, 3), np.uint8)
-    n_rows = max(1, min(STRIP, Image.MAX_IMAGE_PIXELS or STRIP) // width)  # Pillow warns of a larger strip
-    for top in range(0, height, n_rows):
-        reading.check_time()
-        strip = image.crop((0, top, width, min(height, top + n_rows)))
+    for top, strip in _strips(image, reading):
         shows = None  # where the background does
-        if strip.mode.startswith("I") or strip.mode == "F":
-            values = np.nan_to_num(np.asarray(strip).astype(np.float64), posinf=2**16, neginf=0)
+        if strip.mode.startswith(("I", "F")):
+            values = np.nan_to_num(np.asarray(strip).astype(np.float64), posinf=white, neginf=0)
             if isinstance(clear := strip.info.get("transparency"), int):  # the grey that stands for transparent
                 shows = values == clear
-            strip = Image.fromarray(np.clip(np.rint(values * scale), 0, 255).astype(np.uint8))
+            shares = values.clip(0, white) / white
+            strip = Image.fromarray(np.rint(255 * (1 - shares if inverted else shares)).astype(np.uint8))
+        elif strip.mode == "La":  # grey, multiplied by its alpha
+            strip = strip.convert("LA")
         if strip.has_transparency_data:
             strip = strip.convert("RGBA")
             strip = Image.alpha_composite(Image.new("RGBA", strip.size, (*reading.background, 255)), strip)
-        part = pixels[top : top + n_rows]
+        part = pixels[top : top + strip.height]
         part[:] = np.asarray(strip.convert("RGB"))
         if shows is not None:
             part[shows] = reading.background

@@ -13,8 +13,9 @@ from typing import Any
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
-from ._image_headers import Refused, declared, find_format, name_other, orientation
+from ._image_headers import Refused, declared, find_format, name_other, orientation, tiff_tags
 from ._image_limits import Reading
+from ._image_tiff import unread
 
 MAX_SLOW = 4_000_000  # pixels of a file that Pillow decodes in Python, which takes some seconds
 MAX_READS = 200_000  # that Pillow's Python code takes to read a header, or the pieces around pixels
@@ -114,7 +115,13 @@ def open_image(data: bytes, reading: Reading) -> Image.Image:
                 f"{reading.limits.seconds:g} s. Give a smaller picture"
             )
     stream = _Stream(data, reading)
-    image: Image.Image = plugin(stream)
+    image: Image.Image
+    try:
+        image = plugin(stream)
+    except (SyntaxError, KeyError):  # Pillow's, for samples and for a compression that it does not know
+        if format != "TIFF":
+            raise
+        raise reading.error(unread(tiff_tags(data), data[:2])) from None
     reading.check_size(*image.size)
     own = Image.MAX_IMAGE_PIXELS  # the program's, at the double of which Image.open refuses a picture
     if own and image.width * image.height > 2 * own:

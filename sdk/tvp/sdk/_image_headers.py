@@ -153,7 +153,9 @@ def _jpeg(data: bytes) -> Declared:
             if n_exif > MAX_EXIF:  # which Pillow joins, one after the other
                 raise too_many("blocks of EXIF data", MAX_EXIF)
         elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and length >= 8:
-            tall, wide, n_layers = struct.unpack_from(">HHB", data, at + 3)
+            depth, tall, wide, n_layers = struct.unpack_from(">BHHB", data, at + 2)
+            if depth != 8:
+                raise Refused(f"is a JPEG of {depth} bits a sample, and only those of 8 are read. Save it as PNG")
             width, height = max(width, wide), max(height, tall)
             factors = data[at + 9 : at + 8 + 3 * n_layers : 3]
             areas = [(factor >> 4) * (factor & 15) for factor in factors] or [1]
@@ -235,6 +237,11 @@ def _tiff(data: bytes) -> Declared:
     piece = max(piece, width * min(values.get(ROWS, height), height))
     depth = values[BITS] * values[SAMPLES] / 8 * piece / max(1, width * height)
     return Declared(width, height, max(RGBA_AND_RGB, depth + 4))
+
+
+def tiff_tags(data: bytes) -> dict[int, int]:
+    """Return the first value of each tag of a TIFF that holds whole numbers."""
+    return {tag: value for tag, _, value in _tiff_entries(data)}
 
 
 def _tiff_entries(data: bytes) -> Iterator[tuple[int, int, int]]:
