@@ -12,7 +12,9 @@ from tvp.export.cli import export
 from tvp.sdk.errors import ModelError
 
 MAKERS = {
-    "gpt2": lambda tokenizer: hf.GPT2Config(n_embd=32, n_layer=2, n_head=2, n_positions=256, **marks(tokenizer)),
+    "mixtral": lambda tokenizer: hf.MixtralConfig(
+        **STEP, num_key_value_heads=1, num_local_experts=2, max_position_embeddings=256, **marks(tokenizer)
+    ),
     "mamba": lambda tokenizer: hf.MambaConfig(hidden_size=32, num_hidden_layers=2, state_size=4, **marks(tokenizer)),
     # Its rotation uses complex numbers, which ONNX lacks; torch would print the whole graph.
     "llama4_text": lambda tokenizer: hf.Llama4TextConfig(

@@ -25,9 +25,12 @@ from tvp.sdk.errors import ModelError
 from tvp.trainer.families.chatglm import ChatGLMAttention
 
 NAME = "tvp_group_query_attention"
+OBSERVER = "tvp_observer"
 ENCODER_NAME = "tvp_multi_head_attention"
+own_repeat = torch.repeat_interleave
 # Rotary embeddings whose angles depend on a token's position alone, and not on the length of the text.
-FIXED_ANGLES = ("default", "linear", "llama3")
+FIXED_ANGLES = ("default", "linear", "llama3", "yarn")
+HEAD_MULTIPLE = 8  # the operator takes heads of a multiple of so many values; others are padded with zeros
 
 
 @torch.library.custom_op("tvp::group_query_attention", mutates_args=())
@@ -218,13 +221,17 @@ def _decoder_attention(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    scaling: float,
+    scaling: float | None = None,
     **more: Any,
 ) -> tuple[Tensor, None]:
     if more.get("s_aux") is not None:
-        raise ModelError("This model cannot be exported yet: its attention has sinks, as in GPT-OSS.")
+        raise ModelError("its attention has sinks, which the operator lacks")
     cache, layer = _current[-1], int(module.layer_idx)  # type: ignore[arg-type]
-    n, num_heads, n_new, _head = query.shape
+    n, num_heads, n_new, head = query.shape
+    scaling = head**-0.5 if scaling is None else scaling
+    n_value = value.shape[-1]
+    head = padded_head(head, n_value)
+    query, key, value = (F.pad(t, (0, head - t.shape[-1])) if t.shape[-1] < head else t for t in (query, key, value))
     # (n, heads, n_new, head) -> (n, n_new, heads * head)
     flat = [t.transpose(1, 2).reshape(n, n_new, -1) for t in (query, key, value)]
     attended, *present = group_query_attention(
@@ -237,7 +244,28 @@ def _decoder_attention(
         key, value = (repeat_kv(t, num_heads // t.shape[1]) for t in (key, value))
         flat = [flat[0], *(t.transpose(1, 2).reshape(n, n_new, -1) for t in (key, value))]
         attended = torch.where(cache.total == n_new, multi_head_attention(*flat, num_heads, float(scaling)), attended)
-    return attended.view(n, n_new, num_heads, -1), None
+    attended = attended.view(n, n_new, num_heads, -1)
+    return attended[..., :n_value] if n_value < head else attended, None
+
+
+def padded_head(*sizes: int) -> int:
+    """Return the size of the heads that the operator is given for keys and values of these sizes."""
+    return -(-max(sizes) // HEAD_MULTIPLE) * HEAD_MULTIPLE
+
+
+@contextmanager
+def observed_heads(decoder: nn.Module) -> Iterator[list[tuple[int, int]]]:
+    """Note the number of key and value heads, and their size in the cache, of each layer that a decoder runs."""
+    found: list[tuple[int, int]] = []
+
+    def observe(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **more: Any) -> Any:
+        found.append((key.shape[1], padded_head(key.shape[-1], value.shape[-1])))
+        return sdpa_attention_forward(module, query, key, value, *args, **more)
+
+    AttentionInterface.register(OBSERVER, observe)
+    AttentionMaskInterface.register(OBSERVER, sdpa_mask)
+    with _use(decoder, OBSERVER):
+        yield found
 
 
 def _glm_attention(module: ChatGLMAttention, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
@@ -277,12 +305,14 @@ def rotary_angles(decoder: nn.Module, n_positions: int | None) -> tuple[Tensor, 
         whose angles depend on more than the position.
     """
     rotary = getattr(decoder, "rotary_emb", None)
-    if rotary is None or not n_positions or _rotary_module(decoder) is None or rotary.rope_type not in FIXED_ANGLES:
+    known = rotary is not None and getattr(rotary, "rope_type", None) in FIXED_ANGLES
+    if not known or not n_positions or _rotary_module(decoder) is None:
         return None
     with torch.no_grad():
         found = rotary(torch.zeros(1, 1, 1), torch.arange(n_positions)[None])
     cos, sin = (angles[0, :, : angles.shape[-1] // 2].contiguous() for angles in found)
-    if not torch.equal(torch.cat([cos, cos], -1), found[0][0]):
+    # Of half a head, the operator takes a multiple of 8.
+    if cos.shape[-1] % HEAD_MULTIPLE or not torch.equal(torch.cat([cos, cos], -1), found[0][0]):
         return None
     return cos, sin
 
@@ -314,8 +344,22 @@ def fused_attention(decoder: nn.Module, operator_rotates: bool = False) -> Itera
     rotation: Any = nullcontext()
     if operator_rotates:
         rotation = mock.patch.object(_rotary_module(decoder), "apply_rotary_pos_emb", lambda q, k, *_, **__: (q, k))
-    with _use(decoder, NAME), mock.patch.object(ChatGLMAttention, "attend", _glm_attention), rotation:
+    with (
+        _use(decoder, NAME),
+        mock.patch.object(ChatGLMAttention, "attend", _glm_attention),
+        mock.patch.object(torch, "repeat_interleave", _repeat),
+        mock.patch.object(torch.Tensor, "repeat_interleave", _repeat),
+        rotation,
+    ):
         yield
+
+
+def _repeat(values: Tensor, n: Any, dim: int | None = None, **more: Any) -> Tensor:
+    """Repeat values as torch does. torch itself writes the lengths of the traced tokens into the graph."""
+    if not isinstance(n, int) or dim is None:
+        return own_repeat(values, n, dim, **more)
+    place = dim % values.ndim
+    return torch.stack([values] * n, place + 1).flatten(place, place + 1)
 
 
 @contextmanager

@@ -120,6 +120,7 @@ def _recorded(key: str) -> str:
 
 
 def _write(family: Family, key: str, folder: Path, precision: str, device: str) -> str:
+    kind_of(family).check(family)
     folder.mkdir()
     try:
         manifest = kind_of(family).write(family, folder, fused=device != "tensorrt")
@@ -127,10 +128,9 @@ def _write(family: Family, key: str, folder: Path, precision: str, device: str) 
         raise
     except Exception as error:  # whatever transformers, torch and optimum raise for a model that they cannot trace
         why = next(iter(str(error).splitlines()), "")
-        kind = getattr(getattr(family, "text_config", None), "model_type", family.name)
         raise ModelError(
-            f"This {family.name} model cannot be exported: {kind!r} is not traced ({type(error).__name__}: {why}). "
-            "It can be trained on and evaluated. Exports are known to work with Llama, Qwen2, OPT, Gemma and T5 inside."
+            f"This {family.name} model cannot be exported: a part of it is not traced ({type(error).__name__}: {why}). "
+            "It can be trained on and evaluated."
         ) from error
     reduce_precision(folder, precision, device)
     for file in folder.glob("*.onnx"):

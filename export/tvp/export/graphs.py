@@ -19,10 +19,12 @@ from optimum.utils import NormalizedConfig
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
+from tvp.sdk.errors import ModelError
+from tvp.trainer.families.causal import CausalFamily
 from tvp.trainer.families.family import Family, GenerativeFamily
 from tvp.trainer.families.instructblip import QuestionAwareFamily
 
-from .attention import fused_vision_encoder, plain_vision_encoder
+from .attention import fused_vision_encoder, observed_heads, plain_vision_encoder
 from .fuse import fuse_gelu, rewrite
 
 OPSET = 18
@@ -160,9 +162,25 @@ def config_of(family: Family) -> Any:
     return getattr(family.model, "config", None) or PretrainedConfig()
 
 
+@torch.no_grad()
 def cache_shape(family: GenerativeFamily) -> tuple[int, int]:
-    """Return the number of key and value heads, and the size of a head."""
+    """Return the number of key and value heads, and the size of a head in the cache.
+
+    Raises:
+        ModelError: they differ from layer to layer.
+    """
     config = family.text_config
+    if isinstance(family, CausalFamily) and family.scorer is not None:
+        inputs = family.embed_tokens.weight[:2][None]  # type: ignore[index]
+        with observed_heads(family.decoder) as found:
+            family.own_logits(inputs, 2, 0, 1)
+        if len(set(found)) > 1:
+            raise ModelError(f"its layers have key and value heads of different numbers or sizes: {sorted(set(found))}")
+        if found:
+            return found[0]
+        raise ModelError(
+            f"the attention of {type(family.decoder).__name__} does not use transformers' attention interface"
+        )
     n_heads = config.num_attention_heads
     n_kv_heads = getattr(config, "num_key_value_heads", None) or n_heads
     if hasattr(config, "d_kv"):  # T5
@@ -181,17 +199,32 @@ def write_graph(module: nn.Module, config: OnnxConfig, file: Path) -> None:
     # Where an operator is missing, torch prints the whole graph, although its log is off (it asks a function's name
     # instead of calling it, in setup_onnx_logging of its utils.py).
     quiet = mock.patch.object(torch._C, "_jit_onnx_log", return_value=None)
+    torch.onnx.register_custom_op_symbolic("aten::expm1", _expm1_symbol, OPSET)  # type: ignore[attr-defined]
     with _keep_configs(module), warnings.catch_warnings(), quiet:
         # Tracing warns about every Python number. The parity gate decides whether the graph is right.
         warnings.simplefilter("ignore")
         optimum_export(module, config, file, opset=OPSET, disable_dynamic_axes_fix=True)
 
 
+def _is_config(value: Any) -> bool:
+    return isinstance(value, PretrainedConfig)
+
+
+def _expm1_symbol(g: Any, values: Any) -> Any:
+    one = g.op("Constant", value_t=torch.tensor(1.0))
+    return g.op("Sub", g.op("Exp", values), one)
+
+
 @contextmanager
 def _keep_configs(module: nn.Module) -> Iterator[None]:
     """Restore the configurations at the end: Optimum changes use_cache and return_dict and leaves them so."""
-    configs = {id(m.config): m.config for m in module.modules() if hasattr(m, "config")}.values()
-    before = [(config, copy.deepcopy(config.__dict__)) for config in configs]
+    found = [m.config for m in module.modules() if hasattr(m, "config")]
+    for config in found:  # those inside others too, which stay the same objects
+        found += [value for value in config.__dict__.values() if _is_config(value) and not any(value is c for c in found)]
+    before = [
+        (config, {name: v if _is_config(v) else copy.deepcopy(v) for name, v in config.__dict__.items()})
+        for config in {id(config): config for config in found}.values()
+    ]
     try:
         yield
     finally:

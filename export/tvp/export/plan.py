@@ -63,6 +63,7 @@ def plan(
     if found is not None:
         names = read_base_manifest(found / "manifest.json").files
         return rows + [(f"base/{name}", 0, f"shared with {found}") for name in names]
+    kind.check(family)
     rows += [(f"base/{name}", size, "") for name, size in sizes.items()]
     rows += [(f"base/{name}", len(text), "") for name, text in kind.tokenizer_texts(family).items()]
     return [*rows, ("base/manifest.json", 4 * 2**10, "")]

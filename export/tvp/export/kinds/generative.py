@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -52,18 +53,27 @@ def facts(family: GenerativeFamily) -> dict[str, Any]:
         "n_kv_heads": n_kv_heads,
         "head_size": head_size,
         "n_vocab": family.embed_tokens.num_embeddings,
-        "n_positions": _n_positions(family),
+        "n_positions": n_positions(family),
         "n_connector_positions": getattr(family, "n_question_positions", 0),
     }
 
 
-def _n_positions(family: GenerativeFamily) -> int:
+def n_positions(family: GenerativeFamily) -> int:
     """Return the largest number of tokens that a bundle of the model can read; 0 if there is no limit.
 
-    Exported attention has no sliding window. A text ends where the window would begin to slide.
+    Exported attention has no sliding window, and no angles that depend on the length. A text ends where the window
+    would begin to slide, or the angles would change.
     """
-    bounds = (family.n_positions, getattr(family.text_config, "sliding_window", None))
-    return min((bound for bound in bounds if bound), default=0)
+    config, bounds = family.text_config, [family.n_positions]
+    types = getattr(config, "layer_types", None) or ["sliding"]
+    if any("sliding" in kind or "chunked" in kind for kind in types):
+        bounds += [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    if getattr(config, "attn_temperature_tuning", False):  # Llama 4: queries grow with their position, from there on
+        bounds.append(int(config.floor_scale) - 1)
+    rotary = {getattr(module, "rope_type", None) for module in family.model.modules()}
+    if "longrope" in rotary:  # other factors behind it
+        bounds.append(getattr(config, "original_max_position_embeddings", None))
+    return min((int(bound) for bound in bounds if isinstance(bound, int) and bound > 0), default=0)
 
 
 def about(family: GenerativeFamily) -> list[str]:
@@ -127,4 +137,12 @@ def measure(
     calibration: Calibrated = (),
 ) -> Parity:
     """See `Kind.measure`. A calibration changes no written answer."""
-    return parity.measure(task, family, geometry, prompt, cases, MAX_NEW_TOKENS, n_golden)
+    report = parity.measure(task, family, geometry, prompt, cases, MAX_NEW_TOKENS, n_golden)
+    with torch.no_grad():
+        n_image = family.see(torch.zeros(1, 3, *[family.pixel_format.size] * 2), ["a"]).shape[1]
+    long = parity.long_case(family, n_positions(family), n_image, cases[0], MAX_NEW_TOKENS)
+    if long is not None:  # positions and windows show only there
+        further = parity.measure(task, family, geometry, prompt, [long], MAX_NEW_TOKENS, end_to_end=False)
+        report.logits = float(np.maximum(report.logits, further.logits))
+        report.differences += [f"near the end of the context, {said}" for said in further.differences]
+    return report

@@ -63,6 +63,13 @@ def refuse_unasked(task: TaskDefinition, data: Data, n_cases: int, only_ranks: b
 class Kind(Protocol):
     """The module `causal`, `seq2seq` or `contrastive`. Each `family` argument is a model of that kind."""
 
+    def check(self, family: Any) -> None:
+        """Try in seconds whether a model can be exported with its own scores.
+
+        Raises:
+            ModelError: it cannot; a sentence says why, and names the operation.
+        """
+
     def write(self, family: Any, folder: Path, fused: bool) -> BaseManifest:
         """Write the graphs, embeddings and tokenizers of a base in fp32.
 

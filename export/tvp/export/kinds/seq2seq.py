@@ -7,25 +7,30 @@ encoder's graph computes the keys and values of its output once, for every layer
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import torch
 from optimum.exporters.onnx import OnnxConfig
 from optimum.utils import NormalizedConfig
 from torch import Tensor, nn
-from transformers import DynamicCache, EncoderDecoderCache
+from transformers import DynamicCache, EncoderDecoderCache, T5ForConditionalGeneration
 
+from tvp.sdk.errors import ModelError
 from tvp.sdk.formats.manifest import Seq2SeqManifest
 from tvp.trainer.families.seq2seq import Seq2SeqFamily
 
 from ..graphs import N_DUMMY, Traced, write_graph
+from ..trial import different, refusals, trial_inputs
 from .generative import about, cases, facts, measure, tokenizer_texts, weight_sizes, write_shared
 
-__all__ = ["about", "cases", "measure", "sizes", "tokenizer_texts", "write"]
+__all__ = ["about", "cases", "check", "measure", "sizes", "tokenizer_texts", "write"]
 
 Pairs = list[tuple[Tensor, Tensor]]
 N_READ = 7  # tokens that the traced encoder reads; the axis is dynamic
+N_LONG = 300  # tokens that the trial reads: more than local attention reaches
 
 
 def write(family: Seq2SeqFamily, folder: Path, fused: bool) -> Seq2SeqManifest:
@@ -37,6 +42,39 @@ def write(family: Seq2SeqFamily, folder: Path, fused: bool) -> Seq2SeqManifest:
     return Seq2SeqManifest(
         **facts(family), n_layers=config.num_decoder_layers, start_token=config.decoder_start_token_id
     )
+
+
+@torch.no_grad()
+def check(family: Seq2SeqFamily) -> None:
+    """See `Kind.check`. T5 itself is known to be exact, and may be too large to be tried in seconds."""
+    model = family.language_model
+    if type(model) is T5ForConditionalGeneration:
+        return
+    with refusals(family), tempfile.TemporaryDirectory() as folder:
+        blocks = getattr(getattr(model, "decoder", None), "block", None)
+        if blocks is None or not hasattr(blocks[0].layer[1], "EncDecAttention"):
+            raise ModelError(f"{type(model).__name__} is not wired as T5 is, which is the only one with an export")
+        files = Path(folder, "encoder.onnx"), Path(folder, "decoder.onnx")
+        export_encoder(family, files[0])
+        export_decoder(family, files[1])
+        read, answer = trial_inputs(family, N_LONG), torch.tensor([[family.text_config.decoder_start_token_id, 3, 5]])
+        own = model(inputs_embeds=read, decoder_input_ids=answer).logits
+        encoder, decoder = (onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"]) for file in files)
+        names = [value.name for value in encoder.get_outputs()]
+        cross = dict(zip(names, encoder.run(None, {"inputs_embeds": read.numpy()}), strict=True))
+        config = family.text_config
+        empty = torch.zeros(1, config.num_heads, 0, config.d_kv).numpy()
+        past = {f"past_key_values.{name[17:]}": empty for name in names}
+        parts = []
+        for token in answer[0]:
+            embedded = family.embed_tokens(token[None, None]).numpy()
+            fed_now = {"inputs_embeds": embedded, **past, **cross}
+            taken = {value.name for value in decoder.get_inputs()}
+            logits, *present = decoder.run(None, {name: a for name, a in fed_now.items() if name in taken})
+            past = dict(zip(past, present, strict=True))
+            parts.append(torch.from_numpy(logits))
+        if why := different(torch.cat(parts, 1), own):
+            raise ModelError(f"in onnxruntime, {why}")
 
 
 def sizes(family: Seq2SeqFamily, precision: str, encoder_precision: str) -> dict[str, int]:

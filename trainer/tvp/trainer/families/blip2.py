@@ -14,12 +14,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import Blip2ForConditionalGeneration
 
+from tvp.sdk.errors import ModelError
 from tvp.sdk.formats.layout import PromptLayout
 
 from ._checkpoint import Checkpoint
 from ._template import layout_of
 from .causal import CausalFamily
 from .family import GenerativeFamily
+from .pixels import PixelFormat
 from .seq2seq import Seq2SeqFamily
 
 
@@ -43,7 +45,24 @@ class VisionEncoder(GenerativeFamily):
         return projection(features.to(projection.weight.dtype))  # type: ignore[no-any-return]
 
 
-class Blip2(VisionEncoder, CausalFamily):
+class InnerModel(CausalFamily):
+    """A causal family whose language model is a model of transformers by itself, with its own head and its own forward."""
+
+    @property
+    def scorer(self) -> nn.Module:
+        return self.model.language_model  # type: ignore[no-any-return]
+
+    @property
+    def decoder(self) -> nn.Module:
+        whole = self.model.language_model
+        inner = whole.base_model
+        if inner is whole:  # its class names a base that it does not have
+            inner = getattr(whole, "model", whole)
+        stack: nn.Module = getattr(inner, "decoder", inner)
+        return stack  # OPT has one more layer of wrapping than Llama
+
+
+class Blip2(VisionEncoder, InnerModel):
     """`Blip2ForConditionalGeneration` of transformers with a decoder-only language model."""
 
     name = "blip-2"
@@ -52,12 +71,6 @@ class Blip2(VisionEncoder, CausalFamily):
     def make_layout(self) -> PromptLayout:
         # No {image}: Blip2Processor puts the image tokens first, before the begin token.
         return layout_of(self, self.image_token(self.model.config.image_token_index), "Question: {question} Answer:")
-
-    @property
-    def decoder(self) -> nn.Module:
-        inner = self.model.language_model.model
-        stack: nn.Module = getattr(inner, "decoder", inner)
-        return stack  # OPT has one more layer of wrapping than Llama
 
 
 class Blip2T5(VisionEncoder, Seq2SeqFamily):
@@ -96,12 +109,42 @@ class VpgTrans(MiniGpt4):
     ends_with = "###"
 
 
-def make(checkpoint: Checkpoint) -> GenerativeFamily:
-    model = checkpoint.weights(Blip2ForConditionalGeneration)
+def family_of(model: Any, tokenizer: Any, pixel_format: PixelFormat, kind: str = "blip-2") -> GenerativeFamily:
+    """Return the family of a loaded model.
+
+    Args:
+        model: a `Blip2ForConditionalGeneration`.
+        tokenizer: of its language model.
+        pixel_format: the pixels that its vision encoder takes.
+        kind: `blip-2` (default), `minigpt4` or `vpgtrans`.
+
+    Raises:
+        ModelError: its parts do not fit each other, or no family has such a language model.
+    """
     family: type[GenerativeFamily]
-    if checkpoint.kind in ("minigpt4", "vpgtrans"):
-        family = MiniGpt4 if checkpoint.kind == "minigpt4" else VpgTrans
+    refuse_other_widths(model)
+    if kind in ("minigpt4", "vpgtrans"):
+        family = MiniGpt4 if kind == "minigpt4" else VpgTrans
     else:
         family = Blip2 if model.config.use_decoder_only_language_model else Blip2T5
+    return family(model, tokenizer, pixel_format)
+
+
+def refuse_other_widths(model: Any) -> None:
+    """Refuse a connector whose embeddings have another width than the language model's, as with OPT-350M.
+
+    Raises:
+        ModelError: transformers' own forward would fail too.
+    """
+    made, read = model.language_projection.out_features, model.get_input_embeddings().weight.shape[-1]
+    if made != read:
+        raise ModelError(
+            f"The connector of this model makes embeddings of {made} values, and its language model reads {read} "
+            "(word_embed_proj_dim). Such a model runs nowhere; take one whose sizes are equal."
+        )
+
+
+def make(checkpoint: Checkpoint) -> GenerativeFamily:
+    model = checkpoint.weights(Blip2ForConditionalGeneration)
     tokenizer = checkpoint.tokenizer()
-    return family(model, tokenizer, checkpoint.pixel_format(model.config.vision_config.image_size))
+    return family_of(model, tokenizer, checkpoint.pixel_format(model.config.vision_config.image_size), checkpoint.kind)

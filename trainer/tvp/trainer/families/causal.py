@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import cached_property
+from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +44,79 @@ class CausalFamily(GenerativeFamily):
     @property
     def head(self) -> nn.Module:
         return self.model.get_output_embeddings()  # type: ignore[no-any-return]
+
+    @property
+    def scorer(self) -> nn.Module | None:
+        """The model of transformers whose own forward makes logits of embeddings; None where TVP wrote the model."""
+        return self.model  # type: ignore[no-any-return]
+
+    def to_logits(self, hidden: Tensor) -> Tensor:
+        """Return the logits of hidden states (…, n_text), with what the model does behind its head."""
+        return self.head(hidden) if self.head_is_last else self._scored(hidden)
+
+    @cached_property
+    @torch.no_grad()
+    def head_is_last(self) -> bool:
+        """Whether the head alone makes the logits. Some models divide by a setting of theirs, cap, or have a layer more."""
+        if self.scorer is None:
+            return True
+        head = self.head
+        if not isinstance(head, nn.Linear):
+            return False
+        hidden = 10 * torch.randn(1, 1, head.in_features, generator=torch.Generator().manual_seed(0))
+        hidden = hidden.to(head.weight)
+        return torch.equal(head(hidden), self._scored(hidden))
+
+    def _scored(self, hidden: Tensor) -> Tensor:
+        """Run what follows the decoder in transformers' own forward, whatever that is."""
+        rows = hidden if hidden.ndim == 3 else hidden[None]
+        read = _Read([rows])
+        base: Any = self.scorer.base_model  # type: ignore[union-attr]
+        with ExitStack() as stack:
+            for module in {base, self.decoder} - {self.scorer}:  # OPT's head calls the second
+                stack.enter_context(mock.patch.object(module, "forward", lambda *_, **__: read))
+            logits: Tensor = self.scorer(inputs_embeds=rows, use_cache=False).logits  # type: ignore[misc]
+        return logits if hidden.ndim == 3 else logits[0]
+
+    @torch.no_grad()
+    def own_logits(self, inputs: Tensor, n_context: int, n_before: int, n_image: int) -> Tensor:
+        """Return the logits of every position, as transformers' own forward makes them, in one run without a cache.
+
+        Nothing of TVP takes part but the embeddings, the positions and the mask. The parity gate compares with it.
+
+        Args:
+            inputs: embeddings of picture, question and answer, (1, length, n_text).
+            n_context: those of picture and question.
+            n_before, n_image: as in `positions`.
+
+        Returns:
+            Logits (1, length, n_vocab).
+        """
+        real = torch.ones(inputs.shape[:2], dtype=torch.long, device=inputs.device)
+        context = torch.tensor([n_context], device=inputs.device)
+        positions = self.positions(real, context, n_before, n_image)
+        if self.scorer is None:
+            return self.to_logits(self.decode(inputs, real, positions, context))
+        return self.scorer(  # type: ignore[no-any-return]
+            inputs_embeds=inputs,
+            attention_mask=self.attention(real, context, inputs.shape[1]),
+            use_cache=False,
+            **self.with_positions(self.scorer, positions),
+        ).logits
+
+    @torch.no_grad()
+    def own_answer_logits(self, embeddings: Tensor, question: str, tokens: Sequence[int]) -> Tensor:
+        before, after = self.prompt_ids(question)
+        text = torch.tensor([[*after, *tokens[:-1]]], device=self.device)
+        inputs = self._join(before, embeddings, text)
+        n_context = inputs.shape[1] - len(tokens) + 1
+        return self.own_logits(inputs, n_context, len(before), embeddings.shape[1])[0, n_context - 1 :]
+
+    def with_positions(self, module: nn.Module, positions: Tensor) -> dict[str, Tensor]:
+        """Return the positions as an argument of a module; nothing for one that counts the tokens of the mask."""
+        if not takes(module, "position_ids"):
+            return {}
+        return {"position_ids": self.decoder_positions(positions)}
 
     def positions(self, real: Tensor, n_context: Tensor, n_before: int, n_image: int) -> Tensor:
         """Return the positions of a padded prompt, with or without an answer after it.
@@ -88,9 +166,9 @@ class CausalFamily(GenerativeFamily):
         return self.decoder(  # type: ignore[no-any-return]
             inputs_embeds=inputs,
             attention_mask=self.attention(real, n_context, inputs.shape[1]),
-            position_ids=self.decoder_positions(positions),
             past_key_values=cache,
             use_cache=cache is not None,
+            **self.with_positions(self.decoder, positions),
         ).last_hidden_state
 
     def answer_loss(
@@ -122,7 +200,7 @@ class CausalFamily(GenerativeFamily):
             row += [i] * len(answer)
             position += range(start, start + len(answer))
             wanted += answer
-        logits = self.head(hidden[row, position]).to(self.device)
+        logits = self.to_logits(hidden[row, position]).to(self.device)
         return F.cross_entropy(logits.float(), torch.tensor(wanted, device=logits.device))
 
     def answer_scores(
@@ -168,7 +246,7 @@ class CausalFamily(GenerativeFamily):
                 self.embed_tokens(text.repeat(n, 1)), every, further.repeat_interleave(n_candidates, -2), cache=cache
             )
             wanted, _ = self._pad([ids[1:] for ids in answered], left=False)
-            rest = self.head(hidden).to(self.device).float().log_softmax(-1)
+            rest = self.to_logits(hidden).to(self.device).float().log_softmax(-1)
             rest = rest.gather(-1, wanted.repeat(n, 1)[:, :, None])[:, :, 0] * real.repeat(n, 1)
             total = rest.sum(-1).view(n, n_candidates)
         return total
@@ -185,7 +263,7 @@ class CausalFamily(GenerativeFamily):
             position = self.advance(position, 1)
             real = F.pad(real, [0, 1], value=1)
             hidden = self.decode(self.embed_tokens(chosen[:, None]), real, position, cache=cache)
-            logits = self.head(hidden[:, -1]).to(self.device)
+            logits = self.to_logits(hidden[:, -1]).to(self.device)
         return answers.tokens, answers.logits
 
     def _join(
@@ -225,7 +303,27 @@ class CausalFamily(GenerativeFamily):
         cache = DynamicCache()
         hidden = self.decode(inputs, mask, positions, n_context, cache)
         # A model that is spread over devices may end on another device than it began on.
-        return cache, positions, mask, self.head(hidden[:, -1]).to(self.device)
+        return cache, positions, mask, self.to_logits(hidden[:, -1]).to(self.device)
+
+
+class _Read(tuple):  # type: ignore[type-arg]
+    """What a decoder returns: hidden states, and None for everything else that a model may ask for."""
+
+    @property
+    def last_hidden_state(self) -> Any:
+        return self[0]
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        return tuple(self)
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
+def takes(module: nn.Module, argument: str) -> bool:
+    """Return whether a module's forward has an argument of this name."""
+    return argument in inspect.signature(module.forward).parameters
 
 
 def prefix_attention(real: Tensor, n_context: Tensor | None, n_new: int, dtype: torch.dtype) -> Tensor:

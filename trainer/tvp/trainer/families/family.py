@@ -32,7 +32,7 @@ IGNORED: dict[str, Any] = {
     "forced_decoder_ids": None, "penalty_alpha": 0.0, "dola_layers": None, "watermarking_config": None,
     "token_healing": False, "num_beam_groups": 1, "diversity_penalty": 0.0,
 }  # fmt: skip
-IGNORED_OF_TEXT = {"logits_scaling": 1.0, "final_logit_softcapping": None, "attn_logit_softcapping": None}
+IGNORED_OF_TEXT = {"attn_logit_softcapping": None}  # by transformers' own sdpa attention too
 
 
 class Family:
@@ -289,6 +289,19 @@ class GenerativeFamily(Family):
         self, embeddings: Float[Tensor, "n n_image n_text"], questions: Sequence[str], max_new_tokens: int = 16
     ) -> tuple[list[list[int]], list[Float[Tensor, "n_new n_vocab"]]]:
         """Answer greedily; returns the token ids of each row, end token included, and their logits."""
+        raise NotImplementedError
+
+    def own_answer_logits(self, embeddings: Tensor, question: str, tokens: Sequence[int]) -> Tensor:
+        """Return the logits of each token of an answer, as transformers' own forward makes them, in one run.
+
+        Args:
+            embeddings: of the picture, (1, n_image, n_text).
+            question: the text.
+            tokens: of the answer.
+
+        Returns:
+            Logits (n_tokens, n_vocab).
+        """
         raise NotImplementedError
 
     @torch.no_grad()

@@ -21,8 +21,7 @@ from tvp.sdk.formats.layout import PromptLayout, refuse_special_of_connector
 from ._bliva_model import BlivaForConditionalGeneration
 from ._checkpoint import Checkpoint
 from ._template import layout_of
-from .blip2 import Blip2
-from .causal import CausalFamily
+from .blip2 import InnerModel, refuse_other_widths
 from .family import GenerativeFamily
 from .pixels import PixelFormat
 from .seq2seq import Seq2SeqFamily
@@ -101,7 +100,7 @@ class QuestionAwareFamily(GenerativeFamily):
         return states[:, :n_queries]  # type: ignore[no-any-return]
 
 
-class InstructBlip(QuestionAwareFamily, CausalFamily):
+class InstructBlip(QuestionAwareFamily, InnerModel):
     """`InstructBlipForConditionalGeneration` of transformers with a decoder-only language model."""
 
     name = "instructblip"
@@ -110,8 +109,6 @@ class InstructBlip(QuestionAwareFamily, CausalFamily):
     def make_layout(self) -> PromptLayout:
         # No {image}: InstructBlipProcessor puts the image tokens first, before the begin token.
         return layout_of(self, self.image_token(self.model.config.image_token_index), "{question}")
-
-    decoder = Blip2.decoder
 
 
 class InstructBlipT5(QuestionAwareFamily, Seq2SeqFamily):
@@ -146,5 +143,6 @@ def make(checkpoint: Checkpoint) -> GenerativeFamily:
     else:
         model = checkpoint.weights(InstructBlipForConditionalGeneration)
         family = InstructBlip if model.config.use_decoder_only_language_model else InstructBlipT5
+    refuse_other_widths(model)
     pixel_format = checkpoint.pixel_format(model.config.vision_config.image_size)
     return family(model, checkpoint.tokenizer(), pixel_format, checkpoint.tokenizer("qformer_tokenizer"))

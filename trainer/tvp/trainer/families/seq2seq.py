@@ -83,6 +83,11 @@ class Seq2SeqFamily(GenerativeFamily):
             token = answers.add(output.logits[:, -1].to(self.device))
         return answers.tokens, answers.logits
 
+    @torch.no_grad()
+    def own_answer_logits(self, embeddings: Tensor, question: str, tokens: Sequence[int]) -> Tensor:
+        states, mask = self._read(embeddings, [question])
+        return self._decode(states, mask, torch.tensor([list(tokens)], device=self.device))[0]
+
     @property
     def _start(self) -> Tensor:
         """The id that the decoder starts from, (1,); T5 leaves it to the configuration."""

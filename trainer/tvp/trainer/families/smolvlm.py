@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import Idefics3ForConditionalGeneration, PreTrainedTokenizerBase, SmolVLMForConditionalGeneration
 
+from tvp.sdk.errors import ModelError
 from tvp.sdk.formats.layout import PromptLayout
 
 from ._checkpoint import Checkpoint
@@ -85,6 +86,13 @@ class SmolVlm(CausalFamily):
 def make(checkpoint: Checkpoint) -> SmolVlm:
     classes = {"smolvlm": SmolVLMForConditionalGeneration, "idefics3": Idefics3ForConditionalGeneration}
     model = checkpoint.weights(classes[checkpoint.kind])
+    vision, scale = model.config.vision_config, model.config.scale_factor
+    n_side = vision.image_size // vision.patch_size
+    if n_side % scale:
+        raise ModelError(
+            f"The model {checkpoint.name!r} has {n_side} patches a side, and its connector joins {scale} of them "
+            "(scale_factor), which does not divide that number. transformers' own forward fails too."
+        )
     tokenizer = checkpoint.tokenizer()
     pixel_format = checkpoint.pixel_format(model.config.vision_config.image_size)
     return SmolVlm(model, tokenizer, pixel_format, checkpoint.chat_template(tokenizer))

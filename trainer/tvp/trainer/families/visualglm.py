@@ -38,6 +38,8 @@ class VisualGlm(VisionEncoder, CausalFamily):
         marks = [config.gmask_token_id, config.bos_token_id]
         return before, [i for i in after if i not in marks] + marks
 
+    scorer = None
+
     @property
     def decoder(self) -> nn.Module:
         return self.model.language_model.transformer  # type: ignore[no-any-return]
