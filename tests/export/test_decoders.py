@@ -68,11 +68,12 @@ def test_what_is_behind_the_head_is_followed(name, monkeypatch):
     tokens, logits = family.generate_tokens(images, [question], 4)
     ids = torch.tensor([[*family.prompt_ids(question)[1], *tokens[0][:-1]]])
     inputs = torch.cat([images, family.embed_tokens(ids)], 1)
-    own = family.model.language_model(inputs_embeds=inputs).logits[0, -len(tokens[0]) :]
+    causal_mask = torch.ones(inputs.shape[:2], dtype=torch.long)
+    own = family.model.language_model(inputs_embeds=inputs, attention_mask=causal_mask).logits[0, -len(tokens[0]) :]
     assert torch.allclose(logits[0], own, atol=1e-4)
     assert torch.allclose(family.own_answer_logits(images, question, tokens[0]), own, atol=1e-4)
     assert not torch.allclose(family.head(family.decoder(inputs_embeds=inputs).last_hidden_state)[0, -1], own[-1])
-    monkeypatch.setattr(type(family), "head_is_last", True)
+    monkeypatch.setitem(family.__dict__, "head_is_last", True)
     with pytest.raises(ModelError, match="its scores differ by"):
         kind_of(family).check(family)
 

@@ -227,11 +227,14 @@ def _decoder_attention(
     if more.get("s_aux") is not None:
         raise ModelError("its attention has sinks, which the operator lacks")
     cache, layer = _current[-1], int(module.layer_idx)  # type: ignore[arg-type]
-    n, num_heads, n_new, head = query.shape
-    scaling = head**-0.5 if scaling is None else scaling
-    n_value = value.shape[-1]
-    head = padded_head(head, n_value)
-    query, key, value = (F.pad(t, (0, head - t.shape[-1])) if t.shape[-1] < head else t for t in (query, key, value))
+    n, num_heads, n_new, _head = query.shape
+    n_key, n_value = int(query.shape[-1]), int(value.shape[-1])
+    scaling = n_key**-0.5 if scaling is None else scaling
+    head = padded_head(n_key, n_value)
+    if n_key < head:
+        query, key = F.pad(query, (0, head - n_key)), F.pad(key, (0, head - n_key))
+    if n_value < head:
+        value = F.pad(value, (0, head - n_value))
     # (n, heads, n_new, head) -> (n, n_new, heads * head)
     flat = [t.transpose(1, 2).reshape(n, n_new, -1) for t in (query, key, value)]
     attended, *present = group_query_attention(
@@ -250,7 +253,8 @@ def _decoder_attention(
 
 def padded_head(*sizes: int) -> int:
     """Return the size of the heads that the operator is given for keys and values of these sizes."""
-    return -(-max(sizes) // HEAD_MULTIPLE) * HEAD_MULTIPLE
+    largest = max(int(size) for size in sizes)  # int: numbers, also while a graph is traced
+    return (largest + HEAD_MULTIPLE - 1) // HEAD_MULTIPLE * HEAD_MULTIPLE
 
 
 @contextmanager

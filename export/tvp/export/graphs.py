@@ -151,10 +151,19 @@ def export_connector(family: QuestionAwareFamily, file: Path) -> None:
     write_graph(Connector(family), ConnectorConfig(family.model.config, features), file)
 
 
+@torch.no_grad()
 def export_embeddings(family: GenerativeFamily, file: Path) -> None:
     """Write the token embeddings to a NumPy file, float32 (n_vocab, n_text), that the sdk maps into memory."""
-    weight = family.embed_tokens.weight.detach().cpu().numpy()  # type: ignore[operator]
-    np.save(file, weight.astype(np.float32), allow_pickle=False)
+    np.save(file, embeddings_of(family).cpu().numpy().astype(np.float32), allow_pickle=False)
+
+
+def embeddings_of(family: GenerativeFamily, ids: Tensor | None = None) -> Tensor:
+    """Return the embeddings of token ids, by default of all; some models multiply the table (Gemma 3, BioGPT)."""
+    table = family.embed_tokens
+    if ids is None and type(table) is nn.Embedding:
+        return table.weight.detach()
+    ids = torch.arange(len(table.weight)) if ids is None else ids  # type: ignore[arg-type]
+    return table(ids.to(family.device)).detach()  # type: ignore[no-any-return]
 
 
 def config_of(family: Family) -> Any:

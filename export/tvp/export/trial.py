@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tvp.sdk.errors import ModelError, TvpError
 from tvp.trainer.families.family import GenerativeFamily
 
+from .graphs import embeddings_of
 from .parity import bound
 
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "mrope")
@@ -88,8 +89,8 @@ def different(mine: Tensor, own: Tensor) -> str:
 
 def trial_inputs(family: GenerativeFamily, n: int) -> Tensor:
     """Return embeddings (1, n, n_text) of tokens from all over the vocabulary."""
-    table: Tensor = family.embed_tokens.weight  # type: ignore[assignment]
-    return table[torch.linspace(0, len(table) - 1, n).long()][None].detach().clone()
+    ids = torch.linspace(0, len(family.embed_tokens.weight) - 1, n).long()  # type: ignore[arg-type]
+    return embeddings_of(family, ids)[None].clone()
 
 
 @contextmanager
