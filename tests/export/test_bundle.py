@@ -115,7 +115,8 @@ def test_where_the_bundle_differs_nothing_is_written(tmp_path, monkeypatch):
 
     def slightly_wrong(family, file, *may_rotate):
         if "merged" not in file.name:  # the trial's, before the export
-            return real(family, file, *may_rotate)
+            real(family, file, *may_rotate)
+            return
         weight = family.decoder.layers[0].mlp.up_proj.weight
         weight.data[3, 5] += 0.5
         real(family, file, *may_rotate)

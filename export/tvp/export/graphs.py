@@ -229,7 +229,9 @@ def _keep_configs(module: nn.Module) -> Iterator[None]:
     """Restore the configurations at the end: Optimum changes use_cache and return_dict and leaves them so."""
     found = [m.config for m in module.modules() if hasattr(m, "config")]
     for config in found:  # those inside others too, which stay the same objects
-        found += [value for value in config.__dict__.values() if _is_config(value) and not any(value is c for c in found)]
+        found += [
+            value for value in config.__dict__.values() if _is_config(value) and not any(value is c for c in found)
+        ]
     before = [
         (config, {name: v if _is_config(v) else copy.deepcopy(v) for name, v in config.__dict__.items()})
         for config in {id(config): config for config in found}.values()

@@ -261,7 +261,9 @@ def _run_all(family: CausalFamily, fed: Tensor, run: Run) -> Tensor:
     real = torch.ones(1, n, dtype=torch.long)
     positions = family.positions(real, torch.tensor([n - N_STEPS]), 0, N_IMAGE)
     parts = []
-    first = n - N_STEPS - (family.n_causal or 0)  # tokens that may see each other; the sdk reads the others by themselves
+    first = (
+        n - N_STEPS - (family.n_causal or 0)
+    )  # tokens that may see each other; the sdk reads the others by themselves
     for start, stop in [(0, first), *((i, i + 1) for i in range(first, n))]:
         inputs = {
             "inputs_embeds": fed[:, start:stop],

@@ -46,7 +46,7 @@ class VisionEncoder(GenerativeFamily):
 
 
 class InnerModel(CausalFamily):
-    """A causal family whose language model is a model of transformers by itself, with its own head and its own forward."""
+    """A causal family whose language model is a whole model of transformers, with a head and a forward of its own."""
 
     @property
     def scorer(self) -> nn.Module:

@@ -57,7 +57,7 @@ class CausalFamily(GenerativeFamily):
     @cached_property
     @torch.no_grad()
     def head_is_last(self) -> bool:
-        """Whether the head alone makes the logits. Some models divide by a setting of theirs, cap, or have a layer more."""
+        """Whether the head alone makes the logits. Some models divide them, cap them, or have a layer more."""
         if self.scorer is None:
             return True
         head = self.head
@@ -74,7 +74,7 @@ class CausalFamily(GenerativeFamily):
         base: Any = self.scorer.base_model  # type: ignore[union-attr]
         with ExitStack() as stack:
             for module in {base, self.decoder} - {self.scorer}:  # OPT's head calls the second
-                stack.enter_context(mock.patch.object(module, "forward", lambda *_, **__: read))
+                stack.enter_context(mock.patch.object(module, "forward", lambda *_, **__: read))  # noqa: PT008
             logits: Tensor = self.scorer(inputs_embeds=rows, use_cache=False).logits  # type: ignore[misc]
         return logits if hidden.ndim == 3 else logits[0]
 
