@@ -40,13 +40,15 @@ from tvp.trainer.families.blip2 import family_of
 SIZE, WIDTH, N_CASES = 64, 32, 20
 # Fields of configurations that say a size, in the words of their models -> a tiny value.
 SIZES: dict[str, Any] = {
-    **dict.fromkeys(["hidden_size", "d_model", "n_embd", "dim", "emb_dim", "n_embed", "model_dim", "embed_dim", "embedding_size"], WIDTH),
+    **dict.fromkeys(["hidden_size", "d_model", "n_embd", "dim", "emb_dim", "n_embed", "model_dim"], WIDTH),
+    **dict.fromkeys(["embed_dim", "embedding_size"], WIDTH),
     **dict.fromkeys(["num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "encoder_layers"], 2),
     **dict.fromkeys(["num_decoder_layers", "num_encoder_layers"], 2),
     **dict.fromkeys(["num_attention_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads"], 2),
     **dict.fromkeys(["decoder_attention_heads", "num_decoder_attention_heads", "num_encoder_attention_heads"], 2),
     **dict.fromkeys(["num_key_value_heads", "num_kv_heads"], 1),
-    **dict.fromkeys(["intermediate_size", "ffn_dim", "d_ff", "n_inner", "encoder_ffn_dim", "decoder_ffn_dim", "dff"], 64),
+    **dict.fromkeys(["intermediate_size", "ffn_dim", "d_ff", "n_inner", "encoder_ffn_dim", "decoder_ffn_dim"], 64),
+    "dff": 64,
     **dict.fromkeys(["moe_intermediate_size", "shared_expert_intermediate_size", "ffn_hidden_size"], 64),
     **dict.fromkeys(["intermediate_size_mlp", "expert_ffn_hidden_size", "shared_intermediate_size", "dim_ff"], 64),
     **dict.fromkeys(["head_dim", "d_kv", "attention_head_dim", "kv_channels", "dim_head"], 16),

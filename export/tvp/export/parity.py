@@ -132,8 +132,8 @@ class Parity:
         if wrong := (self.differences if precision == "fp32" else []) + self.pixel_differences:
             raise CheckError(
                 f"The exported {name!r} is not equal to the PyTorch model: {len(wrong)} differences in "
-                f"{self.n_cases} cases (logits differ by up to {self.logits:.1e}; allowed is {LOGITS_TOLERANCE:.0e}, or "
-                f"{LOGITS_TOLERANCE:.0e} of the largest logit where that is above 1). "
+                f"{self.n_cases} cases (logits differ by up to {self.logits:.1e}; allowed is {LOGITS_TOLERANCE:.0e}, "
+                f"or {LOGITS_TOLERANCE:.0e} of the largest logit where that is above 1). "
                 "Nothing was written. Please report this with the model's name.",
                 wrong,
             )
