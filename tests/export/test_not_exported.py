@@ -13,7 +13,7 @@ from tvp.sdk.errors import ModelError
 
 MAKERS = {
     "mixtral": lambda tokenizer: hf.MixtralConfig(
-        **STEP, num_key_value_heads=1, num_local_experts=2, max_position_embeddings=256, **marks(tokenizer)
+        **STEP, num_key_value_heads=1, num_local_experts=4, max_position_embeddings=256, **marks(tokenizer)
     ),
     "mamba": lambda tokenizer: hf.MambaConfig(hidden_size=32, num_hidden_layers=2, state_size=4, **marks(tokenizer)),
     # Its rotation uses complex numbers, which ONNX lacks; torch would print the whole graph.

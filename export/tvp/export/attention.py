@@ -27,7 +27,7 @@ from tvp.trainer.families.chatglm import ChatGLMAttention
 NAME = "tvp_group_query_attention"
 OBSERVER = "tvp_observer"
 ENCODER_NAME = "tvp_multi_head_attention"
-own_repeat = torch.repeat_interleave
+own_repeat: Any = torch.repeat_interleave
 # Rotary embeddings whose angles depend on a token's position alone, and not on the length of the text.
 FIXED_ANGLES = ("default", "linear", "llama3", "yarn")
 HEAD_MULTIPLE = 8  # the operator takes heads of a multiple of so many values; others are padded with zeros
@@ -308,7 +308,7 @@ def rotary_angles(decoder: nn.Module, n_positions: int | None) -> tuple[Tensor, 
         Cosines and sines, each (n_positions, head / 2). None for a decoder that does not rotate in Llama's way, or
         whose angles depend on more than the position.
     """
-    rotary = getattr(decoder, "rotary_emb", None)
+    rotary: Any = getattr(decoder, "rotary_emb", None)
     known = rotary is not None and getattr(rotary, "rope_type", None) in FIXED_ANGLES
     if not known or not n_positions or _rotary_module(decoder) is None:
         return None
@@ -361,7 +361,7 @@ def fused_attention(decoder: nn.Module, operator_rotates: bool = False) -> Itera
 def _repeat(values: Tensor, n: Any, dim: int | None = None, **more: Any) -> Tensor:
     """Repeat values as torch does. torch itself writes the lengths of the traced tokens into the graph."""
     if not isinstance(n, int) or dim is None:
-        return own_repeat(values, n, dim, **more)
+        return own_repeat(values, n, dim, **more)  # type: ignore[no-any-return]
     place = dim % values.ndim
     return torch.stack([values] * n, place + 1).flatten(place, place + 1)
 

@@ -110,8 +110,8 @@ def shortened(family: GenerativeFamily, decoder: nn.Module) -> Iterator[int]:
             return
         kinds = [_kind_of_layer(layer) for layer in layers]
         chosen = sorted({kinds.index(kind) for kind in kinds} | {0, 1})
-        numbers = [
-            (module, module.layer_idx)
+        numbers: list[tuple[Any, int]] = [
+            (module, int(module.layer_idx))  # type: ignore[arg-type]
             for place in chosen
             for module in layers[place].modules()
             if isinstance(getattr(module, "layer_idx", None), int)
@@ -129,7 +129,7 @@ def shortened(family: GenerativeFamily, decoder: nn.Module) -> Iterator[int]:
         finally:
             decoder.layers = layers
             for module, number in numbers:
-                module.layer_idx = number  # type: ignore[assignment]
+                module.layer_idx = number
             config.num_hidden_layers = n_before
             if isinstance(types, list):
                 config.layer_types = types
