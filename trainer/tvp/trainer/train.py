@@ -40,6 +40,7 @@ TRY_NEXT = {
     "with a narrower frame (--inner closer to --canvas).",
     "lens": "Learn longer, from more pictures, or on several models. If no camera spoils the pictures, learn a frame "
     "from questions and answers (--method tvp).",
+    "both": "Learn from more pictures or longer, ask for labels in words that the model knows, or take another model.",
 }
 
 
@@ -192,7 +193,7 @@ def train(
         if team.leads:
             write_pictures(run.folder, prompt, prepared.validation)
     if refused:
-        advice = TRY_NEXT["frame" if config.lens == "none" else "lens"]
+        advice = TRY_NEXT["frame" if config.lens == "none" else "both" if config.frame else "lens"]
         raise CheckError(
             f"The prompt is not kept: {refused}.\nIt is in {file}. {advice} --keep last keeps a prompt whatever it "
             "does. To use the model as it is, export it without --prompt."
