@@ -32,11 +32,13 @@ class Findings:
         bad: rows and pictures that cannot be used.
         notes: what can be used, and may not be meant.
         n_pictures: pictures that can be read.
+        unreadable: files of pictures that cannot.
     """
 
     bad: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     n_pictures: int = 0
+    unreadable: set[str] = field(default_factory=set)
 
 
 def look_at(rows: Sequence[Row]) -> Findings:
@@ -53,6 +55,7 @@ def look_at(rows: Sequence[Row]) -> Findings:
             picture = read_image(Path(file))
         except ImageError as error:
             found.bad.append(str(error))
+            found.unreadable.add(file)
         else:
             digests[file] = hashlib.sha256(repr(picture.shape).encode() + picture.tobytes()).hexdigest()
     found.n_pictures = len(digests)

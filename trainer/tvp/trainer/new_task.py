@@ -192,7 +192,9 @@ def _check(task: NewTask, skip_bad: bool, allow_outside: bool) -> None:
     _refuse_bad(bad, skip_bad)
     if isinstance(parts["train"], Jsonl) and "test" not in parts:
         parts = {split: fifth(parts["train"], split) for split in ("train", "test")}
-    rows = {split: _rows_of(data) for split, data in parts.items()}
+    rows = {
+        split: [row for row in _rows_of(data) if row.picture not in found.unreadable] for split, data in parts.items()
+    }
     task.findings.n_pictures = found.n_pictures
     questions = Counter(question.text for row in everything for question in row.questions)
     if len(questions) == 1:
