@@ -28,14 +28,14 @@ def test_the_tasks_are_as_many_and_as_different_as_was_asked():
 
 @pytest.mark.parametrize("name", DRAWN)
 def test_drawn_pictures_have_every_answer(name):
-    found = list(islice(TASKS[name].pictures(), 60))
+    found = list(islice(TASKS[name].pictures(""), 60))
     answers = {answer for _, answer in found}
     assert 2 <= len(answers) <= 10
     assert all(picture.dtype == np.uint8 and picture.ndim == 3 for picture, _ in found)
 
 
 def test_a_folder_for_each_answer_is_written(tmp_path):
-    newcomer.write(TASKS["signs"], tmp_path)
+    newcomer.write(TASKS["signs"], tmp_path, "")
     assert sorted(folder.name for folder in tmp_path.iterdir()) == ["EXIT", "GO", "SLOW", "STOP"]
     assert len(list(tmp_path.rglob("*.png"))) == 120
 
