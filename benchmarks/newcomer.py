@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -27,6 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from tvp.trainer import cameras, scenes, tasks
+from tvp.trainer.metrics import Gain
 
 Picture = NDArray[np.uint8]
 Labelled = Iterator[tuple[Picture, str]]
@@ -44,28 +44,26 @@ class NewcomersTask:
         name: in one word.
         question: what is asked.
         n: pictures, of which a fifth is for the test.
-        pictures: yields pictures with their right answers, without end.
+        pictures: yields pictures with their right answers, as many as are wanted; given the folder of CIFAR-10.
         spoilt: the camera that took them, as `tvp.trainer.cameras` reads it; '' for none.
         camera: the camera that `tvp init --camera` is told of, for good pictures; '' for none.
-        model: the model it is tried on.
         hopeless: whether no prompt can help.
     """
 
     name: str
     question: str
     n: int
-    pictures: Callable[[], Labelled]
+    pictures: Callable[[str], Labelled]
     spoilt: str = ""
     camera: str = ""
-    model: str = ""
     hopeless: bool = False
 
 
-def photos(answer_of: dict[str, str]) -> Callable[[], Labelled]:
+def photos(answer_of: dict[str, str]) -> Callable[[str], Labelled]:
     """Photos of some classes, with the answer that each class has; as many of each answer."""
 
-    def pictures() -> Labelled:
-        data = _cifar10()
+    def pictures(place: str) -> Labelled:
+        data = _cifar10(place)
         answers = sorted(set(answer_of.values()))
         waiting: dict[str, list[Picture]] = {answer: [] for answer in answers}
         for i in np.random.default_rng(5).permutation(len(data)).tolist():
@@ -78,10 +76,10 @@ def photos(answer_of: dict[str, str]) -> Callable[[], Labelled]:
     return pictures
 
 
-def drawn(topic: str) -> Callable[[], Labelled]:
+def drawn(topic: str) -> Callable[[str], Labelled]:
     """Scenes with one or more shapes and the answer to a question that is the same for all."""
 
-    def pictures() -> Labelled:
+    def pictures(place: str) -> Labelled:
         rng = np.random.default_rng(6)
         while True:
             scene = scenes.make_scene(rng)
@@ -96,10 +94,10 @@ def drawn(topic: str) -> Callable[[], Labelled]:
     return pictures
 
 
-def signs(texts: tuple[str, ...]) -> Callable[[], Labelled]:
+def signs(texts: tuple[str, ...]) -> Callable[[str], Labelled]:
     """Signs with a text, of varying colour, place and size."""
 
-    def pictures() -> Labelled:
+    def pictures(place: str) -> Labelled:
         rng = np.random.default_rng(8)
         while True:
             for text in texts:
@@ -113,22 +111,22 @@ def signs(texts: tuple[str, ...]) -> Callable[[], Labelled]:
     return pictures
 
 
-def lit(share: float) -> Callable[[], Labelled]:
+def lit(share: float) -> Callable[[str], Labelled]:
     """Photos as they are, and taken in the dark."""
 
-    def pictures() -> Labelled:
-        for picture, answer in photos({name: ("day", "night")[i % 2] for i, name in enumerate(tasks.CIFAR10)})():
+    def pictures(place: str) -> Labelled:
+        for picture, answer in photos({name: ("day", "night")[i % 2] for i, name in enumerate(tasks.CIFAR10)})(place):
             yield (picture if answer == "day" else (picture * share).astype(np.uint8)), answer
 
     return pictures
 
 
-def random_answers(answers: tuple[str, ...]) -> Callable[[], Labelled]:
+def random_answers(answers: tuple[str, ...]) -> Callable[[str], Labelled]:
     """Photos whose answers are drawn by lot."""
 
-    def pictures() -> Labelled:
+    def pictures(place: str) -> Labelled:
         rng = np.random.default_rng(9)
-        for picture, _ in photos(dict.fromkeys(tasks.CIFAR10, "any"))():
+        for picture, _ in photos(dict.fromkeys(tasks.CIFAR10, "any"))(place):
             yield picture, str(rng.choice(answers))
 
     return pictures
@@ -165,17 +163,14 @@ SHOWN = (
 
 
 @lru_cache(maxsize=1)
-def _cifar10() -> Any:
-    return tasks.open_data(_photos[0], tasks.get("cifar10"), "train", 0, 0)
+def _cifar10(place: str) -> Any:
+    return tasks.open_data(place, tasks.get("cifar10"), "train", 0, 0)
 
 
-_photos: list[str] = []
-
-
-def write(task: NewcomersTask, folder: Path) -> None:
+def write(task: NewcomersTask, folder: Path, photos: str) -> None:
     """Write a task's pictures into a folder for each answer."""
     camera = cameras.parse(task.spoilt) if task.spoilt else None
-    for i, (picture, answer) in zip(range(task.n), task.pictures(), strict=False):
+    for i, (picture, answer) in zip(range(task.n), task.pictures(photos), strict=False):
         (folder / answer).mkdir(parents=True, exist_ok=True)
         shown = camera.shoot(picture, i) if camera else picture
         Image.fromarray(shown).save(folder / answer / f"{i:04}.png")
@@ -188,11 +183,11 @@ def tvp(arguments: str, folder: Path, told: list[str]) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
-def walk(task: NewcomersTask, folder: Path) -> dict[str, Any]:
+def walk(task: NewcomersTask, folder: Path, photos: str) -> dict[str, Any]:
     """Go from a folder of pictures to an answer, with the commands that `tvp init` prints."""
-    write(task, folder / task.name)
+    write(task, folder / task.name, photos)
     began, told = time.monotonic(), []
-    options = (f" --camera {task.camera}" if task.camera else "") + (f" -m {task.model}" if task.model else "")
+    options = f" --camera {task.camera}" if task.camera else ""
     _, printed = tvp(f"tvp init {task.name} --question {shlex.quote(task.question)}{options}", folder, told)
     commands = [line.strip() for line in printed.splitlines() if line.startswith("  tvp ")]
     row: dict[str, Any] = {"task": task.name, "hopeless": task.hopeless, "said": ""}
@@ -208,19 +203,14 @@ def walk(task: NewcomersTask, folder: Path) -> dict[str, Any]:
 
 
 def _read(row: dict[str, Any], command: str, output: str) -> None:
-    """Take the figures out of what a command told."""
-    if " eval " in command:
-        for line in output.splitlines():
-            if not (share := SHARE.search(line)):
-                continue
-            if "full picture" in line:
-                row |= {"before": float(share[1]), "n": int(N_ASKED.findall(line)[0])}
-            elif ".safetensors" in line and (won := GAIN.search(line)):
-                row |= {"after": float(share[1]), "gain": [float(part) for part in won.groups()]}
-    elif " train " in command:
-        row["training"] = output.strip()
-    elif " ask " in command:
-        row["answer"] = output.strip()
+    """Take the figures out of what `tvp eval` told; the other commands tell none that the table has."""
+    for line in output.splitlines() if " eval " in command else ():
+        if not (share := SHARE.search(line)):
+            continue
+        if "full picture" in line:
+            row |= {"before": float(share[1]), "n": int(N_ASKED.findall(line)[0])}
+        elif ".safetensors" in line and (won := GAIN.search(line)):
+            row |= {"after": float(share[1]), "gain": [float(part) for part in won.groups()]}
 
 
 def page(rows: list[dict[str, Any]]) -> str:
@@ -239,9 +229,7 @@ def page(rows: list[dict[str, Any]]) -> str:
 
 def verdict(row: dict[str, Any]) -> str:
     """Return in two words whether the prompt helps on the test."""
-    if "gain" not in row:
-        return "not shown to help"
-    return "helps" if row["gain"][1] > 0 else "hurts" if row["gain"][2] < 0 else "unclear"
+    return Gain(*row["gain"]).verdict if "gain" in row else "not shown to help"
 
 
 HEAD = """# A newcomer's tasks
@@ -268,14 +256,14 @@ def main() -> None:
     parser.add_argument("--only", default="", help="one task")
     parser.add_argument("-o", "--output", type=Path, help="folder to keep the runs in")
     options = parser.parse_args()
-    _photos.append(str(Path(options.photos).absolute()))
+    photos = str(Path(options.photos).absolute())
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = (options.output or Path(temporary)).absolute()
-        os.makedirs(folder, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         for task in TUNING if options.tasks == "tuning" else SHOWN:
             if options.only in ("", task.name):
-                rows.append(walk(task, folder))
+                rows.append(walk(task, folder, photos))
                 print(json.dumps(rows[-1]), flush=True)
     if options.tasks == "shown" and not options.only:
         Path(__file__).with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")

@@ -3,6 +3,8 @@
 The table is to be read: is the English plain, does it say what was found, and what to do next? Every command is typed
 in one folder, see `folder`. No model is loaded for any of them, and no hub is asked: names, data and arguments are
 checked before.
+
+Over 400 lines because the table is to be read in one place; the code around it is short.
 """
 
 from __future__ import annotations
@@ -111,6 +113,10 @@ REFUSED = [
     (
         "tvp train -m zoo:blip2 --method lens --lens kernel --lens-width 8 --pairs device good -o run",
         "Error: --lens-width is about a conv lens. Add --lens conv, or leave it out.",
+    ),
+    (
+        "tvp train -m zoo:blip2 --answer-loss labels --pairs device good -o run",
+        "Error: --answer-loss is about answers, and this run learns from pictures alone. Leave it out.",
     ),
     (
         "tvp train -m zoo:blip2 --method evp --guide zoo:guide --data rows.jsonl -o run",

@@ -189,7 +189,7 @@ def try_slim(python: str, artefact: Path, folder: Path, source: Path) -> str:
     expect(all(f"\n  {name} " in said for name in ("train", "export", "ask", "check", "doctor")), said)
     said = run([scripts / "tvp", "train", "-m", "zoo:blip2", "-o", "run"], folder, status=1)
     expect("[train]'" in said and "Traceback" not in said, said)
-    said = run([scripts / "tvp-export", "-m", "zoo:blip2"], folder, status=1)
+    said = run([scripts / "tvp-export", "-m", "zoo:blip2", "-o", "bundle"], folder, status=1)
     expect("[export,cpu]'" in said and "Traceback" not in said, said)
     said = run([scripts / "tvp", "doctor"], folder)
     expect(re.search(rf"^{NAME} +{re.escape(VERSION)}$", said, re.MULTILINE) is not None, said)

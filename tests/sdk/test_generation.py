@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import threading
 import time
@@ -19,7 +18,6 @@ from tests.bundles import listed_anew, seal
 from tvp import sdk
 from tvp.sdk._answer_text import AnswerText
 from tvp.sdk._generation import Answering, Generation
-from tvp.sdk._view import answer_together
 from tvp.sdk.errors import ImageError, ProviderError, RequestError
 from tvp.sdk.formats.archive import unpack
 
@@ -116,39 +114,6 @@ def test_why_an_answer_ends(task):
     end = Answering(None, (3,), Generation(9), 0.0)
     assert end.take(np.eye(5, dtype=np.float32)[3], 9) is None
     assert end.finish == "end"
-
-
-def test_answers_of_one_batch_have_options_of_their_own(task):
-    """Each is the one that it would be alone; a client that goes costs the others nothing, and all say their tokens."""
-    views = [task.see(PICTURES[0]), task.see(PICTURES[0]), task.see(PICTURES[1])]
-    gone, told = threading.Event(), []
-    gone.set()
-    options = [{"max_new_tokens": 30}, {"max_new_tokens": 400}, {"max_new_tokens": 7, "temperature": 1.0, "seed": 3}]
-    requests = [task._open_requests().ask("What?", option) for option in options]
-    requests[0], requests[1] = (
-        request._replace(generation=dataclasses.replace(request.generation, **more))
-        for request, more in zip(
-            requests, [{"told": lambda answering: told.append(answering.tokens[-1])}, {"cancel": gone}], strict=False
-        )
-    )
-    answers = answer_together(views, requests)
-    assert answers[1].finish == "cancelled"
-    assert len(answers[1].tokens) <= 1
-    for place in (0, 2):
-        alone = task.ask(PICTURES[place // 2], "What?", **options[place])
-        assert (answers[place].tokens, answers[place].finish) == (alone.tokens, alone.finish)
-    assert tuple(told) == answers[0].tokens
-
-
-def test_a_view_says_its_bytes(task):
-    view = task.see(PICTURES[0])
-    before = view.n_bytes
-    view.ask("What?", max_new_tokens=2)
-    held = [*vars(view._seen.cache).values()]
-    arrays = [a for v in held if isinstance(v, (dict, list)) for a in (v.values() if isinstance(v, dict) else v)]
-    tensors = [a if isinstance(a, np.ndarray) else a.numpy() for a in arrays]
-    kept = sum(a.nbytes for a in tensors if a.ndim == 4)  # keys and values; the others are inputs of a run
-    assert 0 < before < view.n_bytes == view._seen.features.nbytes + kept
 
 
 def test_drawn_tokens_follow_the_softmax():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import tomllib
 from pathlib import Path
@@ -13,6 +14,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from tvp.sdk.cli import cli
+from tvp.sdk.errors import RequestError
 from tvp.trainer import tasks
 from tvp.trainer.new_task import find_task
 
@@ -226,3 +228,22 @@ def test_a_bad_table_is_named_with_its_line(text, said, tmp_path):
     with pytest.raises(AssertionError, match=said):
         raise AssertionError(fails("rows.csv", "-q", "What?"))
     assert [file.name for file in tmp_path.iterdir()] == ["rows.csv"]
+
+
+def test_pictures_that_are_left_out_are_listed_and_not_counted(tmp_path):
+    classes(tmp_path / "doors")
+    broken = sorted((tmp_path / "doors" / "open").iterdir())[0]
+    broken.write_bytes(b"no picture")
+    said = init("doors", "-q", "Open?", "--skip-bad")
+    assert "left out: " in said
+    assert str(broken.relative_to(tmp_path)) in said
+    n_all = int(re.search(r"(\d+) pictures\.", said)[1])
+    n_test, n_train = map(int, re.search(r"(\d+) pictures? (?:is|are) for the test, (\d+) to learn", said).groups())
+    assert n_all == 23 == n_test + n_train
+
+
+def test_a_folder_with_a_task_file_is_no_task(tmp_path):
+    classes(tmp_path / "doors")
+    init("doors", "-q", "Open?")
+    with pytest.raises(RequestError, match=r"doors is a folder. Its task file is doors/task.toml"):
+        tasks.get("doors")

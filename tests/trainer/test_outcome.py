@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,13 +13,13 @@ import torch
 
 from tvp.sdk.errors import CheckError
 from tvp.trainer import outcome, tasks
-from tvp.trainer.config import TrainConfig
+from tvp.trainer.config import TrainConfig, make_config
 from tvp.trainer.data import Question, Sample
 from tvp.trainer.evaluate import Asked, judge
 from tvp.trainer.metrics import matches
 from tvp.trainer.prompt import Geometry, Prompt
 from tvp.trainer.team import Team
-from tvp.trainer.train import train
+from tvp.trainer.train import _advice, train
 
 N = 40
 GEOMETRY = Geometry(64, 48)
@@ -89,7 +90,8 @@ def test_all_shares_are_those_of_the_planted_answers(prepared):
     assert found.answers == {"cat": 0.6, "fish": 0.25, "dog": 0.15}
     assert prompt.facts["outcome"]["prompted"] == 0.75
     assert found.examples[0][2:] == ("fish", "cat")  # an answer that the prompt changed
-    first, beside, answers = outcome.sentences(found)
+    first, caution, beside, answers = outcome.sentences(found)
+    assert "it may be less elsewhere" in caution
     assert re.fullmatch(
         r"on 40 held-out questions: 50.0% right without a prompt, 75.0% with it; it helped by \+25.0 points "
         r"\(\+1\d.\d to \+[34]\d.\d\)",
@@ -119,6 +121,21 @@ def test_a_gain_whose_interval_holds_0_is_not_shown_to_help(prepared):
     assert found.gain.value > 0 >= found.gain.low
     assert found.best == "nothing"
     assert "it is not shown to help: +2.5 points" in refused
+
+
+@pytest.mark.parametrize(
+    ("without", "method", "advice"),
+    [
+        (0.95, "both", "The model needs no prompt: export it as it is, without --prompt."),
+        (0.5, "both", r"more steps \(--steps 600\) may help. Ask for labels in words that the model knows"),
+        (0.5, "tvp", r"--steps 600\) may help. A narrower frame"),
+        (0.5, "lens", r"--steps 600\) may help. Several models"),
+    ],
+)
+def test_the_advice_is_that_of_the_method_that_ran(without, method, advice):
+    config = make_config({"models": ("m",), "task": "custom", "data": "x.jsonl", "method": method})
+    said = _advice(config, SimpleNamespace(without=without), 200, Path("runs/rejected.safetensors"))
+    assert re.search(advice, said), said
 
 
 def test_a_black_frame_that_is_better_takes_the_prompt_s_place(prepared):
@@ -191,9 +208,7 @@ def test_a_run_that_makes_things_worse_keeps_no_prompt(tmp_path):
         n_train=16,
         n_validation=40,
     )
-    with pytest.raises(
-        CheckError, match=r"(?s)not kept: on \d+ held-out questions: .*rejected.safetensors.*--keep last"
-    ):
+    with pytest.raises(CheckError, match=r"(?s)not kept: on \d+ held-out questions: .*rejected.safetensors"):
         train(replace(config, n_train=200), tmp_path / "a", quiet=True)
     assert (tmp_path / "a" / "rejected.safetensors").exists()
     assert not (tmp_path / "a" / "prompt.safetensors").exists()

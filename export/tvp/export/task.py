@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,10 +11,9 @@ from PIL import Image
 
 from tvp.sdk.errors import RequestError, TvpError
 from tvp.trainer import tasks
-from tvp.trainer.data import Data, Pictures, Question, Row, Sample, Subset, questions_of, row_of
-from tvp.trainer.data.sources import QUESTION
+from tvp.trainer.data import Data, Row, Sample, Subset, questions_of, row_of
 from tvp.trainer.prompt import Prompt
-from tvp.trainer.record import TaskRecord, name_of, shared
+from tvp.trainer.record import TaskRecord, asked_about, name_of, shared
 from tvp.trainer.task_definition import TaskDefinition
 from tvp.trainer.typed import OWN
 
@@ -103,8 +101,7 @@ def about(
             )
     bare = task.pictures or (task.pairs[0] if task.pairs else "")  # of a lens's task file: pictures without questions
     if read and source is None and bare and not data:
-        asked = [Question(task.question or QUESTION, "", task.labels)]
-        source = Pictures(Path(bare), allow_outside=allow_outside, questions=asked)
+        source = asked_about(bare, task, allow_outside)
     if read and source is None and (data or task.source):
         source = tasks.open_usable(data or "", task, "test", n_scenes, seed=7, allow_outside=allow_outside)
         warnings += _other_rows(data or task.source, task, source)

@@ -162,6 +162,8 @@ def ask(
             click.echo()
             return
         answer = loaded.ask(image, question, max_new_tokens=max_new_tokens)
+        if question is None and loaded.labels and answer.text not in loaded.labels:
+            click.echo("This is none of the task's labels, among which --rank chooses.", err=True)
         click.echo(
             strict_json.dumps(
                 {

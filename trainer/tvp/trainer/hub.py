@@ -11,6 +11,7 @@ import json
 import os
 import re
 from collections.abc import Collection
+from importlib.util import find_spec
 from pathlib import Path
 
 from tvp.sdk.errors import ModelError
@@ -48,7 +49,10 @@ def refuse_misspelt(name: str, place: str = "") -> None:
 
     Raises:
         ModelError: it is no folder, no hub id and no name of the zoo or of open_clip.
+        ModuleNotFoundError: no model can be loaded here: this is a slim install.
     """
+    if find_spec("torch") is None:  # said first, since a model that is there would not help
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
     place = place or locate(name)
     if not Path(place).is_dir() and not place.startswith("open_clip:") and not ID.fullmatch(place):
         raise ModelError(

@@ -94,6 +94,8 @@ def init(
     )
     for text in task.said:
         click.echo(text)
+    for text in task.findings.bad:
+        click.echo(f"left out: {text}")
     for text in task.findings.notes:
         click.echo(f"note: {text}")
     for file in task.write():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,10 +13,10 @@ from tvp.sdk import read_image
 from tvp.sdk.errors import ImageError
 
 from .data import Row
+from .metrics import loosely
 from .progress import bar
 
 FEW, FEWEST = 10, 20  # pictures of an answer, and of a task, below which a prompt learns little
-MOST_LABELS = 20  # answers of a set that are few
 MOST_SHOWN = 5
 # Names that say nothing: numbers, codes, and words that only count.
 _ODD = re.compile(
@@ -32,11 +32,13 @@ class Findings:
         bad: rows and pictures that cannot be used.
         notes: what can be used, and may not be meant.
         n_pictures: pictures that can be read.
+        unreadable: files of pictures that cannot.
     """
 
     bad: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     n_pictures: int = 0
+    unreadable: set[str] = field(default_factory=set)
 
 
 def look_at(rows: Sequence[Row]) -> Findings:
@@ -53,6 +55,7 @@ def look_at(rows: Sequence[Row]) -> Findings:
             picture = read_image(Path(file))
         except ImageError as error:
             found.bad.append(str(error))
+            found.unreadable.add(file)
         else:
             digests[file] = hashlib.sha256(repr(picture.shape).encode() + picture.tobytes()).hexdigest()
     found.n_pictures = len(digests)
@@ -106,7 +109,7 @@ def notes_on_answers(rows: Sequence[Row], labels: Sequence[str]) -> list[str]:
         )
     folded: dict[str, list[str]] = {}
     for answer in counts:
-        folded.setdefault(" ".join(answer.casefold().split()).rstrip("."), []).append(answer)
+        folded.setdefault(loosely(answer), []).append(answer)
     if alike := [answers for answers in folded.values() if len(answers) > 1]:
         notes.append(
             f"answers that differ in case, spaces or a point only: {', '.join(map(repr, alike[0]))}. Write them alike."
@@ -114,13 +117,6 @@ def notes_on_answers(rows: Sequence[Row], labels: Sequence[str]) -> list[str]:
     if len(rows) < FEWEST:
         notes.append(f"{_pictures(len(rows))}: a prompt learns little from so few. Give {FEWEST} or more.")
     return notes
-
-
-def few_answers(answers: Iterable[str]) -> tuple[str, ...]:
-    """Return the different answers to a question where they are few, and so can be chosen among; else none."""
-    counts = Counter(answers)
-    n = sum(counts.values())
-    return tuple(sorted(counts)) if 1 < len(counts) <= MOST_LABELS and n >= 2 * len(counts) else ()
 
 
 def _some(texts: Sequence[str], n: int = MOST_SHOWN) -> str:

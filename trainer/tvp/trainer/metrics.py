@@ -96,10 +96,11 @@ def matches(answer: str, right: str, how: str = "exact") -> bool:
         right: the right answer.
         how: `exact`; or `loose`, which does not look at case, at how many spaces there are, and at a final point.
     """
-    return answer == right or (how == "loose" and _loose(answer) == _loose(right))
+    return answer == right or (how == "loose" and loosely(answer) == loosely(right))
 
 
-def _loose(text: str) -> str:
+def loosely(text: str) -> str:
+    """Return a text without what a loose match does not look at."""
     return " ".join(text.casefold().split()).rstrip(".").rstrip()
 
 

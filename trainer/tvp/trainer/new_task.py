@@ -15,12 +15,13 @@ from tvp.sdk.formats.temporary import temporary_file
 
 from .data import ClassFolder, Data, Jsonl, Pairs, Pictures, Row, has_pictures, row_of
 from .data.folders import is_class_folder
+from .data.labelled import few_answers
 from .data.places import is_leftover
 from .data.sample import SPLITS, fifth
 from .data.sources import QUESTION
 from .data.tables import read_csv, to_jsonl
 from .files import write_whole
-from .inspection import Findings, few_answers, look_at, notes_on_answers
+from .inspection import Findings, look_at, notes_on_answers
 from .progress import working
 from .signals import FEWEST
 from .task_files import make_task, to_toml
@@ -173,9 +174,9 @@ def _from_tables(
 
 def _add_labels(rows: list[dict[str, object]]) -> None:
     """Give the rows of a table with several questions the labels of their question, where its answers are few."""
-    answers: dict[object, list[str]] = {}
+    answers: dict[object, Counter[str]] = {}
     for row in rows:
-        answers.setdefault(row["question"], []).append(str(row["answer"]))
+        answers.setdefault(row["question"], Counter())[str(row["answer"])] += 1
     for row in rows if len(answers) > 1 else ():
         if "labels" not in row and (labels := few_answers(answers[row["question"]])):
             row["labels"] = list(labels)
@@ -192,7 +193,9 @@ def _check(task: NewTask, skip_bad: bool, allow_outside: bool) -> None:
     _refuse_bad(bad, skip_bad)
     if isinstance(parts["train"], Jsonl) and "test" not in parts:
         parts = {split: fifth(parts["train"], split) for split in ("train", "test")}
-    rows = {split: _rows_of(data) for split, data in parts.items()}
+    rows = {
+        split: [row for row in _rows_of(data) if row.picture not in found.unreadable] for split, data in parts.items()
+    }
     task.findings.n_pictures = found.n_pictures
     questions = Counter(question.text for row in everything for question in row.questions)
     if len(questions) == 1:
@@ -256,7 +259,7 @@ def _labels(parts: dict[str, Data], rows: Sequence[Row], n_questions: int) -> tu
     own = any(question.labels for row in rows for question in row.questions)
     if names or own or n_questions != 1:
         return tuple(names)  # rows with labels of their own keep them
-    return few_answers(question.answer for row in rows for question in row.questions)
+    return few_answers(Counter(question.answer for row in rows for question in row.questions))
 
 
 def _how(task: NewTask) -> str:

@@ -177,6 +177,8 @@ def sentences(outcome: Outcome) -> list[str]:
         f"on {n} held-out questions: {outcome.without:.1%} right without a prompt, {outcome.prompted:.1%} with it; "
         f"it {verdict}"
     ]
+    if outcome.gain.verdict == "helps":
+        said.append("these questions decided what is kept, so it may be less elsewhere: tvp eval asks about others")
     beside = [f"the commonest answer to each question alone is right in {outcome.commonest:.1%}"]
     if outcome.black is not None:
         beside.insert(0, f"a black frame alone gives {outcome.black:.1%}")

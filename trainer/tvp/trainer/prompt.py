@@ -146,7 +146,9 @@ class Prompt:
         """
         path = Path(path)
         if not path.is_file():
-            raise DataError(f"There is no prompt file {path}. `tvp train` writes one as prompt.safetensors.")
+            rejected = path.with_name("rejected.safetensors")
+            beside = f" {rejected} is there: a prompt that was not shown to help." if rejected.exists() else ""
+            raise DataError(f"There is no prompt file {path}. `tvp train` writes one as prompt.safetensors.{beside}")
         try:
             with safe_open(path, "pt") as file:
                 about: Mapping[str, str] = file.metadata() or {}

@@ -131,15 +131,21 @@ class TaskRecord:
         # The task's own camera is of its own data; what a device took is spoilt already.
         camera = task.camera if self.camera or not self.pictures else None
         bare = replace(task, camera=None)
+        data: Data
         if self.pictures:
-            question = Question(task.question or QUESTION, "", task.labels)
-            data: Data = Pictures(Path(self.data), allow_outside=allow_outside, questions=[question])
+            data = asked_about(self.data, task, allow_outside)
         else:
             data = tasks.open_data(self.data, bare, "train", 0, 0, allow_outside=allow_outside)
             data = fifth(data, "train") if self.parted else data
         if fingerprint(data) != self.fingerprint:
             raise DataError(f"{self.data} holds other pictures now than those that the prompt was learned from.")
         return data if camera is None else ThroughCamera(data, camera, 7)
+
+
+def asked_about(folder: str, task: TaskDefinition, allow_outside: bool = False) -> Pictures:
+    """Open a folder of pictures without questions; each is asked the task's, whose answer nobody knows."""
+    question = Question(task.question or QUESTION, "", task.labels)
+    return Pictures(Path(folder), allow_outside=allow_outside, questions=[question])
 
 
 def shared(task: TaskDefinition, data: Data) -> tuple[str, tuple[str, ...]]:

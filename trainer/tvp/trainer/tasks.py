@@ -148,6 +148,8 @@ def get(name: str) -> TaskDefinition:
     """
     if is_task_file(name):
         return read_task(Path(name))
+    if name not in TASKS and (Path(name) / "task.toml").is_file():
+        raise RequestError(f"{name} is a folder. Its task file is {Path(name) / 'task.toml'}; name that.")
     if name not in TASKS:
         raise RequestError(
             f"There is no task {name!r}. There are {', '.join(TASKS)}; or name a task file (.toml), which `tvp init` "

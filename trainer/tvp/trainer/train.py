@@ -36,11 +36,13 @@ ADVICE = (
     "measure it where it will be used."
 )
 TRY_NEXT = {
-    "frame": "If a camera spoils the pictures, learn a lens (--method lens). Else learn from more pictures, longer, or "
-    "with a narrower frame (--inner closer to --canvas).",
-    "lens": "Learn longer, from more pictures, or on several models. If no camera spoils the pictures, learn a frame "
-    "from questions and answers (--method tvp).",
+    "frame": "A narrower frame costs less of the picture (--inner closer to --canvas), and --method both learns a lens "
+    "beside it.",
+    "lens": "Several models (-m, repeated) make a lens more robust; where there are answers, --method both learns from "
+    "them.",
+    "both": "Ask for labels in words that the model knows, or take a larger model.",
 }
+GOOD = 0.9  # right answers without a prompt, above which there is little to win
 
 
 @dataclass
@@ -192,11 +194,7 @@ def train(
         if team.leads:
             write_pictures(run.folder, prompt, prepared.validation)
     if refused:
-        advice = TRY_NEXT["frame" if config.lens == "none" else "lens"]
-        raise CheckError(
-            f"The prompt is not kept: {refused}.\nIt is in {file}. {advice} --keep last keeps a prompt whatever it "
-            "does. To use the model as it is, export it without --prompt."
-        )
+        raise CheckError(f"The prompt is not kept: {refused}.\n{_advice(config, outcome, run.step, file)}")
     if verdict and not kept:
         raise CheckError(f"The lens is not kept: {verdict}. It is in {file}. {ADVICE}")
     unguarded = "" if verdict else name_of(config)[1] or "it could not be asked"
@@ -215,4 +213,16 @@ def train(
         unguarded,
         outcome,
         agreement,
+    )
+
+
+def _advice(config: TrainConfig, outcome: Outcome | None, n_steps: int, file: Path) -> str:
+    """Return what to do about a prompt that is not kept."""
+    if outcome and outcome.without >= GOOD:
+        return f"The model needs no prompt: export it as it is, without --prompt. The prompt is in {file}."
+    next_one = TRY_NEXT["frame" if config.lens == "none" else "both" if config.frame else "lens"]
+    return (
+        f"It is in {file}. It took {n_steps} steps: more pictures or more steps (--steps {3 * n_steps}) may help. "
+        f"{next_one} --keep last keeps a prompt whatever it does. To use the model as it is, export it without "
+        "--prompt."
     )

@@ -24,6 +24,11 @@ _IDLE: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
         lambda config: config.lens not in ("conv", "auto"),
         "is about a conv lens. Add --lens conv, or leave it out.",
     ),
+    (
+        ("answer_loss",),
+        lambda config: bool(config.pairs or config.pictures) or config.learn_from in ("pairs", "unpaired", "pixels"),
+        "is about answers, and this run learns from pictures alone. Leave it out.",
+    ),
     (("guide",), lambda config: not config.tse, "is what TSE asks, whose weight is 0 here. Set --tse too."),
 )
 

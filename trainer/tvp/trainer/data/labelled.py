@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 
 from .sample import Data, Question, Row, Sample, row_of
@@ -35,11 +36,21 @@ class Labelled:
         return tuple(replace(question, labels=self._labels) for question in questions)
 
 
+def few_answers(counts: Mapping[str, int]) -> tuple[str, ...]:
+    """Return the different answers to a question, sorted, where they can be chosen among; else none.
+
+    They are 2 to MOST_LABELS, and each is the right one FEWEST_EACH times or more.
+
+    Args:
+        counts: how often each is the right one.
+    """
+    return tuple(sorted(counts)) if 1 < len(counts) <= MOST_LABELS and min(counts.values()) >= FEWEST_EACH else ()
+
+
 def inferred(data: Data) -> tuple[str, ...]:
     """Return the labels of data whose rows have none, in the order of their texts; none where they are not clear.
 
-    All rows ask the same question, no row has labels, and the right answers are 2 to MOST_LABELS texts of which each is
-    the right one in FEWEST_EACH rows or more.
+    All rows ask the same question, no row has labels, and the right answers are few, see `few_answers`.
     """
     counts: Counter[str] = Counter()
     texts = set()
@@ -54,7 +65,7 @@ def inferred(data: Data) -> tuple[str, ...]:
             counts[question.answer] += 1
             if len(texts) > 1 or len(counts) > MOST_LABELS:
                 return ()
-    return tuple(sorted(counts)) if len(counts) > 1 and min(counts.values()) >= FEWEST_EACH else ()
+    return few_answers(counts)
 
 
 def with_inferred(data: Data) -> Data:
