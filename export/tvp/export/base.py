@@ -29,7 +29,7 @@ from .precision import reduce_precision
 
 log = logging.getLogger("tvp.export")
 
-RECIPE = 3  # raise it when the same model, versions and precision give another base
+RECIPE = 4  # raise it when the same model, versions and precision give another base
 
 
 def put_base(family: Family, folder: Path, places: Sequence[Path], precision: str, device: str) -> str:
