@@ -9,9 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import onnxruntime
 import torch
 from torch import Tensor, nn
 
@@ -78,6 +80,14 @@ def refuse_unknown_positions(family: GenerativeFamily) -> None:
         kind = getattr(module, "rope_type", None)
         if isinstance(kind, str) and kind not in ROPE_TYPES:
             raise ModelError(f"its rotary positions are of the type {kind!r}; known are {', '.join(ROPE_TYPES)}")
+
+
+def session(file: Path) -> onnxruntime.InferenceSession:
+    """Open a tried graph. onnxruntime prints nothing of its own where it fails; `refusals` says it."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
 
 def different(mine: Tensor, own: Tensor) -> str:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
 import torch
 from optimum.exporters.onnx import OnnxConfig
 from optimum.utils import NormalizedConfig
@@ -27,6 +26,7 @@ from ..trial import (
     different,
     refusals,
     refuse_unknown_positions,
+    session,
     shortened,
     trial_inputs,
 )
@@ -228,15 +228,15 @@ def _compared(family: CausalFamily, run: Run) -> str:
 
 
 def _session_run(family: CausalFamily, file: Path) -> Run:
-    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    taken = {value.name for value in session.get_inputs()}
+    opened = session(file)
+    taken = {value.name for value in opened.get_inputs()}
 
     def run(inputs: dict[str, Any], past: Sequence[tuple[Tensor, Tensor]]) -> Sequence[Tensor]:
         named = dict(inputs)
         for layer, pair in enumerate(past):
             named |= {f"past_key_values.{layer}.key": pair[0], f"past_key_values.{layer}.value": pair[1]}
         arrays = {name: value.contiguous().numpy() for name, value in named.items() if name in taken}
-        return [torch.from_numpy(array) for array in session.run(None, arrays)]
+        return [torch.from_numpy(array) for array in opened.run(None, arrays)]
 
     return run
 

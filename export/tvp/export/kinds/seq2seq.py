@@ -11,7 +11,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
 import torch
 from optimum.exporters.onnx import OnnxConfig
 from optimum.utils import NormalizedConfig
@@ -23,7 +22,7 @@ from tvp.sdk.formats.manifest import Seq2SeqManifest
 from tvp.trainer.families.seq2seq import Seq2SeqFamily
 
 from ..graphs import N_DUMMY, Traced, write_graph
-from ..trial import different, refusals, trial_inputs
+from ..trial import different, refusals, session, trial_inputs
 from .generative import about, cases, facts, measure, tokenizer_texts, weight_sizes, write_shared
 
 __all__ = ["about", "cases", "check", "measure", "sizes", "tokenizer_texts", "write"]
@@ -59,7 +58,7 @@ def check(family: Seq2SeqFamily) -> None:
         export_decoder(family, files[1])
         read, answer = trial_inputs(family, N_LONG), torch.tensor([[family.text_config.decoder_start_token_id, 3, 5]])
         own = model(inputs_embeds=read, decoder_input_ids=answer).logits
-        encoder, decoder = (onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"]) for file in files)
+        encoder, decoder = (session(file) for file in files)
         names = [value.name for value in encoder.get_outputs()]
         cross = dict(zip(names, encoder.run(None, {"inputs_embeds": read.numpy()}), strict=True))
         config = family.text_config
