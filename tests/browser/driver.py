@@ -105,10 +105,8 @@ class Browser:
         page = self._pages[session] = Page(self, session, context)
         for domain in ("Page", "Runtime", "Network", "Log", "DOM"):
             page.call(f"{domain}.enable")
-        scale = 2 if touch else 1
-        page.call(
-            "Emulation.setDeviceMetricsOverride", width=size[0], height=size[1], deviceScaleFactor=scale, mobile=touch
-        )
+        page.window = {"width": size[0], "height": size[1], "deviceScaleFactor": 2 if touch else 1, "mobile": touch}
+        page.call("Emulation.setDeviceMetricsOverride", **page.window)
         page.call("Emulation.setTouchEmulationEnabled", enabled=touch)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         page.call("Emulation.setEmulatedMedia", features=[scheme])
@@ -147,12 +145,14 @@ class Page:
         problems: what went wrong in the page by itself: errors of scripts, and whatever its policy blocked.
         requests: addresses that the page asked for.
         context: of the browser, with its own storage and permissions.
+        window: its size.
     """
 
     def __init__(self, browser: Browser, session: str, context: str) -> None:
         self.browser, self.context, self._session = browser, context, session
         self.problems: list[str] = []
         self.requests: list[str] = []
+        self.window: dict[str, Any] = {}
         self._choosers: queue.Queue[int] = queue.Queue()
         self._loaded = threading.Event()
 
@@ -280,9 +280,13 @@ class Page:
         self.browser.call("Browser.grantPermissions", permissions=list(permissions), browserContextId=self.context)
 
     def screenshot(self, file: Path, whole: bool = True) -> None:
-        """Write what is seen as a PNG file; whole: also what one must scroll to."""
-        data = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)["data"]
-        file.write_bytes(base64.b64decode(data))
+        """Write what is seen as a PNG file; whole: in a window as high as the page, as nothing is scrolled then."""
+        if whole:
+            height = self.js("document.documentElement.scrollHeight")
+            self.call("Emulation.setDeviceMetricsOverride", **{**self.window, "height": height})
+            self.js("scrollTo(0, 0), new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        file.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
+        self.call("Emulation.setDeviceMetricsOverride", **self.window)
 
     def close(self) -> None:
         """Close the window, and forget what it stored."""
