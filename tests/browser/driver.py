@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-SECONDS = 60.0  # for whatever is waited for
+SECONDS = 20.0  # for whatever is waited for
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 # Windows' numbers and the texts of keys that write something.
 KEYS = {

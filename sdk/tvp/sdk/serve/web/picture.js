@@ -23,20 +23,18 @@ export function listen(found, failed) {
   }
 
   // The whole page takes a drop: beside the card the browser would leave the page and open the file.
-  let depth = 0;
-  const over = (change) => {
-    depth = Math.max(0, depth + change);
-    $("picture").classList.toggle("over", depth > 0);
-  };
+  const over = (is) => $("picture").classList.toggle("over", is);
   const carries = (event) => [...event.dataTransfer.types].some((type) => type === "Files" || type === "text/uri-list");
-  addEventListener("dragenter", (event) => carries(event) && over(1));
-  addEventListener("dragleave", (event) => carries(event) && over(-1));
-  addEventListener("dragover", (event) => carries(event) && event.preventDefault());
+  addEventListener("dragover", (event) => {
+    if (!carries(event)) return;
+    event.preventDefault();
+    over(true);
+  });
+  addEventListener("dragleave", (event) => event.relatedTarget || over(false)); // it left the window
   addEventListener("drop", (event) => {
     if (!carries(event)) return; // text, which a field takes
     event.preventDefault();
-    depth = 0;
-    over(0);
+    over(false);
     take(event.dataTransfer.files, "That was an address and no file. Save the picture first, then drop it.");
   });
 
