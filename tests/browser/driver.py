@@ -197,7 +197,7 @@ class Page:
         end = time.monotonic() + SECONDS
         while not (value := self.js(expression)):
             if time.monotonic() > end:
-                raise BrowserError(f"it did not happen: {expression}\nThe page says: {self.text('body')}")
+                raise BrowserError(f"it did not happen: {expression}; the page says: {self.text('#error')!r}")
             time.sleep(0.02)
         return value
 

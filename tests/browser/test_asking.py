@@ -18,7 +18,7 @@ from tests.serve.running import until
 from tvp import sdk
 from tvp.sdk.serve.jobs import Job
 
-HOSTILE = "<img src=x onerror=\"window.hit = 1\"><script>window.hit = 1</script>'\"&amp;\n"
+HOSTILE = '<img src=x onerror="window.hit = 1"><script>window.hit = 1</script>\'"&amp;\n'
 
 
 class Slow:
@@ -127,7 +127,7 @@ def test_a_longer_answer_and_one_that_was_cut_off(page, bundles):
     choose_task(page, "llava")
     with_scene(page)
     page.click("#more summary")
-    assert page.js("document.querySelector('#length').placeholder") == "8"
+    assert page.js("document.querySelector('#length').placeholder") == "16"
     page.fill("#length", "5")
     page.click("#ask")
     with sdk.load(bundles["llava"]) as task:
@@ -176,7 +176,7 @@ def test_a_slow_answer_can_be_stopped(page, slow, by):
     assert page.js("document.querySelector('#status').textContent") == "Stopped."
     assert not page.seen("#stop")
     assert not page.seen("#error")
-    assert page.js("document.activeElement.id") == ("ask" if by == "button" else "ask")
+    assert page.js("document.activeElement.id") == "ask"  # Stop is gone, and the keyboard is not lost
     until(slow.job.cancel.is_set)
     slow.go.set()
     page.fill("#length", "3")
@@ -330,16 +330,15 @@ def test_the_policy_would_stop_a_script_all_the_same(page):
             () => document.body.setAttribute('style', 'color: red'),
             () => document.body.append(Object.assign(document.createElement('img'), {src: 'https://example.com/x'})),
             () => fetch('https://example.com/').catch(() => {}),
-            () => { const script = document.createElement('script'); script.src = '/web/page.js'; },
-            () => window.eval('1'),
+            () => (document.createElement('script').src = '/web/page.js'),
         ];
         for (const one of tries) { try { await one(); } catch {} }
         await new Promise((done) => setTimeout(done, 100));
         return said;
     })()""")
-    assert set(blocked) == {
-        "require-trusted-types-for", "style-src-attr", "img-src", "connect-src", "script-src"
-    } or set(blocked) == {"require-trusted-types-for", "style-src-attr", "img-src", "connect-src"}  # fmt: skip
+    html, *others, script = blocked
+    assert html == script == "require-trusted-types-for"
+    assert others == ["style-src-attr", "img-src", "connect-src"]
     page.problems.clear()
     page.requests[:] = [url for url in page.requests if "example.com" not in url]
 
@@ -350,8 +349,8 @@ def test_the_policy_would_stop_a_script_all_the_same(page):
 @pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
 def test_copied_programs_ask_the_same(page, service, tmp_path):
     """Whatever a question and a file's name hold; both are pasted into a shell, and answer as the page did."""
-    question = "@It's \"red\" & $HOME; `a` \\ é\u2028 <b>"
-    file = tmp_path / "it's \"a\" pho\\to;type=x, 1.png"
+    question = '@It\'s "red" & $HOME; `a` \\ é\u2028 <b>'
+    file = tmp_path / 'it\'s "a" pho\\to;type=x, 1.png'
     file.write_bytes(SCENE.read_bytes())
     choose_task(page, "llava")
     with_scene(page, file)
