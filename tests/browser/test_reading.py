@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -124,7 +125,7 @@ def test_its_outline_makes_sense(page):
     levels = page.js("[...document.querySelectorAll('h1, h2, h3')].map((node) => Number(node.tagName[1]))")
     assert levels[0] == 1
     assert levels.count(1) == 1
-    assert all(later - earlier <= 1 for earlier, later in zip(levels, levels[1:], strict=False))
+    assert all(later - earlier <= 1 for earlier, later in itertools.pairwise(levels))
     ids = page.js("[...document.querySelectorAll('[id]')].map((node) => node.id)")
     assert len(ids) == len(set(ids))
     for attribute in ("for", "aria-labelledby", "aria-describedby"):
@@ -184,10 +185,9 @@ def test_it_fits_every_window(visit, service, width):
     assert page.js("document.documentElement.scrollWidth") == width
     columns = page.js("document.querySelector('#ask').getBoundingClientRect().left > innerWidth / 2")
     assert columns is (width == 1280)
-    assert page.seen(".by-finger") is False
-    small = page.js("[...document.querySelectorAll('button, input, select, summary')].filter((node) => "
-                    "node.checkVisibility() && node.getBoundingClientRect().height < 32).map((node) => node.outerHTML)")  # fmt: skip
-    assert small == []
+    sizes = page.js("[...document.querySelectorAll('button, input, select, summary')].filter("
+                    "(node) => node.checkVisibility()).map((node) => node.getBoundingClientRect().height)")  # fmt: skip
+    assert min(sizes) >= 32
 
 
 def test_a_phone_is_told_what_a_finger_can_do(visit, service):
