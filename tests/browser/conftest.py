@@ -22,13 +22,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Some of each kind."""
+    return export_bundles(tmp_path_factory.mktemp("bundles"))
+
+
+def export_bundles(folder: Path) -> dict[str, str]:
     """A zoo model behind the lens, a contrastive one, and one that writes nonsense as long as one likes."""
     from tests.serve.running import LLAVA
     from tvp.export.bundle import export
     from tvp.trainer import tasks
     from tvp.trainer.prompt import Prompt
 
-    folder = tmp_path_factory.mktemp("bundles")
     lens = Prompt.load(ROOT / "samples" / "zoo" / "prompts" / "lens.safetensors")
     export("zoo:blip2", tasks.get("bad-camera"), folder / "camera", prompt=lens, n_cases=4)
     export("zoo:guide", tasks.get("count"), folder / "guide", n_cases=4)
