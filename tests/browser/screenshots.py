@@ -66,9 +66,10 @@ def take(browser: driver.Browser, server: Any) -> None:
     for name, options in (("error", {}), ("phone-error", phone)):
         page = opened(browser, server, **options)
         page.drop("#empty", ROOT / "LICENSE")
+        page.until("!document.querySelector('#shown-note').hidden")
         page.fill("#question", "How many objects are there?")
         page.click("#ask")
-        page.until("!document.querySelector('#error').hidden && !document.querySelector('#shown-note').hidden")
+        page.until("!document.querySelector('#error').hidden")
         page.screenshot(FOLDER / f"{name}.png", whole=False)
     page = opened(browser, server)
     page.allow("videoCapture")

@@ -47,14 +47,14 @@ def test_a_picture_is_dropped_anywhere(page):
     for place in ("#empty", "#question", "h1"):
         page.js("document.querySelector('#status').textContent = ''")
         page.drop(place, SCENE)
+        page.until("document.querySelector('#status').textContent === 'The picture is here.'")
         page.until(READY)
-        assert page.js("document.querySelector('#status').textContent") == "The picture is here."
         assert page.js("document.querySelector('#picture').className") == "card"
 
 
 def test_the_card_says_that_it_takes_a_drop(page):
     page.drop("#empty", SCENE, lets_go=False)
-    assert page.js("document.querySelector('#picture').className") == "card over"
+    page.until("document.querySelector('#picture').className === 'card over'")
     page.js("dispatchEvent(new DragEvent('dragleave'))")  # as where it leaves the window
     assert page.js("document.querySelector('#picture').className") == "card"
 
