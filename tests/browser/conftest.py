@@ -17,7 +17,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if driver.find() is None:
         for item in items:
             if Path(__file__).parent in item.path.parents:
-                item.add_marker(pytest.mark.skip(reason=f"there is none of {', '.join(driver.NAMES)}: make browser"))
+                item.add_marker(
+                    pytest.mark.skip(
+                        reason=f"there is none of {', '.join(driver.NAMES)}; on Debian: apt-get install chromium"
+                    )
+                )
 
 
 @pytest.fixture(scope="session")
