@@ -14,7 +14,7 @@ from tests.docs.pages import DOCS, NOT_RUN, ROOT, blocks, name, pages, run_page
 LEFT_OUT = {
     "how-to/cuda-tensorrt.md": 3,
     "how-to/paper.md": 2,
-    "how-to/serve.md": 1,
+    "how-to/serve.md": 5,
     "how-to/your-data.md": 1,
     "how-to/your-model.md": 2,
 }
