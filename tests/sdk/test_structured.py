@@ -85,10 +85,10 @@ class Toy:
         """Whether a text is an answer, token by token as the tokenizer reads it."""
         answering = self.begin(**options)
         for token in self.tokenizer.encode(text, add_special_tokens=False).ids:
-            if token not in answering.follower.allowed():
+            if not answering.follower.look() or not answering.follower.allows(token):
                 return False
             answering.follower.take(token)
-        return self.end in answering.follower.allowed()
+        return answering.follower.look() and answering.follower.allows(self.end)
 
 
 TOYS = {kind: Toy(kind) for kind in KINDS}
@@ -336,10 +336,13 @@ def test_a_token_that_ends_answers_is_never_text():
     grammars = Grammars(tokenizer, 600, (line, 2))
     follower = grammars.find(Generation.of({"regex": "(?s)a.+b"}, 9).structure).follow()
     follower.take(tokenizer.token_to_id("a"))
+    assert follower.look()
     assert line not in follower.allowed()
     for letter in "cb":
         follower.take(tokenizer.token_to_id(letter))
+    assert follower.look()
     assert {line, 2} <= {*follower.allowed()}
+    assert follower.allows(line)
 
 
 def test_a_vocabulary_that_cannot_write_it_is_an_error_and_no_answer():

@@ -47,6 +47,11 @@ class Grammar:
         """Begin an answer."""
         return Follower(self)
 
+    def first_tokens(self) -> NDArray[np.intp]:
+        """Return the tokens that an answer may begin with."""
+        follower = self.follow()
+        return follower.allowed() if follower.look() else np.empty(0, np.intp)
+
 
 class Follower:
     """Says which tokens may come next in one answer, and what its text is."""
@@ -56,14 +61,20 @@ class Follower:
         self._mask = np.zeros(-(-len(grammar.table) // 32), np.int32)  # a bit for each token
         self._returned = ""
 
-    def allowed(self) -> NDArray[np.intp]:
-        """Return the tokens that may come next, in order; none where the answer cannot go on."""
+    def look(self) -> bool:
+        """Compute which tokens may come next, for the two methods below; returns whether the answer can go on."""
         matcher, mask = self._matcher, self._mask
         matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
         # After an error of its own, llguidance would allow the end.
-        if matcher.is_stopped() and not matcher.is_accepting():
-            return np.empty(0, np.intp)
-        bits = np.unpackbits(mask.view(np.uint8), bitorder="little", count=len(self._grammar.table))
+        return bool(mask.any()) and not (matcher.is_stopped() and not matcher.is_accepting())
+
+    def allows(self, token: int) -> bool:
+        """Return whether a token may come next."""
+        return bool(int(self._mask[token >> 5]) >> (token & 31) & 1)
+
+    def allowed(self) -> NDArray[np.intp]:
+        """Return the tokens that may come next, in order."""
+        bits = np.unpackbits(self._mask.view(np.uint8), bitorder="little", count=len(self._grammar.table))
         return np.flatnonzero(bits.view(np.bool_))
 
     def take(self, token: int) -> bool:
@@ -127,12 +138,12 @@ class Grammars:
     def _compile(self, structure: Structure) -> Grammar:
         rules, is_json = _rules(structure), structure.option == "schema"
         grammar = Grammar(self._matcher(structure, f"start: body\n{rules}"), self._table, False, is_json)
-        allowed = grammar.follow().allowed()
+        allowed = grammar.first_tokens()
         if np.isin(allowed, self._spaces).any():
             return grammar
         # No answer begins with a space, and so the model may write one before it.
         free = Grammar(self._matcher(structure, f'start: " "? body\n{rules}'), self._table, True, is_json)
-        if not len(allowed) and all(self._table[token] == b" " for token in free.follow().allowed()):
+        if not len(allowed) and all(self._table[token] == b" " for token in free.first_tokens()):
             raise RequestError(
                 f"No answer fits {structure.option}, or the model has no token to begin one. Ask for something else."
             )

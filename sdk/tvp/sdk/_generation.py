@@ -272,13 +272,17 @@ class Answering:
 
     def _choose(self, logits: NDArray[np.float32]) -> tuple[int | None, bool]:
         """Return a token, and whether it completes a structure; None where none is allowed."""
-        if self.follower is None:
-            return self.generation.choose(logits, self._rng), False
-        allowed = self.follower.allowed()
-        if not len(allowed):
+        generation, follower = self.generation, self.follower
+        if follower is None:
+            return generation.choose(logits, self._rng), False
+        if not follower.look():
             return None, False
-        token = int(allowed[self.generation.choose(logits[allowed], self._rng)])
-        return token, token not in self.end and self.follower.take(token)
+        token = int(logits.argmax())
+        # The likeliest of all tokens is the likeliest that is allowed, if it is; to find the others costs more.
+        if generation.temperature > 0 or not follower.allows(token):
+            allowed = follower.allowed()
+            token = int(allowed[generation.choose(logits[allowed], self._rng)])
+        return token, token not in self.end and follower.take(token)
 
     @property
     def error(self) -> AnswerError | None:
