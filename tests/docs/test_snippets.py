@@ -18,7 +18,10 @@ LEFT_OUT = {
     "how-to/your-data.md": 1,
     "how-to/your-model.md": 2,
 }
-NEEDS = {"how-to/serve.md": ("starlette", "uvicorn", "python_multipart", "prometheus_client", "openai")}
+NEEDS = {
+    "how-to/serve.md": ("starlette", "uvicorn", "python_multipart", "prometheus_client", "openai"),
+    "how-to/structured.md": ("llguidance",),
+}
 RUNS = [page for page in pages() if any(block.language in ("sh", "python") for block in blocks(page))]
 
 

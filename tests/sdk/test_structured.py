@@ -4,94 +4,22 @@ from __future__ import annotations
 
 import json
 import re
-import sys
-import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import decoders
 
-from tests import tokens as made
-from tvp import sdk
+from tests.sdk.toys import KINDS, TOYS, wordpiece
 from tvp.sdk._following import Grammars
-from tvp.sdk._generation import Answering, Generation, log_softmax
-from tvp.sdk.cli import cli
+from tvp.sdk._generation import Generation, log_softmax
 from tvp.sdk.errors import AnswerError, RequestError
 from tvp.sdk.formats.token_bytes import token_bytes
 
 pytest.importorskip("llguidance", reason="the extra 'structured' is not installed: pip install '.[dev]'")
 jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed: pip install '.[dev]'")
 
-GOLDENS = Path(__file__).parents[1] / "goldens" / "format-2"
-LETTERS = [chr(i) for i in range(33, 127)]
-PICTURE = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
-
-
-def unigram():
-    """A tokenizer like T5's, which has no bytes to fall back to."""
-    pieces = ["</s>", "<unk>", "▁", *LETTERS, *(f"▁{c}" for c in LETTERS), "yes", "▁no", '":▁', "é"]
-    tokenizer = Tokenizer(models.Unigram([(piece, -1.0) for piece in pieces], unk_id=1, byte_fallback=False))
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
-    tokenizer.add_special_tokens(["</s>", "<unk>"])
-    return tokenizer
-
-
-def wordpiece():
-    """A tokenizer like BERT's: words are apart, and '##' goes on with one."""
-    pieces = ["[SEP]", "[UNK]", *LETTERS, *(f"##{c}" for c in LETTERS), "yes", "##no", "##é", "word"]
-    tokenizer = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]"))
-    tokenizer.normalizer, tokenizer.decoder = normalizers.NFC(), decoders.WordPiece(cleanup=False)
-    tokenizer.add_special_tokens(["[SEP]", "[UNK]"])
-    return tokenizer
-
-
-# name -> the tokenizer and the id of its end token
-KINDS = {
-    "byte-level": (made.bytelevel("llava").backend_tokenizer, 2),
-    "sentencepiece": (made.sentencepiece().backend_tokenizer, 2),
-    "unigram": (unigram(), 0),
-    "wordpiece": (wordpiece(), 0),
-}
-
-
-class Toy:
-    """A model whose logits are random, with some liking for signs that end something."""
-
-    def __init__(self, kind):
-        self.tokenizer, self.end = KINDS[kind]
-        self.n_vocab = self.tokenizer.get_vocab_size() + 7  # of which the tokenizer does not know the last
-        self.grammars = Grammars(self.tokenizer, self.n_vocab, (self.end,))
-        self.table = token_bytes(self.tokenizer, self.n_vocab, (self.end,))
-        self.liking = np.array([3.0 * any(c in token for c in b'"}],') for token in self.table], np.float32)
-        self.liking[self.end] = 2
-
-    def begin(self, limit=600, **options):
-        generation = Generation.of({"max_new_tokens": limit, **options}, 1)
-        follower = self.grammars.find(generation.structure).follow()
-        return Answering(self.tokenizer, (self.end,), generation, 0.0, follower)
-
-    def write(self, number, **options):
-        """The answer; its error is in `error`."""
-        rng, answering = np.random.default_rng(number), self.begin(**options)
-        while not answering.finish:
-            answering.take(rng.normal(size=self.n_vocab, scale=3).astype(np.float32) + self.liking, 10**6)
-        return answering
-
-    def writes(self, text, **options):
-        """Whether a text is an answer, token by token as the tokenizer reads it."""
-        answering = self.begin(**options)
-        for token in self.tokenizer.encode(text, add_special_tokens=False).ids:
-            if not answering.follower.look() or not answering.follower.allows(token):
-                return False
-            answering.follower.take(token)
-        return answering.follower.look() and answering.follower.allows(self.end)
-
-
-TOYS = {kind: Toy(kind) for kind in KINDS}
 each_kind = pytest.mark.parametrize("kind", KINDS)
 often = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
@@ -387,14 +315,8 @@ REFUSED = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=["llava_next.tvp", "instructblip-t5.tvp"])
-def task(request):
-    with sdk.load(GOLDENS / request.param) as loaded:
-        yield loaded
-
-
 @pytest.mark.parametrize(("options", "told"), REFUSED, ids=[str(row[0])[:50] for row in REFUSED])
-def test_what_is_not_followed_is_refused_by_name_before_anything_runs(options, told, monkeypatch):
+def test_what_is_not_followed_is_refused_by_name_before_anything_runs(options, told):
     toy = TOYS["byte-level"]
     with pytest.raises(RequestError, match=told):
         toy.begin(**options)
@@ -406,87 +328,3 @@ def test_a_deep_schema_is_refused():
         schema = {"type": "array", "items": schema}
     with pytest.raises(RequestError, match="nested in more than 64 levels"):
         TOYS["byte-level"].begin(schema=schema)
-
-
-SCHEMA = {
-    "type": "object",
-    "properties": {"shape": {"enum": ["star", "disc"]}, "count": {"type": "integer", "minimum": 0, "maximum": 99}},
-    "required": ["shape", "count"],
-    "additionalProperties": False,
-}
-LONG = {"max_new_tokens": 60}
-
-
-def test_a_wrong_structure_costs_no_picture(task, monkeypatch):
-    monkeypatch.setattr(task, "_see", lambda *_: pytest.fail("a picture was seen"))
-    with pytest.raises(RequestError, match="uniqueItems"):
-        task.ask(PICTURE, "What?", schema={"uniqueItems": True})
-
-
-def test_answers_of_a_task_have_their_structure(task):
-    answer = task.ask(PICTURE, "What?", schema=SCHEMA, **LONG)
-    jsonschema.validate(json.loads(answer.text), SCHEMA)
-    assert "".join(task.stream(PICTURE, "What?", schema=SCHEMA, **LONG)) == answer.text
-    assert task.see(PICTURE).ask("What?", schema=SCHEMA, **LONG).tokens == answer.tokens
-    assert len(answer.log_probabilities) == len(answer.tokens)
-    assert task.ask(PICTURE, "What?", choices=["red", "blue"]).text in ("red", "blue")
-    drawn = {task.ask(PICTURE, "What?", choices=["red", "blue"], temperature=5.0, seed=s).text for s in range(12)}
-    assert drawn == {"red", "blue"}
-
-
-def test_a_batch_has_a_follower_for_each_row(task):
-    rows = [(PICTURE[i:], question) for i in range(3) for question in ("What?", "How many objects are there?")]
-    alone = [task.ask(*row, schema=SCHEMA, **LONG) for row in rows]
-    together = task.ask_many(rows, batch=6, schema=SCHEMA, **LONG)
-    assert [answer.tokens for answer in together] == [answer.tokens for answer in alone]
-
-
-def test_an_answer_that_ends_early_is_an_error_and_no_answer(task):
-    short = {"schema": SCHEMA, "max_new_tokens": 3}
-    with pytest.raises(AnswerError, match="not complete after 3 tokens"):
-        task.ask(PICTURE, "What?", **short)
-    pieces = []
-    with pytest.raises(AnswerError):
-        pieces.extend(task.stream(PICTURE, "What?", **short))
-    rows = [(PICTURE, "What?"), (PICTURE, "How many objects are there?")]
-    with pytest.raises(AnswerError, match="answer 1 of 2"):
-        task.ask_many(rows, **short)
-    errors = task.ask_many(rows, errors="return", **short)
-    assert [type(error) for error in errors] == [AnswerError] * 2
-    # A number that could have gone on is not an answer either.
-    with pytest.raises(AnswerError):
-        task.ask(PICTURE, "What?", regex="[0-9]{3,}", max_new_tokens=5)
-    cancel = threading.Event()
-    cancel.set()
-    for stopped in ({"time_limit": 1e-6}, {"cancel": cancel}):
-        with pytest.raises(AnswerError, match=r"time limit|cancelled"):
-            task.ask(PICTURE, "What?", schema=SCHEMA, **stopped)
-        with pytest.raises(AnswerError, match=r"time limit|cancelled"):
-            list(task.stream(PICTURE, "What?", schema=SCHEMA, **stopped))
-
-
-def test_without_the_extra_the_error_names_it(task, monkeypatch):
-    monkeypatch.setitem(sys.modules, "llguidance", None)
-    with pytest.raises(RequestError, match=r"pip install 'tvp-edge\[structured\]'"):
-        task.ask(PICTURE, "What?", choices=["never asked before"])
-    assert task.ask(PICTURE, "What?", max_new_tokens=2).tokens
-
-
-def run(*arguments):
-    result = CliRunner().invoke(
-        cli, ["ask", str(GOLDENS / "llava_next.tvp"), "docs/images/scene.png", "What?", *arguments]
-    )
-    return result.exit_code, result.output, result.exception
-
-
-def test_the_command_line_asks_for_structures(tmp_path):
-    file = tmp_path / "schema.json"
-    file.write_text(json.dumps(SCHEMA))
-    code, output, _ = run("--schema", str(file), "--max-new-tokens", "60")
-    assert code == 0
-    jsonschema.validate(json.loads(output), SCHEMA)
-    assert run("--choice", "red", "--choice", "blue")[1] in ("red\n", "blue\n")
-    assert re.fullmatch("[0-9]{2}\n", run("--regex", "[0-9]{2}", "--stream")[1])
-    assert run("--regex", "[0-9]{2}", "--rank")[0] == 2
-    file.write_text("[1]")
-    assert isinstance(run("--schema", str(file))[2], RequestError)

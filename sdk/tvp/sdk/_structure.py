@@ -26,6 +26,11 @@ VALUES = (
     "$ref", "const", "enum", "type", "minItems", "maxItems", "required", "minProperties", "maxProperties", "minLength",
     "maxLength", "pattern", "format", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf",
 )  # fmt: skip
+# Keywords that it does not.
+OTHERS = (
+    "not", "if", "then", "else", "uniqueItems", "contains", "minContains", "maxContains", "propertyNames",
+    "dependencies", "dependentRequired", "dependentSchemas", "unevaluatedItems", "unevaluatedProperties", "$dynamicRef",
+)  # fmt: skip
 # Keywords that say nothing of what is valid.
 NOTES = (
     "$schema", "$id", "id", "$anchor", "$comment", "title", "description", "default", "example", "examples",
@@ -88,9 +93,10 @@ def _check_schema(schema: Mapping[str, Any]) -> None:
             if not isinstance(name, str):
                 raise RequestError(f"The schema has the key {name!r}{_at(place)}; keys must be texts.")
             if name == "x-guidance" or (name not in KNOWN and not name.startswith("x-")):
+                meant = "" if name in OTHERS else near(name, KNOWN)
                 raise RequestError(
-                    f"The schema has the keyword {name!r}{_at(place)}, which structured answers do not follow. "
-                    f"Leave it out.{near(name, KNOWN)}"
+                    f"The schema has the keyword {name[:80]!r}{_at(place)}, which structured answers do not follow. "
+                    f"Leave it out.{meant}"
                 )
             if name == "minProperties" and isinstance(value, int) and value > 1:
                 raise RequestError(
