@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str, str, str]] = {
     "convert": ("tvp.trainer.convert_cli", "convert", "Turn a model's published files into a folder.", "train"),
     "export": ("tvp.export.cli", "export", "Turn a model and a prompt into a task bundle.", "export,cpu"),
     "ask": ("tvp.sdk.cli", "ask", "Ask a question about a picture.", ""),
+    "batch": ("tvp.sdk.batch.command", "batch", "Ask about many pictures.", "batch"),
     "serve": ("tvp.sdk.serve.command", "serve", "Serve tasks over HTTP.", "serve"),
     "check": ("tvp.sdk.cli", "check", "Replay a bundle's golden cases on this machine.", ""),
     "inspect": ("tvp.sdk.cli", "inspect", "Describe a bundle without loading it.", ""),
