@@ -9,7 +9,9 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,10 +19,12 @@ from click.testing import CliRunner
 from PIL import Image
 
 from tvp import sdk
+from tvp.sdk.batch import on_ray
+from tvp.sdk.batch.asking import Asking
 from tvp.sdk.batch.journal import Journal
-from tvp.sdk.batch.rows import Rows
+from tvp.sdk.batch.rows import Row, Rows
 from tvp.sdk.cli import cli
-from tvp.sdk.errors import DataError, RequestError
+from tvp.sdk.errors import DataError, ProviderError, RequestError, TvpError
 
 pa = pytest.importorskip("pyarrow", reason="the extra 'batch' is not installed: pip install '.[dev]'")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -279,3 +283,60 @@ def test_an_interrupted_batch_says_that_it_goes_on(photos, tmp_path, monkeypatch
     assert result.exit_code == 130
     assert "The same command goes on where it stopped" in result.output
     assert not os.path.exists(tmp_path / "out.jsonl")
+
+
+def remote(asking, rows):
+    """What a process of Ray's answers; it needs no Ray."""
+    table = {"row": [json.dumps(on_ray._as_json(row)) for row in rows]}
+    table["data"] = [row.picture if isinstance(row.picture, bytes) else b"" for row in rows]
+    answered = on_ray.RemoteAsker(json.dumps(asdict(asking)), 1)(pa.table(table))
+    return [json.loads(text) for text in answered.column("answer").to_pylist()]
+
+
+def test_rows_travel_to_a_process_of_ray(photos, task):
+    rows = [
+        Row(4, "x", picture(0)), Row(7, "é.png", str(photos / "b.png"), "Who?"), Row(9, "", wrong="No picture."),
+        Row(11, "b", b"no picture"),
+    ]  # fmt: skip
+    found = remote(Asking(TASK, QUESTION, options={"max_new_tokens": 4}), rows)
+    assert [(row["row"], row["image"], row["question"]) for row in found] == [
+        (4, "x", None), (7, "é.png", "Who?"), (9, "", None), (11, "b", None)
+    ]  # fmt: skip
+    assert found[0]["text"] == task.ask(picture(0), QUESTION, max_new_tokens=4).text
+    assert found[1]["text"] == task.ask(photos / "b.png", "Who?", max_new_tokens=4).text
+    assert [row.get("error", "")[:10] for row in found] == ["", "", "No picture", "The image "]
+    (lost,) = remote(Asking("no such task"), rows[:1])
+    assert "no such task" in lost["fatal"]
+    with pytest.raises(TvpError, match="no such task"):
+        on_ray._raise_told([lost])
+
+
+def test_what_ray_loses_is_asked_again(monkeypatch):
+    class RayError(Exception):
+        pass
+
+    ray, asked = SimpleNamespace(exceptions=SimpleNamespace(RayError=RayError)), []
+
+    def fails(ray, rows, asking, n_cores):
+        asked.append([row.number for row in rows])
+        if len(rows) > 2:
+            yield [{"row": rows[0].number}]
+            raise RayError("a node is gone")
+        if len(asked) > 9:
+            yield [{"row": row.number} for row in rows]
+        raise RayError("again")
+
+    monkeypatch.setattr(on_ray, "_run", fails)
+
+    def answered(n):
+        rows = {number: Row(number, "") for number in range(n)}
+        return [result["row"] for results in on_ray._answer_window(ray, rows, Asking("x"), 1) for result in results]
+
+    with pytest.raises(ProviderError, match="failed 3 times in a row"):
+        answered(4)
+    assert asked == [[0, 1, 2, 3], [1, 2, 3], [2, 3], [2, 3], [2, 3]]
+    asked += [[]] * 9
+    assert answered(4) == [0, 1, 2, 3]
+    monkeypatch.setattr(on_ray, "_run", lambda *_: iter(()))
+    with pytest.raises(ProviderError, match="no answer to 2 rows"):
+        answered(2)

@@ -46,6 +46,7 @@ def answers(rows: Iterable[Row], asking: Asking, address: str, n_cores: int) -> 
         raise ProviderError(f"The Ray cluster at {address} cannot be reached: {error}.") from error
     try:
         ray.data.DataContext.get_current().enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
         for window in _windows(rows):
             yield from _answer_window(ray, window, asking, n_cores)
     finally:
