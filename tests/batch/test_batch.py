@@ -133,6 +133,14 @@ def test_pictures_in_parquet(tmp_path, task, as_column):
     assert [row["text"] for row in lines(out)] == expected
 
 
+def test_a_link_that_leads_out_of_the_folder_is_not_followed(photos, tmp_path):
+    (tmp_path / "outside.png").write_bytes(picture(9))
+    (photos / "link.png").symlink_to(tmp_path / "outside.png")
+    wrong = {row.name: row.wrong for row in Rows(photos)}
+    assert [name for name, told in wrong.items() if told] == ["link.png"]
+    assert not any(row.wrong for row in Rows(photos, allow_outside=True))
+
+
 def test_labels_are_ranked_and_structures_followed(photos, tmp_path, task):
     run(photos, tmp_path / "ranked.jsonl", "-q", QUESTION, "--label", "red", "--label", "blue")
     for row in lines(tmp_path / "ranked.jsonl"):
@@ -209,7 +217,7 @@ def test_a_batch_that_is_killed_in_the_middle_of_a_write_goes_on(tmp_path, suffi
 
 
 def results(*numbers):
-    return [{"row": n, "image": f"{n}.png", "text": "é" * n} for n in numbers]
+    return [{"row": n, "image": f"{n}.png", "text": "é\u2028" * n} for n in numbers]
 
 
 def test_a_journal_may_be_cut_off_at_any_byte(tmp_path):
@@ -266,6 +274,12 @@ def test_inputs_that_are_none_are_told_so(tmp_path):
     (tmp_path / "x.parquet").write_bytes(b"no parquet")
     with pytest.raises(DataError, match="cannot be read as parquet"):
         _ = Rows(tmp_path / "x.parquet").n
+
+
+def test_without_ray_the_error_names_the_extra(photos, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(RequestError, match=r"--ray needs .*ray.*tvp-edge\[ray\]"):
+        run(photos, tmp_path / "out.jsonl", "-q", QUESTION, "--ray", "auto")
 
 
 def test_a_wrong_option_is_told_before_the_first_row(photos, tmp_path):

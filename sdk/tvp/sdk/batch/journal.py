@@ -25,6 +25,7 @@ except ImportError:  # Windows, where a second process is not noticed
     fcntl = None  # type: ignore[assignment]
 
 ABOUT, LINES = "about.json", "rows.jsonl"
+ESCAPED = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
 AT_ONCE = 512  # rows of a parquet file that are written together
 
 
@@ -153,7 +154,9 @@ class Journal:
 def _write_lines(file: Path, rows: Iterator[dict[str, Any]]) -> None:
     with open(file, "w", encoding="utf-8") as out:
         for row in rows:
-            out.write(strict_json.dumps(row, ensure_ascii=False) + "\n")
+            # Signs that some readers take for the end of a line.
+            text = strict_json.dumps(row, ensure_ascii=False).translate(ESCAPED)
+            out.write(text + "\n")
 
 
 def _write_parquet(file: Path, rows: Iterator[dict[str, Any]]) -> None:

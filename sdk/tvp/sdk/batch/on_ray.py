@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
 
-from ..errors import ProviderError, TvpError
+from ..errors import ProviderError, RequestError, TvpError
 from ..formats import strict_json
 from .asking import Asker, Asking, Result
 from .rows import Row
@@ -34,12 +34,18 @@ def answers(rows: Iterable[Row], asking: Asking, address: str, n_cores: int) -> 
         n_cores: of each loaded task.
 
     Raises:
+        RequestError: Ray is not installed.
         ProviderError: the cluster cannot be reached, or fails again and again.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    import ray
-    import ray.data
-
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise RequestError(
+            f"--ray needs a package that is not installed: {error.name or error}. "
+            "`pip install 'tvp-edge[ray]'` adds it."
+        ) from error
     try:
         ray.init(address=address, log_to_driver=False, ignore_reinit_error=True, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:

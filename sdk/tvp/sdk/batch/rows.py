@@ -91,7 +91,7 @@ class Rows:
 
     def __iter__(self) -> Iterator[Row]:
         if self.source.is_dir():
-            yield from (Row(n, name, os.path.join(self._folder, name)) for n, name in enumerate(self._files))
+            yield from (self._at(n, name, None) for n, name in enumerate(self._files))
         elif self.source.suffix.lower() == ".parquet":
             yield from (self._row(n, fields) for n, fields in enumerate(self._records()))
         else:
@@ -120,11 +120,15 @@ class Rows:
             return Row(number, name, picture, question)
         if not isinstance(picture, str) or not picture:
             return Row(number, name, question=question, wrong=f"The field {self._image!r} has no picture.")
-        path = os.path.join(self._folder, picture)
-        if not self._outside and not Path(os.path.realpath(path)).is_relative_to(self._folder):
-            wrong = f"The picture lies outside of {self._folder}. --allow-outside permits that."
-            return Row(number, picture, question=question, wrong=wrong)
-        return Row(number, picture, path, question)
+        return self._at(number, picture, question)
+
+    def _at(self, number: int, name: str, question: str | None) -> Row:
+        """Return the row of a path; links and paths that lead elsewhere are not followed unless that is allowed."""
+        path = os.path.join(self._folder, name)
+        if self._outside or Path(os.path.realpath(path)).is_relative_to(self._folder):
+            return Row(number, name, path, question)
+        wrong = f"The picture lies outside of {self._folder}. --allow-outside permits that."
+        return Row(number, name, question=question, wrong=wrong)
 
     def _parquet(self) -> Any:
         import pyarrow
