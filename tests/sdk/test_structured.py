@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders
 
-from tests.sdk.toys import KINDS, TOYS, wordpiece
+from tests.sdk.toys import KINDS, TOYS, Toy, wordpiece
+from tvp.sdk import _following
 from tvp.sdk._following import Grammars
 from tvp.sdk._generation import Generation, log_softmax
 from tvp.sdk.errors import AnswerError, RequestError
@@ -123,6 +124,18 @@ def test_every_answer_follows_its_schema(kind):
     check()
     if kind != "wordpiece":  # most JSON begins with what is no word of it
         assert count["whole"] > 2 * count["ended early"], count
+
+
+def test_a_structure_may_be_asked_for_without_an_end(monkeypatch):
+    """What llguidance learns of a structure has a bound, which no number of answers reaches."""
+    monkeypatch.setattr(_following, "MAX_STATES", 2000)
+    toy = Toy("byte-level")
+    several = {"type": "array", "items": {"type": "string", "maxLength": 500}, "minItems": 5, "maxItems": 8}
+    assert {toy.write(number, schema=several, limit=3000).finish for number in range(60)} == {"end"}
+    assert toy.write(0, schema={"type": "string", "minLength": 1500, "maxLength": 2000}, limit=3000).finish == "end"
+    monkeypatch.setattr(_following, "MAX_STATES", 10)
+    hopeless = Toy("byte-level").write(0, schema={"type": "string", "pattern": "^(a|b)*a(a|b){12}$"})
+    assert isinstance(hopeless.error, AnswerError)
 
 
 @pytest.mark.parametrize("kind", ["byte-level", "sentencepiece"])

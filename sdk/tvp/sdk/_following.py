@@ -6,9 +6,10 @@ import json
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,32 +21,44 @@ from .errors import AnswerError, RequestError
 from .formats.token_bytes import token_bytes
 
 N_GRAMMARS = 16  # that a model remembers
-MAX_STATES, MAX_SIZE = 20_000, 100_000  # of a lexer, 1 to 2 kB each, and of a grammar, in symbols
+MAX_STATES, MAX_SIZE = 10_000, 100_000  # of a lexer, 1 to 2 kB each, and of a grammar, in symbols
 # Every way to write a text is allowed, and the model chooses among them.
 HEAD = '%llguidance {"no_forcing": true}\n'
 PLACE = re.compile(r"^at \d+\(\d+\): |failed to compile JSON schema: ")
 JSON_OPTIONS = {"whitespace_pattern": " ?", "json_allowed_escapes": ESCAPES, "lenient": False, "coerce_one_of": False}
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, repr=False)
 class Grammar:
     """A structure that a model's tokens can write.
 
     Attributes:
-        matcher: of llguidance, at the start.
+        make: returns a matcher of llguidance at the start.
         table: the bytes of each token.
         drops_space: whether the model may begin with a space that is no part of the answer. Most are taught to.
         is_json: whether the answer is JSON.
     """
 
-    matcher: Any
+    make: Callable[[], Any]
     table: Sequence[bytes]
     drops_space: bool
     is_json: bool
 
+    def __post_init__(self) -> None:
+        self._matcher = self.make()
+
     def follow(self) -> Follower:
         """Begin an answer."""
         return Follower(self)
+
+    def matcher(self, is_full: bool = False) -> Any:
+        """Return a matcher for one answer; is_full: whether those before it have reached llguidance's limit.
+
+        Copies share what they have learned, which makes them quick, and which has a bound.
+        """
+        if is_full:
+            self._matcher = self.make()
+        return self._matcher.deep_copy()
 
     def first_tokens(self) -> NDArray[np.intp]:
         """Return the tokens that an answer may begin with."""
@@ -57,16 +70,23 @@ class Follower:
     """Says which tokens may come next in one answer, and what its text is."""
 
     def __init__(self, grammar: Grammar) -> None:
-        self._grammar, self._matcher = grammar, grammar.matcher.deep_copy()
+        self._grammar, self._matcher = grammar, grammar.matcher()
+        self._tokens: list[int] = []
         self._mask = np.zeros(-(-len(grammar.table) // 32), np.int32)  # a bit for each token
         self._returned = ""
 
     def look(self) -> bool:
         """Compute which tokens may come next, for the two methods below; returns whether the answer can go on."""
-        matcher, mask = self._matcher, self._mask
-        matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
+        self._compute()
+        if self._matcher.is_error():
+            self._matcher = self._grammar.matcher(is_full=True)
+            self._matcher.consume_tokens(self._tokens)
+            self._compute()
         # After an error of its own, llguidance would allow the end.
-        return bool(mask.any()) and not (matcher.is_stopped() and not matcher.is_accepting())
+        return bool(self._mask.any()) and not (self._matcher.is_stopped() and not self._matcher.is_accepting())
+
+    def _compute(self) -> None:
+        self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
 
     def allows(self, token: int) -> bool:
         """Return whether a token may come next."""
@@ -79,6 +99,7 @@ class Follower:
 
     def take(self, token: int) -> bool:
         """Go on behind a token that was allowed; returns whether nothing but the end can follow."""
+        self._tokens.append(token)
         self._matcher.consume_token(token)
         return bool(self._matcher.is_stopped() and self._matcher.is_accepting())
 
@@ -137,19 +158,19 @@ class Grammars:
 
     def _compile(self, structure: Structure) -> Grammar:
         rules, is_json = _rules(structure), structure.option == "schema"
-        grammar = Grammar(self._matcher(structure, f"start: body\n{rules}"), self._table, False, is_json)
+        grammar = Grammar(self._maker(structure, f"start: body\n{rules}"), self._table, False, is_json)
         allowed = grammar.first_tokens()
         if np.isin(allowed, self._spaces).any():
             return grammar
         # No answer begins with a space, and so the model may write one before it.
-        free = Grammar(self._matcher(structure, f'start: " "? body\n{rules}'), self._table, True, is_json)
+        free = Grammar(self._maker(structure, f'start: " "? body\n{rules}'), self._table, True, is_json)
         if not len(allowed) and all(self._table[token] == b" " for token in free.first_tokens()):
             raise RequestError(
                 f"No answer fits {structure.option}, or the model has no token to begin one. Ask for something else."
             )
         return free
 
-    def _matcher(self, structure: Structure, rules: str) -> Any:
+    def _maker(self, structure: Structure, rules: str) -> Callable[[], Any]:
         import llguidance
 
         if self._opened is None:
@@ -164,7 +185,7 @@ class Grammars:
         failed, told = llguidance.LLMatcher.validate_grammar_with_warnings(text, self._opened, limits=limits)
         if failed or told:
             raise _refused(structure, told[0])
-        return llguidance.LLMatcher(self._opened, text, log_level=0, limits=limits)
+        return partial(llguidance.LLMatcher, self._opened, text, log_level=0, limits=limits)
 
 
 class _Vocabulary:
@@ -207,7 +228,7 @@ def _request_errors(structure: Structure) -> Iterator[None]:
     """Turn the failures of llguidance, and its panics, which are no Exceptions, into a RequestError."""
     try:
         yield
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         raise RequestError(
             f"{structure.option} needs a package that is not installed: llguidance. "
             "`pip install 'tvp-edge[structured]'` adds it."
