@@ -141,6 +141,18 @@ def test_a_link_that_leads_out_of_the_folder_is_not_followed(photos, tmp_path):
     assert not any(row.wrong for row in Rows(photos, allow_outside=True))
 
 
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_odd_names_and_texts_are_rows_like_others(photos, tmp_path, suffix):
+    source, out = photos / "rows.jsonl", tmp_path / f"out.{suffix}"
+    odd = ['{"image": "\\ud800.png"}', '{"image": "a\\u0000b.png"}', '{"image": "b.png", "question": "\\ud800"}']
+    source.write_text("\n".join([*odd, '{"image": "é.png"}', "[" * 9999, "9" * 9999, '{"image": "inner"}']))
+    os.mkfifo(photos / "é.png")
+    run(source, out, "-q", QUESTION)
+    rows = lines(out) if suffix == "jsonl" else pq.read_table(out).to_pylist()
+    assert [row["row"] for row in rows] == [*range(7)]
+    assert all(row["error"] for row in rows), rows
+
+
 def test_labels_are_ranked_and_structures_followed(photos, tmp_path, task):
     run(photos, tmp_path / "ranked.jsonl", "-q", QUESTION, "--label", "red", "--label", "blue")
     for row in lines(tmp_path / "ranked.jsonl"):

@@ -117,7 +117,7 @@ class Journal:
         for result in results:
             if result["row"] not in self.done:  # a row may come twice where a machine failed
                 self.done[result["row"]] = end + len(text)
-                text += strict_json.dumps(result).encode() + b"\n"
+                text += strict_json.dumps({name: _whole(value) for name, value in result.items()}).encode() + b"\n"
         with room_for(self.output):
             self._file.write(text)
             self._file.flush()
@@ -173,6 +173,11 @@ def _write_parquet(file: Path, rows: Iterator[dict[str, Any]]) -> None:
     with pq.ParquetWriter(file, schema) as writer:
         while chunk := [row for _, row in zip(range(AT_ONCE), rows, strict=False)]:
             writer.write_table(pa.Table.from_pylist(chunk, schema=schema))
+
+
+def _whole(value: Any) -> Any:
+    """Write half characters, which a file's name may hold, as an escape: no file of texts takes them."""
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
 def _short(value: Any) -> str:

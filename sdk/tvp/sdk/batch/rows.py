@@ -125,9 +125,12 @@ class Rows:
     def _at(self, number: int, name: str, question: str | None) -> Row:
         """Return the row of a path; links and paths that lead elsewhere are not followed unless that is allowed."""
         path = os.path.join(self._folder, name)
-        if self._outside or Path(os.path.realpath(path)).is_relative_to(self._folder):
-            return Row(number, name, path, question)
-        wrong = f"The picture lies outside of {self._folder}. --allow-outside permits that."
+        try:
+            if self._outside or Path(os.path.realpath(path)).is_relative_to(self._folder):
+                return Row(number, name, path, question)
+            wrong = f"The picture lies outside of {self._folder}. --allow-outside permits that."
+        except ValueError as error:  # a zero byte, or half a character
+            wrong = f"The picture's path cannot be used: {error}."
         return Row(number, name, question=question, wrong=wrong)
 
     def _parquet(self) -> Any:
