@@ -21,6 +21,7 @@ from PIL import Image
 from tvp import sdk
 from tvp.sdk.batch import on_ray
 from tvp.sdk.batch.asking import Asking
+from tvp.sdk.batch.command import _progress
 from tvp.sdk.batch.journal import Journal
 from tvp.sdk.batch.rows import Row, Rows
 from tvp.sdk.cli import cli
@@ -292,6 +293,19 @@ def test_without_ray_the_error_names_the_extra(photos, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(RequestError, match=r"--ray needs .*ray.*tvp-edge\[ray\]"):
         run(photos, tmp_path / "out.jsonl", "-q", QUESTION, "--ray", "auto")
+
+
+def test_a_bar_is_shown_on_a_terminal_alone(monkeypatch, capsys):
+    with _progress(4, 1) as show:
+        show(1)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with _progress(4, 1) as show:
+        show(1)
+        show(2)
+    first, *_, last = capsys.readouterr().err.removeprefix("\r").split("\r")
+    assert first.startswith(f"[{'#' * 7}{' ' * 23}] 1 of 4 rows")
+    assert last.strip() == f"[{'#' * 30}] 4 of 4 rows"
 
 
 def test_a_wrong_option_is_told_before_the_first_row(photos, tmp_path):

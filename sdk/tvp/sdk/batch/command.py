@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from contextlib import closing
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -95,7 +97,7 @@ def batch(
         with closing(Journal(output, about)) as journal:
             if journal.done:
                 click.echo(f"{len(journal.done)} of {rows.n} rows are answered already.", err=True)
-            with _progress(rows.n, len(journal.done)) as bar:
+            with _progress(rows.n, len(journal.done)) as show:
                 missing = (row for row in rows if row.number not in journal.done)
                 if address is None:
                     from .._runtime.stopping import stop_on_signals
@@ -104,12 +106,12 @@ def batch(
                     if len(journal.done) < rows.n:
                         with closing(Asker(asking)) as asker:
                             while some := [*islice(missing, batch)]:
-                                bar.update(journal.add(asker.answer(some)))
+                                show(journal.add(asker.answer(some)))
                 else:
                     from .on_ray import answers
 
                     for results in answers(missing, asking, address, ray_cores):
-                        bar.update(journal.add(results))
+                        show(journal.add(results))
             n_errors = journal.finish()
     except KeyboardInterrupt as error:
         error.add_note(GOES_ON)
@@ -136,10 +138,29 @@ def _about(asking: Any) -> dict[str, Any]:
     }
 
 
-def _progress(n: int, n_done: int) -> Any:
-    """Return a bar on a terminal; elsewhere nothing is shown."""
-    bar: Any = click.progressbar(
-        length=n, file=sys.stderr, show_pos=True, show_eta=True, hidden=not sys.stderr.isatty()
-    )
-    bar.update(n_done)
-    return bar
+@contextmanager
+def _progress(n: int, n_done: int) -> Iterator[Callable[[int], None]]:
+    """Show a bar on a terminal, and nothing elsewhere; gives a function that takes the number of further rows.
+
+    click's own bar hides the cursor by signs that this command escapes.
+    """
+    began, before, shown = time.monotonic(), n_done, 0.0
+
+    def show(n_more: int) -> None:
+        nonlocal n_done, shown
+        n_done += n_more
+        now = time.monotonic()
+        if not sys.stderr.isatty() or (now - shown < 0.1 and n_done < n):
+            return
+        shown = now
+        left = (now - began) / (n_done - before) * (n - n_done) if n_done > before else 0.0
+        bar = "#" * (30 * n_done // n)
+        text = f"[{bar:<30}] {n_done} of {n} rows" + f", {left:,.0f} s to go" * (n_done < n and left > 0)
+        click.echo(f"\r{text:<79}", nl=False, err=True)
+
+    show(0)
+    try:
+        yield show
+    finally:
+        if shown:
+            click.echo(err=True)
