@@ -249,7 +249,7 @@ def test_a_journal_may_be_cut_off_at_any_byte(tmp_path):
         assert journal.add(results(0, 1, 2, 3)) == 4 - n
         journal.close()
     last = Journal(whole, {"question": "What?"})
-    assert last.add(results(3, 1)) == 0
+    assert last.add([{**row, "text": "said later"} for row in results(3, 1)]) == 0
     assert last.finish() == 0
     assert lines(whole) == results(0, 1, 2, 3)
     assert not last.folder.exists()
