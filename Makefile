@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test check docs docs-serve wheels notebooks clean
+.PHONY: install demo test browser screenshots check docs docs-serve wheels notebooks clean
 
 install: $(VENV)/installed
 
@@ -11,7 +11,15 @@ demo: $(VENV)/installed
 	$(BIN)/python -m samples.quickstart
 
 test: $(VENV)/installed
-	OMP_NUM_THREADS=1 TVP_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile  # two processes of one thread each
+	OMP_NUM_THREADS=1 TVP_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/browser  # two processes of one thread each
+
+# The page of `tvp serve`, in Chromium. Where there is none, each test says that it is skipped.
+browser: $(VENV)/installed
+	OMP_NUM_THREADS=1 TVP_THREADS=1 $(BIN)/python -m pytest tests/browser
+
+# Pictures of the page, to be looked at: build/screenshots, and that of the documentation.
+screenshots: $(VENV)/installed
+	$(BIN)/python -m tests.browser.screenshots
 
 check: $(VENV)/installed
 	$(BIN)/ruff format --check .

@@ -267,7 +267,7 @@ NAMES = [
 TRAIN = [
     (
         "tvp train -m zoo:llava --task custom --data rows.jsonl --tse 0 --batch 64 -o run",
-        "Error: 20 training pictures do not fill a batch of 64; take a smaller one.",
+        "Error: 16 training pictures do not fill a batch of 64; take a smaller one.",
     ),
     (
         "tvp train -m zoo:llava --method lens --pairs few good -o run",

@@ -102,7 +102,7 @@ def wheel_problems(wheel: Path) -> list[str]:
         {
             name.split("/", 1)[1]
             for name in repository(*others)
-            if re.fullmatch(rf"({'|'.join(PACKAGES)})/tvp/(\1)/.+\.(py|toml|typed)", name)
+            if re.fullmatch(rf"({'|'.join(PACKAGES)})/tvp/(\1)/.+\.(py|toml|typed|html|css|js|svg)", name)
         }
         for others in ((), ("--others", "--exclude-standard"))
     )

@@ -32,6 +32,7 @@ def test_the_wheel_and_the_sdist_hold_what_they_must_and_no_more(built):
     "name",
     [
         "tvp/sdk/py.typed",
+        "tvp/sdk/serve/web/page.js",
         "tvp/trainer/configs/tasks/bad-camera.toml",
         "tvp/export/__init__.py",
         f"{STEM}.dist-info/licenses/LICENSE",

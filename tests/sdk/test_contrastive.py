@@ -53,6 +53,13 @@ def test_a_question_and_a_label_become_a_text():
     assert CaptionTemplates("{answer}: {question}", "it is {answer}").texts("so", ["x"]) == ["x: so"]
 
 
+def test_it_writes_nothing_that_could_have_a_structure(contrastive):
+    with sdk.load(contrastive) as task:
+        for options in ({"choices": ["a"]}, {"regex": "a"}, {"schema": {"type": "string"}}):
+            with pytest.raises(RequestError, match=f"{next(iter(options))} has no meaning.*choices to rank"):
+                task.ask(PICTURE, "What?", **options)
+
+
 def test_what_cannot_be_asked_is_refused(contrastive):
     with sdk.load(contrastive) as task:
         before = task.ask(PICTURE).log_probabilities

@@ -105,6 +105,7 @@ def test_a_page_elsewhere_cannot_ask(alive):
         ({"origin": "null"}, 403),
         ({"origin": f"http://127.0.0.1:{alive.port + 1}"}, 403),
         ({"origin": f"http://127.0.0.1:{alive.port}"}, 200),
+        ({"origin": f"https://127.0.0.1:{alive.port}"}, 200),  # this server's own page, behind a proxy with TLS
         ({"host": "localhost"}, 200),
     ):
         reply = alive.client.get("/v1/tasks", headers=headers)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -49,6 +51,38 @@ def test_options_are_the_sdks(run, tasks):
     )
     assert cut.json()["finish"] == "stop"
     assert cut.json()["text"] == tasks["llava"].ask(SCENE, "What?", **options, stop=stop).text
+
+
+@pytest.mark.parametrize("name", ["llava", "t5"])
+def test_answers_have_the_structure_that_is_asked_for(run, tasks, name, monkeypatch):
+    """In JSON and in forms, in pieces, and in one batch with answers that are free."""
+    pytest.importorskip("llguidance", reason="the extra 'structured' is not installed: pip install '.[dev]'")
+    schema = {"type": "array", "items": {"type": "boolean"}, "minItems": 2, "maxItems": 2}
+    asked = {"task": name, "question": "What?", "max_new_tokens": 40}
+    rows = [
+        {"schema": json.dumps(schema)}, {"choices": ["red", "blue"]}, {"choices": "red"}, {"regex": "[0-9]{3}"}, {},
+        {"schema": json.dumps(schema), "stream": "true"}, {"regex": "[0-9]{99}"},
+    ]  # fmt: skip
+    with standing_still(run, monkeypatch) as gate, ThreadPoolExecutor(9) as pool:
+        first = gate.occupy(pool, run)
+        replies = [pool.submit(run.ask, **asked, **row) for row in rows]
+        until(lambda: len(run.service.engine.waiting) == len(rows))
+        gate.open()
+        found = [reply.result(60) for reply in replies]
+        first.result(60)
+    *texts, streamed, early = found
+    assert json.loads(texts[0].json()["text"]) in [[a, b] for a in (True, False) for b in (True, False)]
+    assert [texts[1].json()["text"] in ("red", "blue"), texts[2].json()["text"]] == [True, "red"]
+    assert re.fullmatch("[0-9]{3}", texts[3].json()["text"])
+    assert texts[4].json()["text"] == tasks[name].ask(SCENE, "What?", max_new_tokens=40).text
+    assert events_of(streamed.text)[-1]["answer"]["text"] == texts[0].json()["text"]
+    assert (early.status_code, early.json()["error"]["code"]) == (422, "incomplete_answer")
+    in_json = run.client.post("/v1/ask", json={**asked, "image": DATA_URL, "schema": schema})
+    assert in_json.json()["text"] == texts[0].json()["text"]
+    for wrong, told in ({"schema": "[1]"}, "object"), ({"schema": '{"not": {}}'}, "'not'"), ({"regex": "("}, "regex"):
+        reply = run.ask(**asked, **wrong)
+        assert reply.status_code == 400
+        assert told in reply.text
 
 
 @pytest.mark.parametrize("name", ["llava", "t5"])

@@ -105,7 +105,7 @@ SYSTEM, ANSWER = {"role": "system", "content": "Be brief."}, {"role": "assistant
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "cannot do 'tools'"),
         ({"logprobs": True, "top_logprobs": 3}, "cannot do 'top_logprobs' = 3"),
         ({"presence_penalty": 0.5}, "cannot do 'presence_penalty'"),
-        ({"response_format": {"type": "json_object"}}, "answers in text"),
+        ({"response_format": {"type": "xml"}}, "'response_format' must be"),
         ({"extra_body": {"guided_json": {}}}, "There is no field 'guided_json'"),
         ({"temperature": -1}, "temperature is -1"),
         ({"max_tokens": 2000}, "at most 1024"),
@@ -124,3 +124,54 @@ def test_an_unknown_model_is_no_model(client):
     with pytest.raises(openai.NotFoundError) as error:
         client.chat.completions.create(model="lava", messages=[message()])
     assert error.value.code == "model_not_found"
+
+
+STAR = {
+    "type": "object",
+    "properties": {"shape": {"enum": ["star", "disc"]}, "count": {"type": "integer", "minimum": 0, "maximum": 9}},
+    "required": ["shape", "count"],
+    "additionalProperties": False,
+}
+
+
+def wants(schema):
+    return {"type": "json_schema", "json_schema": {"name": "star", "schema": schema, "strict": True}}
+
+
+@pytest.mark.parametrize("name", ["llava", "t5"])
+def test_a_response_format_is_followed(client, tasks, name):
+    pytest.importorskip("llguidance", reason=REASON)
+    asked = {"model": name, "messages": [message()], "max_tokens": 60}
+    expected = tasks[name].ask(SCENE, "What?", max_new_tokens=60, schema=STAR)
+    done = client.chat.completions.create(**asked, response_format=wants(STAR))
+    assert done.choices[0].message.content == expected.text
+    assert done.choices[0].finish_reason == "stop"
+    assert json.loads(expected.text).keys() == {"shape", "count"}
+    pieces = client.chat.completions.create(**asked, response_format=wants(STAR), stream=True)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in pieces) == expected.text
+    free = client.chat.completions.create(**asked, response_format={"type": "text"})
+    assert free.choices[0].message.content == tasks[name].ask(SCENE, "What?", max_new_tokens=60).text
+
+
+def test_a_response_format_that_cannot_be_followed_is_refused(client):
+    pytest.importorskip("llguidance", reason=REASON)
+    asked = {"model": "llava", "messages": [message()]}
+    for wrong, told in (
+        ({"type": "xml"}, "'response_format' must be"),
+        ({"type": "json_schema", "json_schema": {"name": "x"}}, "'response_format' must be"),
+        (wants({"uniqueItems": True}), "'uniqueItems'"),
+    ):
+        with pytest.raises(openai.BadRequestError, match=told):
+            client.chat.completions.create(**asked, response_format=wrong)
+    with pytest.raises(openai.BadRequestError, match="Leave one of them out"):
+        client.chat.completions.create(**asked, response_format={"type": "json_object"}, stop="x")
+
+
+def test_an_answer_that_ends_early_is_an_error_over_http_too(client):
+    pytest.importorskip("llguidance", reason=REASON)
+    asked = {"model": "llava", "messages": [message()], "max_tokens": 3, "response_format": wants(STAR)}
+    with pytest.raises(openai.UnprocessableEntityError, match="not complete after 3 tokens") as caught:
+        client.chat.completions.create(**asked)
+    assert caught.value.body["code"] == "incomplete_answer"
+    with pytest.raises(openai.APIError, match="not complete after 3 tokens"):
+        list(client.chat.completions.create(**asked, stream=True))

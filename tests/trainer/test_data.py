@@ -127,6 +127,20 @@ def test_train_and_validation_share_no_sample():
         split(Scenes(1, 0), 1, 0)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_each_answer_has_its_share_of_the_validation(tmp_path, seed):
+    answers = ["cat"] * 20 + ["dog"] * 10 + ["eel"] * 10
+    for i in range(40):
+        Image.new("RGB", (5, 4), (i, 20, 30)).save(tmp_path / f"{i}.png")
+    rows = [{"image": f"{i}.png", "question": "What?", "answer": answer} for i, answer in enumerate(answers)]
+    train, validation = split(Jsonl(write_jsonl(tmp_path, rows)), 8, seed=seed)
+    drawn = sorted(validation[i].questions[0].answer for i in range(8))
+    assert drawn == ["cat"] * 4 + ["dog"] * 2 + ["eel"] * 2
+    others = split(Jsonl(write_jsonl(tmp_path, rows)), 8, seed=seed + 1)[1]
+    assert {validation[i].picture.tobytes() for i in range(8)} != {others[i].picture.tobytes() for i in range(8)}
+    assert len(train) == 32
+
+
 def test_an_index_always_gives_the_same_scene_and_splits_differ():
     a, b = (tasks.open_data("scenes", tasks.get("bad-camera"), "train", 9, 3) for _ in range(2))
     test = tasks.open_data("scenes", tasks.get("bad-camera"), "test", 9, 3)

@@ -123,6 +123,21 @@ def test_a_gain_whose_interval_holds_0_is_not_shown_to_help(prepared):
     assert "it is not shown to help: +2.5 points" in refused
 
 
+@pytest.mark.parametrize("given", [["no"] * 6 + ["yes"] * 4, ["yes"] * 6 + ["no"] * 4])
+def test_labels_are_told_in_the_task_s_order_and_one_that_is_never_given_by_name(prepared, given):
+    """Which of two is a little commoner differs from processor to processor; the sentence must not."""
+    labels = ("yes", "no", "maybe")
+    questions = [Question("May I?", answer, labels) for answer in ("yes", "no", "maybe", "no", "yes") * 2]
+    assert list(outcome._answers(questions, given)) == list(labels)
+    assert outcome._answers(questions, given)["yes"] == given.count("yes") / 10
+    assert outcome._missing(questions, given) == ("maybe",)
+    assert outcome._missing(questions, ["Well, maybe."] * 10) == ()
+    assert outcome._answers(questions, ["I know"] * 6 + given[:4]) == {"I know": 0.6, given[0]: 0.4}
+    found, _ = judged(*prepared)
+    said = outcome.sentences(replace(found, missing=("maybe",)))
+    assert said[-1] == "it never answered 'maybe', though that is right for some of these questions"
+
+
 @pytest.mark.parametrize(
     ("without", "method", "advice"),
     [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from numbers import Integral, Real
@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from ._answer_text import AnswerText
+from ._following import Follower
 from ._runtime.stopping import StoppedError, stoppable
-from .errors import RequestError, near
+from ._structure import OPTIONS, Structure, structure_of, unfinished
+from .errors import AnswerError, RequestError, near
 
 
 class Options(TypedDict, total=False):
@@ -34,6 +36,13 @@ class Options(TypedDict, total=False):
         time_limit: seconds after which the answer ends where it is, also while the picture or the question is read; it
             may have no token.
         cancel: an event that another thread sets to end the answer in the same way.
+        schema: a JSON Schema. The answer is JSON that it allows.
+        choices: texts, none empty. The answer is one of them.
+        regex: a regular expression, in the syntax of Rust's crate `regex`. It matches the whole answer.
+
+    The last three need the extra `structured`. One of them at most is given, and no `stop` with it. Tokens that cannot
+    lead to such an answer are left out before a token is chosen. An answer that ends before it is complete, by whatever
+    limit, is an `AnswerError`. A contrastive task refuses them.
     """
 
     max_new_tokens: int | None
@@ -44,6 +53,9 @@ class Options(TypedDict, total=False):
     stop: str | Sequence[str]
     time_limit: float | None
     cancel: threading.Event | None
+    schema: Mapping[str, Any] | None
+    choices: Sequence[str] | None
+    regex: str | None
 
 
 @dataclass(frozen=True)
@@ -51,6 +63,7 @@ class Generation:
     """`Options`, checked.
 
     Attributes:
+        structure: what the answer must be; None for a free one.
         told: is called with the answer behind each of its tokens, in the thread that computes.
     """
 
@@ -62,6 +75,7 @@ class Generation:
     stop: tuple[str, ...] = ()
     time_limit: float | None = None
     cancel: threading.Event | None = None
+    structure: Structure | None = None
     told: Callable[[Answering], None] | None = None
 
     @staticmethod
@@ -84,13 +98,16 @@ class Generation:
         given.setdefault("max_new_tokens", max_new_tokens)
         stop = given.get("stop", ())
         given["stop"] = stop = (stop,) if isinstance(stop, str) else tuple(stop) if isinstance(stop, Sequence) else stop
+        if isinstance(choices := given.get("choices"), list):
+            given["choices"] = tuple(choices)
         for name, (kind, is_allowed, requirement) in CHECKS.items():
             value = given.get(name)
             if value is not None and not (_is(value, kind) and is_allowed(value)):
                 raise RequestError(f"{name} is {value!r}; it must be {requirement}.")
             if value is not None and kind in (int, float):
                 given[name] = kind(value)
-        return Generation(**given)
+        structure = structure_of(given)
+        return Generation(**{name: given[name] for name in given if name not in OPTIONS}, structure=structure)
 
     def choose(self, logits: NDArray[np.float32], rng: np.random.Generator) -> int:
         """Return the next token of logits (n_vocab,)."""
@@ -127,6 +144,9 @@ CHECKS: dict[str, tuple[type, Any, str]] = {
     "stop": (tuple, lambda v: all(isinstance(s, str) and s for s in v), "a text or a list of texts, none empty"),
     "time_limit": (float, lambda v: v > 0, "a number of seconds above 0"),
     "cancel": (threading.Event, lambda v: True, "a threading.Event"),
+    "schema": (Mapping, lambda v: True, "a JSON Schema, as a mapping"),
+    "choices": (tuple, lambda v: v and all(isinstance(s, str) and s for s in v), "a list of texts, none empty"),
+    "regex": (str, lambda v: v != "", "a regular expression that is not empty"),
 }
 
 
@@ -138,11 +158,13 @@ class Answering:
         tokenizer, end: of the model, see `AnswerText`.
         generation: how tokens are chosen.
         began: `time.perf_counter()` when the question came.
+        follower: of the structure that the answer must have; None for a free one.
 
     Attributes:
         tokens, scores: ids and log-probabilities so far.
         first_token: seconds from `began` to the first token.
         finish: why the answer ended; '' while it goes on.
+        text: of the answer's tokens.
         limited_from: the moment that the time limit counts from, at first `began`; infinite for one that does not.
     """
 
@@ -150,13 +172,14 @@ class Answering:
     end: Sequence[int]
     generation: Generation
     began: float
+    follower: Follower | None = None
     tokens: list[int] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
     first_token: float = 0.0
     finish: str = ""
 
     def __post_init__(self) -> None:
-        self.text = AnswerText(self.tokenizer, self.end, self.generation.stop)
+        self.text: AnswerText | Follower = self.follower or AnswerText(self.tokenizer, self.end, self.generation.stop)
         self._rng = np.random.default_rng(self.generation.seed)
         self.limited_from = self.began
 
@@ -171,12 +194,17 @@ class Answering:
             The token, where the model must read it for the next one; None where the answer ends.
         """
         generation = self.generation
-        token = generation.choose(logits, self._rng)
+        token, is_complete = self._choose(logits)
+        if token is None:
+            self.finish = "stuck"
+            if generation.told is not None:
+                generation.told(self)
+            return None
         self.tokens.append(token)
         self.scores.append(log_probability(logits, token))
         now = time.perf_counter()
         self.first_token = self.first_token or now - self.began
-        if token in self.end:
+        if token in self.end or is_complete:
             self.finish = "end"
         elif generation.stop and self.text.text(self.tokens)[1]:
             self.finish = "stop"
@@ -189,6 +217,29 @@ class Answering:
         if generation.told is not None:
             generation.told(self)
         return None if self.finish else token
+
+    def _choose(self, logits: NDArray[np.float32]) -> tuple[int | None, bool]:
+        """Return a token, and whether it completes a structure; None where none is allowed."""
+        generation, follower = self.generation, self.follower
+        if follower is None:
+            return generation.choose(logits, self._rng), False
+        if not follower.look():
+            return None, False
+        token = int(logits.argmax())
+        # The likeliest of all tokens is the likeliest that is allowed, if it is; to find the others costs more.
+        if generation.temperature > 0 or not follower.allows(token):
+            allowed = follower.allowed()
+            token = int(allowed[generation.choose(logits[allowed], self._rng)])
+        return token, token not in self.end and follower.take(token)
+
+    @property
+    def error(self) -> AnswerError | None:
+        """Why there is no answer though it has ended: it has not the structure that it must have."""
+        if self.follower is None or not self.finish:
+            return None
+        return (
+            self.follower.unreadable(self.tokens) if self.finish == "end" else unfinished(self.finish, len(self.tokens))
+        )
 
 
 @contextmanager

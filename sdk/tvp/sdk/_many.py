@@ -78,5 +78,8 @@ def ask_many(
         if views:
             answers = answer_together([*views.values()], [parsed[number] for number in views])
             for number, answer in zip(views, answers, strict=True):
-                results[number] = answer
+                if isinstance(answer, Answer):
+                    results[number] = answer
+                else:
+                    fail("answer", number, answer)
     return results

@@ -13,10 +13,12 @@ class Answer:
     Attributes:
         text: the answer, without special tokens.
         tokens: ids of its tokens, the end token included where the model gave one.
-        log_probabilities: of each token, natural logarithm. Of a contrastive task: the score of the label.
+        log_probabilities: of each token, natural logarithm, among all tokens: temperature and structure change nothing
+            in them. Of a contrastive task: the score of the label.
         timing: seconds. `see`: encoding the picture (0 where the view was there already); `first_token`: from the
             question to the first token; `total`: everything.
-        finish: why the answer ends. `end`: the model ended it; `length`: the limit or the context was reached;
+        finish: why the answer ends. `end`: the model ended it, or it is complete;
+            `length`: the limit or the context was reached;
             `stop`: a stop text came; `time`: the time limit passed; `cancelled`; `label`: the task is contrastive, so
             it chose among its labels and there are no tokens.
         unlikeness: how far the picture is from those that the bundle was made for; see `View.unlikeness`. None where

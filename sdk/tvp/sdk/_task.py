@@ -23,6 +23,7 @@ from ._results import Answer, Ranked
 from ._runtime.providers import CPU, PREPROCESS
 from ._runtime.sessions import run
 from ._runtime.stopping import StoppedError, stoppable
+from ._structure import unfinished
 from ._view import View
 from .errors import ImageError, RequestError, TvpError
 from .formats.manifest import LensManifest, TaskManifest
@@ -113,23 +114,31 @@ class Task:
         Raises:
             ImageError: the picture cannot be read.
             RequestError: the question cannot be asked, or an option is wrong.
+            AnswerError: the answer must have a structure, and ended before it had it.
         """
         began = time.perf_counter()
         request = self._open_requests().ask(question, options)  # a bad request fails before the picture is encoded
         try:
             view, request = self._see_in_time(image, request, began)
         except StoppedError as error:
+            if request.generation.structure is not None:
+                raise unfinished(error.reason, 0) from error
             spent = time.perf_counter() - began
             return Answer("", (), (), {"see": spent, "first_token": 0.0, "total": spent}, error.reason)
         return view.answer(request)
 
     def stream(self, image: ImageLike, question: str | None = None, **options: Unpack[Options]) -> Iterator[str]:
-        """Answer as `ask` does, in pieces of text as they come. Together they are the answer's text."""
+        """Answer as `ask` does, in pieces of text as they come. Together they are the answer's text.
+
+        An AnswerError comes behind the last piece, and then the pieces are no answer.
+        """
         began = time.perf_counter()
         request = self._open_requests().ask(question, options)
         try:
             view, request = self._see_in_time(image, request, began)
-        except StoppedError:
+        except StoppedError as error:
+            if request.generation.structure is not None:
+                raise unfinished(error.reason, 0) from error
             return iter(())
         return view.pieces(request)
 
@@ -185,7 +194,8 @@ class Task:
         Args:
             requests: pairs of a picture and a question; None asks the task's own question.
             batch: number of pairs that are answered together, at least 1.
-            errors: what happens to a picture that cannot be read, or a question that cannot be asked. `raise`
+            errors: what happens to a picture that cannot be read, a question that cannot be asked, or an answer that
+                ends before it has the structure that it must have. `raise`
                 (default) raises its error, and there are no answers. `return` puts the error in the answer's place,
                 and the others are answered. Its message begins with the place: "picture 17 of 40: …".
             options: see `Options`. `time_limit` is that of each answer, from the moment that the prompts of its batch
@@ -198,6 +208,7 @@ class Task:
         Raises:
             ImageError: a picture cannot be read.
             RequestError: a question cannot be asked, or an option is wrong.
+            AnswerError: an answer must have a structure, and ended before it had it.
         """
         return ask_many(self.model, self._open_requests(), self._see, list(requests), batch, errors, options)
 

@@ -14,7 +14,7 @@ from ._generation import Options
 from ._models.model import Model, Reply, Request
 from ._requests import Requests
 from ._results import Answer, Ranked
-from .errors import RequestError
+from .errors import AnswerError, RequestError
 from .formats.moments import Moments, root_mean_square
 
 
@@ -84,7 +84,10 @@ class View:
         began = time.perf_counter()
         with self._lock:
             reply = self._model.answer(self._seen, request, began)
-        return self.with_times(reply, began)
+        result = self.result(reply, began)
+        if isinstance(result, AnswerError):
+            raise result
+        return result
 
     def pieces(self, request: Request) -> Iterator[str]:
         with self._lock:
@@ -101,8 +104,10 @@ class View:
         with self._lock:
             return self._model.rank(self._seen, question, labels)
 
-    def with_times(self, reply: Reply, began: float) -> Answer:
-        """Return the answer, whose time includes the picture's where no answer has counted it yet."""
+    def result(self, reply: Reply, began: float) -> Answer | AnswerError:
+        """Return the answer, or why there is none. Its time includes the picture's where none has counted it yet."""
+        if reply.error is not None:
+            return reply.error
         spent = time.perf_counter() - began
         timing = {"see": self._seconds, "first_token": reply.first_token, "total": self._seconds + spent}
         self._seconds = 0.0
@@ -141,8 +146,8 @@ def unlikeness(views: Sequence[View]) -> float:
     return root_mean_square(np.mean(away, axis=0, dtype=np.float64))
 
 
-def answer_together(views: Sequence[View], requests: Sequence[Request]) -> list[Answer]:
+def answer_together(views: Sequence[View], requests: Sequence[Request]) -> list[Answer | AnswerError]:
     """Answer one request about each view of the same model; nobody else may be asking these views."""
     began = time.perf_counter()
     replies = views[0]._model.answer_many([view._seen for view in views], requests, began)
-    return [view.with_times(reply, began) for view, reply in zip(views, replies, strict=True)]
+    return [view.result(reply, began) for view, reply in zip(views, replies, strict=True)]

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,6 +17,9 @@ from ._terminal import escape_streams, escaped
 from .errors import TvpError
 from .formats import strict_json
 from .formats.disk import told
+
+if TYPE_CHECKING:
+    from ._generation import Options
 
 # name -> (module, attribute, its line in `tvp --help`, the extra that it needs)
 COMMANDS: dict[str, tuple[str, str, str, str]] = {
@@ -28,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str, str, str]] = {
     "convert": ("tvp.trainer.convert_cli", "convert", "Turn a model's published files into a folder.", "train"),
     "export": ("tvp.export.cli", "export", "Turn a model and a prompt into a task bundle.", "export,cpu"),
     "ask": ("tvp.sdk.cli", "ask", "Ask a question about a picture.", ""),
+    "batch": ("tvp.sdk.batch.command", "batch", "Ask about many pictures.", "batch"),
     "serve": ("tvp.sdk.serve.command", "serve", "Serve tasks over HTTP.", "serve"),
     "check": ("tvp.sdk.cli", "check", "Replay a bundle's golden cases on this machine.", ""),
     "inspect": ("tvp.sdk.cli", "inspect", "Describe a bundle without loading it.", ""),
@@ -110,6 +114,13 @@ LENS = click.option("--lens", help="Lens bundle whose prompt takes the place of 
 @LENS
 @PROVIDERS
 @click.option("--max-new-tokens", type=int, default=None, help="Longest answer, in tokens. Default: the task's.")
+@click.option(
+    "--schema",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="File with a JSON Schema: the answer is JSON that it allows.",
+)
+@click.option("--choice", "choices", multiple=True, help="The answer is one of these texts. Repeat it for all.")
+@click.option("--regex", help="The answer is a text that this regular expression matches.")
 @click.option("--stream", is_flag=True, help="Print the answer piece by piece while it is written.")
 @click.option(
     "--json", "as_json", is_flag=True, help="Print JSON with tokens, scores, times in seconds and unlikeness."
@@ -128,6 +139,9 @@ def ask(
     lens: str | None,
     providers: str | dict[str, str],
     max_new_tokens: int | None,
+    schema: Path | None,
+    choices: tuple[str, ...],
+    regex: str | None,
     stream: bool,
     as_json: bool,
     save_prompted: Path | None,
@@ -141,9 +155,18 @@ def ask(
     """
     from ._load import load
     from ._runtime.stopping import stop_on_signals
+    from ._structure import read_schema
 
     if stream and (as_json or rank or labels):
         raise click.UsageError("--stream prints text only. Leave it out, or leave out --json, --rank and --label.")
+    options: Options = {"max_new_tokens": max_new_tokens, "choices": choices or None, "regex": regex}
+    if schema is not None:
+        options["schema"] = read_schema(schema)
+    structured = schema is not None or bool(choices) or regex is not None
+    if structured and (rank or labels):
+        raise click.UsageError(
+            "--rank and --label score labels. Leave them out, or leave out --schema, --choice and --regex."
+        )
     stop_on_signals()
     with load(task, providers=providers, lens=lens) as loaded:
         if save_prompted is not None:
@@ -157,12 +180,12 @@ def ask(
                     click.echo(f"{row.score:9.4f}  {row.label}")
             return
         if stream:
-            for piece in loaded.stream(image, question, max_new_tokens=max_new_tokens):
+            for piece in loaded.stream(image, question, **options):
                 click.echo(piece, nl=False)
             click.echo()
             return
-        answer = loaded.ask(image, question, max_new_tokens=max_new_tokens)
-        if question is None and loaded.labels and answer.text not in loaded.labels:
+        answer = loaded.ask(image, question, **options)
+        if question is None and not structured and loaded.labels and answer.text not in loaded.labels:
             click.echo("This is none of the task's labels, among which --rank chooses.", err=True)
         click.echo(
             strict_json.dumps(

@@ -4,6 +4,7 @@
     ├── BundleError      not found, damaged (which file), of a newer format, another base
     ├── ImageError       unreadable, truncated, too large, empty
     ├── RequestError     a wrong question or option, no labels to rank, too long
+    ├── AnswerError      an answer that ended before it had the structure that it must have
     ├── ProviderError    unknown, not available here, did not start
     ├── ModelError       unsupported architecture, checkpoint incomplete
     ├── DataError        an unusable row, with its file and line
@@ -17,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 __all__ = [
+    "AnswerError",
     "BundleError",
     "CheckError",
     "DataError",
@@ -43,6 +45,10 @@ class ImageError(TvpError):
 
 class RequestError(TvpError):
     """A question, a label or an option cannot be used."""
+
+
+class AnswerError(TvpError):
+    """An answer ended before it had the structure that was asked for, so there is none."""
 
 
 class ProviderError(TvpError):

@@ -130,7 +130,9 @@ def _option(name: str, help: str) -> Callable[[F], F]:
 @_option("epochs", "Passes through the data. Used when --steps is 0.")
 @_option("warm_up", "Steps in which the learning rate rises to --lr.")
 @_option("n_train", "Number of scenes to draw for training. Other data is used whole.")
-@_option("n_validation", "Pictures set aside for validation, at most a fifth of the data.")
+@_option(
+    "n_validation", "Pictures set aside for validation: at most a fifth of the data; of a few with answers, a third."
+)
 @_option("validate_every", "Steps between validations. 0 validates at the end only.")
 @_option("patience", "Stop after this many validations without a new best, and keep the best prompt. 0 never stops.")
 @_option("keep", "Keep the best prompt that was seen, if it helps; or the last one, whatever it does.")

@@ -97,8 +97,8 @@ class TrainConfig:
         epochs: passes through the data, where `steps` is 0.
         warm_up: steps in which the learning rate rises.
         n_train: scenes to train on; other data is used whole.
-        n_validation: samples set aside for validation, at most a fifth of all, and whole pictures. Of scenes,
-            further ones are drawn for it.
+        n_validation: samples set aside for validation, whole pictures: at most a fifth of all, or where that is less
+            than 64 and answers are learned from, up to 64 and at most a third. Of scenes, further ones are drawn.
         validate_every: steps between validations; 0 validates at the end only.
         patience: validations without a new best after which training stops, and keeps the best. 0 never stops early.
         keep: `best` keeps the prompt of the best validation, and none that answers no more held-out questions than

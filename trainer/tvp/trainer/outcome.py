@@ -11,7 +11,7 @@ import numpy as np
 
 from .agreement import a_few, whole_source
 from .data import Data, Question, questions_of
-from .evaluate import Asked, ask, common_answers, judge, told
+from .evaluate import N_COMMON, Asked, ask, common_answers, judge, told
 from .metrics import Gain, gain, matches
 from .preparation import Prepared
 from .prompt import Geometry, Prompt
@@ -36,7 +36,9 @@ class Outcome:
         prompted: with the prompt.
         gain: of the prompt over none, with a 95 % interval.
         black_gain: of the black frame over none; None without one.
-        answers: the commonest answers with the prompt, with their shares.
+        answers: the answers with the prompt, with their shares: all labels in the task's order where the questions
+            share a few; else the commonest.
+        missing: labels that are right answers, and were never given with the prompt.
         examples: question, right answer, answer without the prompt and with it, of a few questions.
     """
 
@@ -49,6 +51,7 @@ class Outcome:
     gain: Gain
     black_gain: Gain | None
     answers: dict[str, float]
+    missing: tuple[str, ...]
     examples: tuple[tuple[str, str, str, str], ...]
 
     def facts(self) -> dict[str, Any]:
@@ -94,6 +97,7 @@ def judged(prompt: Prompt, prepared: Prepared, team: Team, typed: Collection[str
     # An interval that holds 0 has not shown that anything helps, and no prompt is the simpler way.
     helpful = [NOTHING, *(name for name in ORDER if name in gains and gains[name].verdict == "helps")]
     best = max(helpful, key=lambda name: shares[name])
+    given = [answer for asked in said[PROMPT] for answer in asked.answers]
     return Outcome(
         n=len(questions),
         best=ORDER[int(agreed(ORDER.index(best), prepared, team))],
@@ -103,7 +107,8 @@ def judged(prompt: Prompt, prepared: Prepared, team: Team, typed: Collection[str
         prompted=shares[PROMPT],
         gain=gains[PROMPT],
         black_gain=gains.get(BLACK),
-        answers=common_answers([answer for asked in said[PROMPT] for answer in asked.answers]),
+        answers=_answers(questions, given),
+        missing=_missing(questions, given),
         examples=_examples(questions, said[NOTHING][0].answers, said[PROMPT][0].answers),
     )
 
@@ -156,6 +161,27 @@ def commonest(train: Data, questions: Sequence[Question]) -> list[str]:
     return [counts[q.text].most_common(1)[0][0] if q.text in counts else "" for q in questions]
 
 
+def _answers(questions: Sequence[Question], given: Sequence[str]) -> dict[str, float]:
+    """Return the share of each label, in the task's order: of two that are nearly as common, none is first by chance.
+
+    Where the questions have no labels, or more than are told, these are the commonest answers.
+    """
+    labels = list(dict.fromkeys(label for question in questions for label in question.labels))
+    if not 0 < len(labels) <= N_COMMON or not set(given) <= set(labels):
+        return common_answers(given)
+    return {label: given.count(label) / len(given) for label in labels}
+
+
+def _missing(questions: Sequence[Question], given: Sequence[str]) -> tuple[str, ...]:
+    """Return the labels that are right for a question, and that no question was answered with.
+
+    Answers in free words have none: a model may mean a label in other words.
+    """
+    if not set(given) <= {label for question in questions for label in question.labels}:
+        return ()
+    return tuple(sorted({question.answer for question in questions} - set(given)))
+
+
 def _examples(
     questions: Sequence[Question], before: Sequence[str], after: Sequence[str]
 ) -> tuple[tuple[str, str, str, str], ...]:
@@ -188,6 +214,10 @@ def sentences(outcome: Outcome) -> list[str]:
     if outcome.prompted <= outcome.commonest:
         said.append("no better than always giving the commonest answer: the model does not see what is asked for")
     said.append(f"with the prompt it answered {told(outcome.answers)}")
+    if outcome.missing:
+        names = ", ".join(repr(label) for label in outcome.missing[:N_COMMON])
+        more = ", …" if len(outcome.missing) > N_COMMON else ""
+        said.append(f"it never answered {names}{more}, though that is right for some of these questions")
     if not outcome.prompted:
         said += [f"asked {q!r}, it answered {a!r}; right is {r!r}" for q, r, _, a in outcome.examples]
     return said

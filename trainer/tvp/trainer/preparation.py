@@ -31,6 +31,7 @@ from .zoo import PREFIX
 
 log = logging.getLogger("tvp.trainer")
 
+FEW = 64  # validation questions that a small set with answers gives, where they are no more than a third of it
 WARNING = (
     "%s. A lens cannot move pictures back, and learns less from such pairs. Align them first, or give the good ones as "
     "--like and the others as --pictures."
@@ -174,7 +175,7 @@ def prepare(
     train, validation, like, batch = _parted(config, learn_from, data, good)
     if len(validation) < config.n_validation != TrainConfig.n_validation:
         log.warning(
-            "n_validation is %d, and at most a fifth of the data's %d samples is set aside for validation: %d",
+            "n_validation is %d, and of the data's %d samples at most %d are set aside for validation",
             config.n_validation, len(data), len(validation),
         )  # fmt: skip
     accept(replace(config, batch=batch))
@@ -222,7 +223,10 @@ def _parted(
     """
     if learn_from != "answers":
         refuse_few(data, "pictures" if learn_from == "unpaired" else "pairs of pictures")
-    n_validation = min(config.n_validation, len(data) // 5)
+    most = len(data) // 5
+    if learn_from == "answers":  # whether a prompt helps is hard to tell by a few questions
+        most = max(most, min(FEW, len(data) // 3))
+    n_validation = min(config.n_validation, most)
     train, validation = split(data, n_validation, config.seed)
     like = None
     if good is not None:

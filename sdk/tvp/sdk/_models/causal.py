@@ -60,7 +60,7 @@ class CausalModel(GenerativeModel[CausalManifest, KeyValues]):
 
     def answer_many(self, seen: Sequence[Seen[KeyValues]], requests: Sequence[Request], began: float) -> list[Reply]:
         """Prompts are read one by one; answers are decoded together."""
-        answerings = [self._begin(request.generation, began) for request in requests]
+        answerings = [self._begin(request, began) for request in requests]
         rows, first, going = [], [], []
         for state, request, answering in zip(seen, requests, answerings, strict=True):
             answering.limited_from = math.inf  # prompts are read for the whole batch

@@ -78,6 +78,11 @@ class ContrastiveModel:
         for name, default in REFUSED.items():
             if getattr(generation, name) != default:
                 raise RequestError(f"This task chooses among labels, so {name} has no meaning. Leave it out.")
+        if generation.structure is not None:
+            raise RequestError(
+                f"This task chooses among labels and writes nothing, so {generation.structure.option} has no meaning. "
+                "Give choices to rank: task.rank(image, question, labels=['…', '…'])."
+            )
         if not labels:
             raise RequestError(
                 "This task chooses among labels, and has none of its own. Give them to rank: "

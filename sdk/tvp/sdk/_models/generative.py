@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from .._following import Grammars
 from .._generation import Answering, Generation, end_when_stopped, log_softmax
 from .._results import Ranked
 from .._runtime.sessions import Parts, TrimmedMemory, run
@@ -108,6 +109,7 @@ class GenerativeModel(Generic[ManifestT, CacheT]):
             raise BundleError(
                 f"The base in {folder} is damaged: its tokenizer does not know its image token."
             ) from error
+        self.grammars = Grammars(self.tokenizer, manifest.n_vocab, manifest.layout.end)
         self._connector_tokenizer: Tokenizer | None = None
         if manifest.n_connector_positions:
             self._connector_tokenizer = read_tokenizer(folder / "connector_tokenizer.json")
@@ -168,7 +170,9 @@ class GenerativeModel(Generic[ManifestT, CacheT]):
     def request(
         self, question: Question, generation: Generation, labels: tuple[str, ...], calibration: Calibrated = ()
     ) -> Request:
-        return Request(question, generation)
+        structure = generation.structure
+        grammar = None if structure is None else self.grammars.find(structure)
+        return Request(question, generation, None, grammar)
 
     # Pictures.
 
@@ -186,24 +190,23 @@ class GenerativeModel(Generic[ManifestT, CacheT]):
     # Answers.
 
     def answer(self, seen: Seen[CacheT], request: Request, began: float) -> Reply:
-        answering = self._begin(request.generation, began)
+        answering = self._begin(request, began)
         for _ in self._steps(answering, seen.cache, self._first_logits(answering, seen, request.question)):
             pass
         return reply_of(answering)
 
     def stream(self, seen: Seen[CacheT], request: Request, began: float) -> Iterator[str]:
-        answering = self._begin(request.generation, began)
+        answering = self._begin(request, began)
         logits = self._first_logits(answering, seen, request.question)
         # In a copy of the cache, so that the view can be asked other things between two pieces.
         steps = self._steps(answering, seen.cache.copies(1, request.generation.max_new_tokens), logits)
-        pieces = (answering.text.more(answering.tokens, last=bool(answering.finish)) for _ in steps)
-        return (piece for piece in pieces if piece)
+        return _pieces(answering, steps)
 
     def answer_many(self, seen: Sequence[Seen[CacheT]], requests: Sequence[Request], began: float) -> list[Reply]:
         """Answer one request after the other; a subclass may answer them together."""
         replies = []
         for state, request in zip(seen, requests, strict=True):
-            answering = self._begin(request.generation, began)
+            answering = self._begin(request, began)
             answering.limited_from = math.inf  # a prompt is read for the whole batch
             logits = self._first_logits(answering, state, request.question)
             answering.limited_from = time.perf_counter()
@@ -213,12 +216,13 @@ class GenerativeModel(Generic[ManifestT, CacheT]):
         return replies
 
     def decode(self, seen: Seen[CacheT], question: Question, limit: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        answering = self._begin(Generation(limit), time.perf_counter())
+        answering = self._begin(Request(question, Generation(limit)), time.perf_counter())
         for logits in self._steps(answering, seen.cache, self.prefill(seen, question)):
             yield answering.tokens[-1], logits
 
-    def _begin(self, generation: Generation, began: float) -> Answering:
-        return Answering(self.tokenizer, self.manifest.layout.end, generation, began)
+    def _begin(self, request: Request, began: float) -> Answering:
+        follower = None if request.grammar is None else request.grammar.follow()
+        return Answering(self.tokenizer, self.manifest.layout.end, request.generation, began, follower)
 
     def _first_logits(self, answering: Answering, seen: Seen[CacheT], question: Question) -> NDArray[np.float32] | None:
         """Read everything before the answer; returns `prefill`'s logits, or None where the answer ended meanwhile."""
@@ -303,7 +307,16 @@ class GenerativeModel(Generic[ManifestT, CacheT]):
 
 def reply_of(answering: Answering) -> Reply:
     text, _ = answering.text.text(answering.tokens)
-    return Reply(text, tuple(answering.tokens), tuple(answering.scores), answering.first_token, answering.finish)
+    tokens, scores = tuple(answering.tokens), tuple(answering.scores)
+    return Reply(text, tokens, scores, answering.first_token, answering.finish, answering.error)
+
+
+def _pieces(answering: Answering, steps: Iterator[Any]) -> Iterator[str]:
+    for _ in steps:
+        if piece := answering.text.more(answering.tokens, last=bool(answering.finish)):
+            yield piece
+    if answering.error is not None:
+        raise answering.error
 
 
 def _common_start(candidates: Sequence[list[int]]) -> list[int]:

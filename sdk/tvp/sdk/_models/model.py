@@ -8,10 +8,11 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from .._following import Grammar
 from .._generation import Generation
 from .._results import Ranked
 from .._runtime.sessions import Parts, TrimmedMemory
-from ..errors import RequestError
+from ..errors import AnswerError, RequestError
 from ..formats.calibration import Calibrated
 from ..formats.manifest import BaseManifest
 
@@ -25,11 +26,13 @@ class Request(NamedTuple):
         question: as the model parsed it.
         generation: how the answer's tokens are chosen.
         labels: the task's labels as the model parsed them; None where its answers are free.
+        grammar: of the structure that the answer must have; None where it is free.
     """
 
     question: Any
     generation: Generation
     labels: Any = None
+    grammar: Grammar | None = None
 
 
 class Reply(NamedTuple):
@@ -38,6 +41,7 @@ class Reply(NamedTuple):
     Attributes:
         text, tokens, log_probabilities, finish: as of `Answer`.
         first_token: seconds from the question to the first token.
+        error: why there is no answer, where it must have a structure and has not.
     """
 
     text: str
@@ -45,6 +49,7 @@ class Reply(NamedTuple):
     log_probabilities: tuple[float, ...]
     first_token: float
     finish: str
+    error: AnswerError | None = None
 
 
 class Model(Protocol):

@@ -12,4 +12,5 @@ The order of the modules is the way of a request:
     engine     the one thread that computes, in batches; views: pictures that were seen
     tasks      tasks that are loaded, swapped and dropped
     completions, own, operations   the endpoints: OpenAI's, our own, and those for operators
+    page       the page at `/`, whose files are in web/
 """

@@ -15,6 +15,7 @@ from .engine import Engine
 from .guard import Guard
 from .keys import Keys
 from .metrics import Metrics
+from .page import page
 from .questions import Service
 from .remote import Fetcher
 from .settings import Settings
@@ -35,6 +36,7 @@ ROUTES = (
     ("GET", "/metrics", operations.metrics),
     ("GET", "/openapi.json", operations.openapi),
 )
+PAGE = (("GET", "/", page), ("GET", "/web/{name}", page))
 
 
 def make_app(
@@ -70,7 +72,7 @@ def make_app(
         service.fetcher.close()
         await engine.stop()
 
-    router = Router([_route(*row) for row in ROUTES], redirect_slashes=False, lifespan=lifespan)
+    router = Router([_route(*row) for row in (*ROUTES, *PAGE)], redirect_slashes=False, lifespan=lifespan)
     return Guard(router, service, settings, keys, counters)
 
 

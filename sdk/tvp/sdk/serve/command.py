@@ -74,7 +74,7 @@ def serve(
     allowed_hosts: tuple[str, ...],
     access_log: bool,
 ) -> None:
-    """Serve tasks over HTTP, as OpenAI's API and with endpoints of its own.
+    """Serve tasks over HTTP: a page to ask on, OpenAI's API, and endpoints of its own.
 
     TASK is a bundle: a folder, a name under $TVP_HOME/tasks or a .tvp file. NAME=TASK gives it another name.
 

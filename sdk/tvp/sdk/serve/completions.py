@@ -56,7 +56,7 @@ async def complete(request: HttpRequest) -> Response:
             raise Refusal(
                 400, "This task chooses among labels and writes no tokens: leave 'logprobs' out.", "no_tokens"
             )
-        job = make_job(service, caller.name, served, await read_picture(source, service.fetcher), question)
+        job = await make_job(service, caller.name, served, await read_picture(source, service.fetcher), question)
         head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": served.name}
         writer = _Writer(served, job, head, wants_scores)
         if question.streams:
@@ -100,9 +100,6 @@ def _read(fields: dict[str, Any], file: bytes | None) -> tuple[Any, Question]:
         value = fields.get(name)
         if value is not None and values is not None and value not in values:
             raise Refusal(400, f"This server cannot do {name!r} = {_short(value)}. Leave it out.", "not_possible")
-    wanted = fields.get("response_format") or {"type": "text"}
-    if wanted != {"type": "text"}:
-        raise Refusal(400, "This server answers in text: leave 'response_format' out.", "not_possible")
     texts, pictures = _message(fields.get("messages"))
     if file is not None:
         pictures.append(file)
@@ -113,7 +110,26 @@ def _read(fields: dict[str, Any], file: bytes | None) -> tuple[Any, Question]:
     if len(texts) > 1:
         raise Refusal(400, f"The message has {len(texts)} texts; this model reads one question.", "not_possible")
     options = {OPTIONS[name]: fields[name] for name in OPTIONS if fields.get(name) is not None}
+    if (schema := _schema(fields.get("response_format"))) is not None:
+        options["schema"] = schema
     return pictures[0], Question(texts[0] if texts else None, options, _flag(fields, "stream"))
+
+
+def _schema(wanted: Any) -> dict[str, Any] | None:
+    """Return the JSON Schema of a `response_format`; None for text."""
+    kind = wanted.get("type") if isinstance(wanted, dict) else None if wanted is not None else "text"
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return {"type": "object"}
+    inner = wanted.get("json_schema") if kind == "json_schema" else None
+    schema = inner.get("schema") if isinstance(inner, dict) else None
+    if not isinstance(schema, dict):
+        raise Refusal(
+            400, "'response_format' must be of the type 'text', 'json_object', or 'json_schema' with "
+            "{'json_schema': {'name': '…', 'schema': {…}}}.", "wrong_field",
+        )  # fmt: skip
+    return schema
 
 
 def _message(messages: Any) -> tuple[list[str], list[Any]]:

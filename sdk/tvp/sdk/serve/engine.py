@@ -21,7 +21,7 @@ from .._models.generative import reply_of
 from .._results import Answer
 from .._runtime.stopping import StoppedError, stoppable
 from .._view import View, answer_together
-from ..errors import ImageError, RequestError
+from ..errors import AnswerError, ImageError, RequestError
 from .guard import note_bug
 from .jobs import Job, overdue
 from .keys import Keys
@@ -195,7 +195,7 @@ class Engine:
             def told(answering: Answering, job: Job = job, view: View = view) -> None:
                 job.tell(answering)
                 if answering.finish:  # it need not wait for the others of its batch
-                    self._settle(job, view.with_times(reply_of(answering), began))
+                    self._settle(job, view.result(reply_of(answering), began))
 
             assert job.request is not None
             generation = replace(job.request.generation, time_limit=job.until - began, cancel=job.cancel, told=told)
@@ -206,8 +206,12 @@ class Engine:
             for (job, _), answer in zip(going, answer_together([view for _, view in going], requests), strict=True):
                 self._settle(job, answer)
 
-    def _settle(self, job: Job, answer: Answer) -> None:
+    def _settle(self, job: Job, answer: Answer | AnswerError) -> None:
         if job.settled:
+            return
+        if isinstance(answer, AnswerError):
+            job.settle(overdue(job) if time.perf_counter() >= job.until else refusal_of(answer))
+            self.metrics.finishes.labels(job.served.name, "incomplete").inc()
             return
         answer = replace(answer, timing={**answer.timing, "wait": waited(answer, job)})
         job.settle(answer)

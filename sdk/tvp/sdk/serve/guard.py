@@ -14,13 +14,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .keys import Caller, Keys
 from .metrics import Metrics
+from .page import PATHS
 from .refusals import ClientGoneError, Refusal, refusal_of, reply
 from .settings import Settings
 
 log = logging.getLogger("tvp.serve")
 access = logging.getLogger("tvp.serve.access")
 
-OPEN = frozenset({"/healthz", "/readyz"})  # what a load balancer asks, without a key
+OPEN = PATHS | {"/healthz", "/readyz"}  # the page, and what a load balancer asks: without a key
 HEADERS = {
     "content-security-policy": "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "x-content-type-options": "nosniff",
@@ -100,7 +101,8 @@ class Guard:
         if self.settings.hosts and _name_of(host) not in self.settings.hosts:
             raise Refusal(421, "This server is not called so. Use the address that it printed.", "wrong_host")
         origin = headers.get("origin")
-        if origin is not None and origin != f"{scheme}://{host}":
+        # Behind a proxy that speaks TLS, this server's own page is one of https, though it is asked over http.
+        if origin is not None and origin not in (f"{scheme}://{host}", f"https://{host}"):
             raise Refusal(403, "Pages of other sites may not ask this server.", "other_origin")
 
 

@@ -99,7 +99,8 @@ class Keys:
             return Caller(address)
         found = self.find(authorization)
         if found is None:
-            raise Refusal(401, "A key is needed. Send it as the header 'Authorization: Bearer KEY'.", "wrong_key")
+            what = "This is none of the server's keys." if authorization else "A key is needed."
+            raise Refusal(401, f"{what} Send one as the header 'Authorization: Bearer KEY'.", "wrong_key")
         return found
 
 

@@ -12,6 +12,8 @@ FILE = {**TEXT, "format": "binary", "description": "The picture's file."}
 OPTIONS = {
     "max_new_tokens": WHOLE, "temperature": NUMBER, "top_k": WHOLE, "top_p": NUMBER, "seed": WHOLE,
     "stop": {"oneOf": [TEXT, TEXTS]}, "time_limit": NUMBER, "stream": FLAG,
+    "schema": {"type": "object", "description": "A JSON Schema, which the answer follows."}, "choices": TEXTS,
+    "regex": TEXT,
 }  # fmt: skip
 TIMING = {"type": "object", "additionalProperties": NUMBER, "description": "Seconds of each step."}
 ANSWER = {
@@ -30,13 +32,14 @@ CHAT = {
     "model": TEXT, "max_tokens": WHOLE, "max_completion_tokens": WHOLE, "temperature": NUMBER,
     "top_p": NUMBER, "seed": WHOLE, "stop": {"oneOf": [TEXT, TEXTS]}, "stream": FLAG, "logprobs": FLAG,
     "stream_options": {"type": "object", "properties": {"include_usage": FLAG}},
-    "response_format": {"const": {"type": "text"}},
+    "response_format": {"type": "object", "properties": {"type": {"enum": ["text", "json_object", "json_schema"]}}},
 }  # fmt: skip
 ERROR = {
     "error": {"type": "object", "properties": {"message": TEXT, "type": TEXT, "param": {}, "code": {}}},
 }
 ERRORS = {
     400: "wrong request", 401: "no key", 404: "no such task", 408: "the body came too slowly", 413: "too large",
+    422: "the answer ended before it had its structure",
     429: "too many questions wait; see Retry-After", 503: "no answer in time, or the server ends",
 }  # fmt: skip
 

@@ -11,8 +11,9 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from .._results import Answer, Ranked
+from .._structure import OPTIONS as STRUCTURES
 from ..formats import strict_json
-from .bodies import Body, read_body
+from .bodies import Body, parse_json, read_body
 from .events import stream
 from .guard import caller_of
 from .jobs import Job, Piece
@@ -23,7 +24,7 @@ from .refusals import Refusal
 NUMBERS = {
     "max_new_tokens": int, "temperature": float, "top_k": int, "top_p": float, "seed": int, "time_limit": float,
 }  # fmt: skip
-ASK = frozenset({"task", "image", "question", "stop", "stream", *NUMBERS})
+ASK = frozenset({"task", "image", "question", "stop", "stream", *NUMBERS, *STRUCTURES})
 RANK = frozenset({"task", "image", "question", "labels"})
 PREVIEW = frozenset({"image"})
 
@@ -34,11 +35,11 @@ async def ask(request: HttpRequest) -> Response:
     service.engine.refuse_full(caller.name)
     body = await read_body(request, service.settings)
     refuse_unknown(body.fields, ASK)
-    options = {name: value for name in (*NUMBERS, "stop") if (value := _value(body, name)) is not None}
+    options = {name: value for name in (*NUMBERS, "stop", *STRUCTURES) if (value := _value(body, name)) is not None}
     question = Question(_text(body, "question"), options, _streams(body))
     with held(service.tasks.find(_text(body, "task"))) as served:
         picture = await read_picture(picture_of(body), service.fetcher)
-        job = make_job(service, caller.name, served, picture, question)
+        job = await make_job(service, caller.name, served, picture, question)
         if question.streams:
             return await stream(service.engine, job, request, _piece, _last)
         answer = await result_of(service.engine, job, request)
@@ -98,8 +99,12 @@ def _text(body: Body, name: str) -> str | None:
 
 
 def _value(body: Body, name: str) -> Any:
-    """Return an option; a form has numbers as texts. The sdk checks what it is."""
+    """Return an option; a form has numbers and a schema as texts. The sdk checks what it is."""
     value = body.fields.get(name)
+    if body.is_form and name == "schema" and isinstance(value, str):
+        return parse_json(value.encode()).fields
+    if body.is_form and name == "choices" and isinstance(value, str):
+        return [value]
     if not body.is_form or value is None or name not in NUMBERS:
         return value
     try:

@@ -7,10 +7,12 @@ import time
 from collections.abc import Awaitable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 from starlette.requests import Request as HttpRequest
 
+from .._structure import OPTIONS as STRUCTURES
 from ..errors import near
 from .engine import Engine
 from .jobs import Job, Result
@@ -87,7 +89,7 @@ def check_texts(settings: Settings, **texts: str | None) -> None:
             )  # fmt: skip
 
 
-def make_job(service: Service, caller: str, served: Served, picture: Picture, question: Question) -> Job:
+async def make_job(service: Service, caller: str, served: Served, picture: Picture, question: Question) -> Job:
     """Return the job of a question; raises RequestError or Refusal where it cannot be asked."""
     settings, options = service.settings, dict(question.options)
     check_texts(settings, question=question.text)
@@ -96,7 +98,10 @@ def make_job(service: Service, caller: str, served: Served, picture: Picture, qu
         options["max_new_tokens"] = min(most, served.task.manifest.max_new_tokens)
     elif isinstance(wanted, int) and wanted > most:
         raise Refusal(400, f"An answer of {wanted} tokens is wanted; this server gives at most {most}.", "too_long")
-    request = served.task._open_requests().ask(question.text, options)  # type: ignore[arg-type]
+    ask = partial(served.task._open_requests().ask, question.text, options)  # type: ignore[arg-type]
+    # A structure takes up to a second to read, in which the event loop would stand still.
+    is_long = any(options.get(name) is not None for name in STRUCTURES)
+    request = await asyncio.to_thread(ask) if is_long else ask()
     served.task.model.refuse_too_long(request.question)
     limit = min(settings.time_limit, request.generation.time_limit or settings.time_limit)
     return Job(caller, served, picture, time.perf_counter() + limit, request=request, streams=question.streams)

@@ -7,7 +7,7 @@ import http
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
-from ..errors import BundleError, ImageError, RequestError, TvpError
+from ..errors import AnswerError, BundleError, ImageError, RequestError, TvpError
 
 # status -> the type of an error, in OpenAI's words
 TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
@@ -43,6 +43,8 @@ def refusal_of(error: BaseException) -> Refusal:
         return Refusal(400, str(error), "invalid_image")
     if isinstance(error, RequestError):
         return Refusal(400, str(error), "invalid_request")
+    if isinstance(error, AnswerError):
+        return Refusal(422, str(error), "incomplete_answer")
     if isinstance(error, HTTPException):
         return of_status(error.status_code)
     if isinstance(error, BundleError):

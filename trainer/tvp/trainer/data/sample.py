@@ -109,7 +109,10 @@ def picture_of(data: Data, index: int) -> str:
 
 
 def split(data: Data, n_validation: int, seed: int) -> tuple[Data, Data]:
-    """Split training data into (train, validation), which have no picture in common.
+    """Split training data into (train, validation), which have no picture in common, and each answer in both.
+
+    Of rows whose answers can be read without their pictures, each answer has the same share in both parts, as nearly
+    as whole pictures allow.
 
     Args:
         data: the training data.
@@ -120,13 +123,10 @@ def split(data: Data, n_validation: int, seed: int) -> tuple[Data, Data]:
     Raises:
         DataError: there are fewer than two pictures.
     """
-    about: dict[str, list[int]] = {}
-    for i in range(len(data)):
-        about.setdefault(picture_of(data, i), []).append(i)
-    pictures = list(about.values())
+    pictures = list(_by_picture(data).values())
     if len(pictures) < 2:
         raise DataError(f"A data set of {len(pictures)} picture(s) cannot be split into train and validation.")
-    order = [pictures[i] for i in np.random.default_rng(seed).permutation(len(pictures))]
+    order = _evenly(data, [pictures[i] for i in np.random.default_rng(seed).permutation(len(pictures))])
     n = n_samples = 0
     while n < len(order) - 1 and n_samples < max(1, n_validation):
         n_samples += len(order[n])
@@ -141,13 +141,10 @@ def fifth(data: Data, part: str) -> Data:
     The parts have no picture in common, and are the same on every machine and with every seed. Of each answer that
     five pictures or more have, a fifth is for the test; of the other pictures together, too.
     """
-    about: dict[str, list[int]] = {}
-    for i in range(len(data)):
-        about.setdefault(picture_of(data, i), []).append(i)
+    about = _by_picture(data)
     answered: dict[str, list[str]] = {}
     for picture in sorted(about):
-        first = next(iter(questions_of(data, about[picture][0])), None)
-        answered.setdefault(first.answer if first else "", []).append(picture)
+        answered.setdefault(_first_answer(data, about[picture]), []).append(picture)
     rare = [picture for pictures in answered.values() if len(pictures) < TEST_SHARE for picture in pictures]
     groups = [pictures for pictures in answered.values() if len(pictures) >= TEST_SHARE] + [sorted(rare)]
     test = {group[i] for group in groups for i in chosen_for_test(len(group))}
@@ -155,6 +152,33 @@ def fifth(data: Data, part: str) -> Data:
         raise DataError("One picture cannot be split into training and test. Give more pictures.")
     wanted = [i for picture, rows in about.items() if (picture in test) == (part == "test") for i in rows]
     return Subset(data, sorted(wanted))
+
+
+def _by_picture(data: Data) -> dict[str, list[int]]:
+    """Return the samples of each picture."""
+    about: dict[str, list[int]] = {}
+    for i in range(len(data)):
+        about.setdefault(picture_of(data, i), []).append(i)
+    return about
+
+
+def _first_answer(data: Data, samples: Sequence[int]) -> str:
+    """Return the right answer to the first question about a picture; '' where there is none."""
+    first = next(iter(questions_of(data, samples[0])), None)
+    return first.answer if first else ""
+
+
+def _evenly(data: Data, pictures: Sequence[list[int]]) -> list[list[int]]:
+    """Return pictures in an order whose every beginning has each answer as often as the whole, as nearly as it can."""
+    if row_of(data, 0) is None:  # scenes, whose answers cost a drawing
+        return list(pictures)
+    answers = [_first_answer(data, samples) for samples in pictures]
+    total, seen = Counter(answers), Counter[str]()
+    places: list[float] = []
+    for answer in answers:
+        places.append((seen[answer] + 0.5) / total[answer])
+        seen[answer] += 1
+    return [pictures[i] for i in np.argsort(places, kind="stable")]
 
 
 def chosen_for_test(n: int) -> set[int]:
