@@ -15,6 +15,7 @@ from benchmarks.decoders import Row, build, names, reason, trial_of
 from tvp.export.kinds import causal, generative, kind_of
 from tvp.sdk.errors import ModelError
 
+
 def of_the_page() -> list[Row]:
     """The rows of docs/reference/decoders.md."""
     text = (Path(__file__).parents[2] / "docs/reference/decoders.md").read_text()
@@ -131,4 +132,3 @@ def test_the_trial_of_a_deep_model_leaves_it_as_it_was():
 def test_opt_whose_words_are_narrower_than_its_layers_is_told():
     with pytest.raises(ModelError, match=r"makes embeddings of 32 values, and its language model reads 16"):
         build("opt", word_embed_proj_dim=16)
-

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Collection
-from typing import Any
 
 from tokenizers import Tokenizer
 
 from ..errors import RequestError
+from .tokenizer_parts import decoder_parts
 
 BYTE = re.compile("<0x([0-9A-F]{2})>")  # of a tokenizer that falls back to bytes
 # Decoders that turn a token into the same text wherever it stands behind another.
@@ -41,8 +40,7 @@ def token_bytes(tokenizer: Tokenizer, n_vocab: int, never: Collection[int]) -> l
 
 def _reader(tokenizer: Tokenizer) -> Callable[[str], bytes]:
     decoder = tokenizer.decoder
-    parts = _parts(json.loads(decoder.__getstate__())) if decoder is not None else []
-    kinds = [part.get("type") for part in parts]
+    kinds = [part["type"] for part in decoder_parts(tokenizer)]
     if "ByteLevel" in kinds and all(kind in ("ByteLevel", "Fuse") for kind in kinds):
         return _of_byte_level
     if not kinds or not all(kind in LOCAL for kind in kinds):
@@ -60,10 +58,6 @@ def _reader(tokenizer: Tokenizer) -> Callable[[str], bytes]:
 
     last = decoder.decode(["a", "a"])[1:]
     return of_local
-
-
-def _parts(decoder: dict[str, Any]) -> list[dict[str, Any]]:
-    return [part for inner in decoder["decoders"] for part in _parts(inner)] if "decoders" in decoder else [decoder]
 
 
 def _alphabet() -> dict[str, int]:
