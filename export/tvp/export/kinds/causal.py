@@ -66,7 +66,8 @@ def check(family: CausalFamily) -> None:
 
 def sizes(family: CausalFamily, precision: str, encoder_precision: str) -> dict[str, int]:
     """See `Kind.sizes`."""
-    return weight_sizes(family, [family.decoder, family.head], family.head, precision, encoder_precision)
+    head = family.head if family.head is not None else nn.Identity()
+    return weight_sizes(family, [family.decoder, head], head, precision, encoder_precision)
 
 
 class Decoder(nn.Module):

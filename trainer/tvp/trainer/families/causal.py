@@ -42,7 +42,8 @@ class CausalFamily(GenerativeFamily):
         raise NotImplementedError
 
     @property
-    def head(self) -> nn.Module:
+    def head(self) -> nn.Module | None:
+        """The layer that makes logits; None where transformers does not say which it is."""
         return self.model.get_output_embeddings()  # type: ignore[no-any-return]
 
     @property
@@ -52,7 +53,7 @@ class CausalFamily(GenerativeFamily):
 
     def to_logits(self, hidden: Tensor) -> Tensor:
         """Return the logits of hidden states (…, n_text), with what the model does behind its head."""
-        return self.head(hidden) if self.head_is_last else self._scored(hidden)
+        return self.head(hidden) if self.head is not None and self.head_is_last else self._scored(hidden)
 
     @cached_property
     @torch.no_grad()
