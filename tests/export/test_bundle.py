@@ -24,9 +24,9 @@ from tests.tiny import save_tiny
 from tests.tokens import marks
 from tvp import sdk
 from tvp.export import graphs, parity
-from tvp.export.attention import group_query_attention
 from tvp.export.bundle import export
 from tvp.export.kinds import causal
+from tvp.export.operators import group_query_attention
 from tvp.export.plan import plan
 from tvp.sdk.errors import BundleError, CheckError, DataError, ModelError, RequestError
 from tvp.sdk.formats import integrity

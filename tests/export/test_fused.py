@@ -14,8 +14,9 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from tests.tiny import save_tiny
 from tvp.export import graphs
-from tvp.export.attention import group_query_attention, multi_head_attention, rotary_angles
+from tvp.export.attention import rotary_angles
 from tvp.export.kinds import causal
+from tvp.export.operators import group_query_attention, multi_head_attention
 from tvp.trainer import families
 
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 8}
