@@ -5,7 +5,9 @@ A row a family, a column a check: pytest ends with the table (see the hook in te
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -268,6 +270,18 @@ def test_a_patch_has_the_same_place_in_every_type(tmp_path):
     places = [families.load(folder, dtype=kind)._places for kind in (torch.float32, torch.bfloat16, torch.float16)]
     assert torch.equal(places[0], places[1])
     assert torch.equal(places[0], places[2])
+
+
+def test_smolvlm_whose_patches_cannot_be_joined_is_refused(tmp_path):
+    """transformers makes such a model, and its forward ends in a shape that does not fit."""
+    folder = save_tiny("smolvlm", tmp_path / "smolvlm")
+    place = Path(folder) / "config.json"
+    config = json.loads(place.read_text())
+    n_side = config["vision_config"]["image_size"] // config["vision_config"]["patch_size"]
+    config["scale_factor"] = n_side - 1
+    place.write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=f"has {n_side} patches a side, and its connector joins {n_side - 1} of them"):
+        families.load(folder)
 
 
 def test_logits_of_clip_are_not_rounded_in_bf16(tmp_path):
