@@ -224,7 +224,7 @@ def _parted(
     if learn_from != "answers":
         refuse_few(data, "pictures" if learn_from == "unpaired" else "pairs of pictures")
     most = len(data) // 5
-    if learn_from == "answers":  # whether a prompt helps is hard to tell by a few questions
+    if learn_from == "answers" and row_of(data, 0):  # whether a prompt helps is hard to tell by a few questions
         most = max(most, min(FEW, len(data) // 3))
     n_validation = min(config.n_validation, most)
     train, validation = split(data, n_validation, config.seed)
