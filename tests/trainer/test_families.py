@@ -5,15 +5,14 @@ A row a family, a column a check: pytest ends with the table (see the hook in te
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import open_clip
 import pytest
 import torch
+import transformers
 from PIL import Image
 
 from tests.oracles import ABOUT, CLOSED, NAMES, Double, published
@@ -275,11 +274,10 @@ def test_a_patch_has_the_same_place_in_every_type(tmp_path):
 def test_smolvlm_whose_patches_cannot_be_joined_is_refused(tmp_path):
     """transformers makes such a model, and its forward ends in a shape that does not fit."""
     folder = save_tiny("smolvlm", tmp_path / "smolvlm")
-    place = Path(folder) / "config.json"
-    config = json.loads(place.read_text())
-    n_side = config["vision_config"]["image_size"] // config["vision_config"]["patch_size"]
-    config["scale_factor"] = n_side - 1
-    place.write_text(json.dumps(config))
+    config = transformers.AutoConfig.from_pretrained(folder)
+    n_side = config.vision_config.image_size // config.vision_config.patch_size
+    config.scale_factor = n_side - 1
+    transformers.SmolVLMForConditionalGeneration(config).save_pretrained(folder)
     with pytest.raises(ModelError, match=f"has {n_side} patches a side, and its connector joins {n_side - 1} of them"):
         families.load(folder)
 
