@@ -178,7 +178,7 @@ def test_where_the_bundle_differs_nothing_is_written(tmp_path, monkeypatch, part
         monkeypatch.setattr(contrastive, "write_graph", slightly_wrong)
     with pytest.raises(CheckError, match="not equal to the PyTorch model") as caught:
         export(model, tasks.get("count"), tmp_path / "out", family=family, n_cases=4)
-    assert len(caught.value.differences) == 4
+    assert len(caught.value.differences) == 5  # four cases, and the words
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]
 
 

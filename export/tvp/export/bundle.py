@@ -13,6 +13,7 @@ from tvp import sdk
 from tvp.sdk.errors import RequestError
 from tvp.sdk.formats.calibration import FEATURE, Calibrated
 from tvp.sdk.formats.golden import write_cases
+from tvp.sdk.formats.golden_words import write_golden_words
 from tvp.sdk.formats.integrity import list_files
 from tvp.sdk.formats.manifest import ParityFacts, TaskManifest, write_manifest
 from tvp.trainer import families
@@ -37,6 +38,7 @@ from .precision import DEVICES, MAX_LOSS, PRECISIONS, made_for
 from .preprocess import preprocess_graph
 from .prompts import parts_of
 from .without_base import pixel_facts
+from .words import golden_words
 
 log = logging.getLogger("tvp.export")
 
@@ -164,7 +166,12 @@ def export(
             report = kind.measure(loaded, family, geometry, prompt, cases, n_golden, exact, offsets)
             more = ranking.calibrated_cases(cases, offsets)
             report = ranking.measure(report, loaded, family, geometry, prompt, more, n_golden, exact, offsets)
+            step("scoring words of the vocabulary")
+            picture, words, far = golden_words(loaded, family, cases[0], geometry.canvas, exact)
+            if exact and not far <= words.within:
+                report.differences.append(f"scores of words differ by {far:.2e}, allowed is {words.within:.0e}")
             report.check(task.name, precision, max_loss)
+            write_golden_words(work, picture, words)
             golden = [case for _, case in report.golden]
             write_cases(work, golden, {case.picture: picture for picture, case in report.golden})
             # The golden cases are some of the compared cases. Among them, the share that differs may be larger.

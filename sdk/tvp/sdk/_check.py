@@ -8,6 +8,7 @@ from typing import TypedDict
 from ._view import View
 from .errors import CheckError
 from .formats.golden import GoldenCase, RankingCase
+from .formats.golden_words import GoldenWords
 
 TOLERANCE = 1e-3  # of a log-probability, in fp32
 
@@ -52,6 +53,18 @@ def check(
             differences,
         )
     return {"cases": len(cases), "different": len(differences), "largest_difference": largest}
+
+
+def check_words(name: str, words: GoldenWords, view: View) -> None:
+    """Score the golden words; raises CheckError where they are too far from what they were at the export."""
+    scores = {row.label: row.score for row in view.rank(words.question, labels=words.labels)}
+    if not (gap := words.gap(scores)) <= words.within:
+        raise CheckError(
+            f"The task {name!r} does not score words here as it did at its export: by up to {gap:.2e} otherwise, and "
+            f"{words.within:.2e} is allowed. Its weights have changed, or this machine computes otherwise. Try "
+            "providers='cpu'; if that passes, the other provider is at fault.",
+            [f"golden words: scores differ by {gap:.2e}"],
+        )
 
 
 def compare(view: View, case: GoldenCase, tolerance: float) -> tuple[str, float]:

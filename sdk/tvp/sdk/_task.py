@@ -246,8 +246,9 @@ class Task:
             CheckError: an answer differs from PyTorch's; it lists every difference. Or a pixel value of the lens does.
             BundleError: the golden cases or the golden pixels cannot be read.
         """
-        from ._check import check  # of no use to whoever only asks
+        from ._check import check, check_words  # of no use to whoever only asks
         from .formats.golden import read_cases
+        from .formats.golden_words import PICTURE, read_golden_words
 
         exact = self.model.manifest.precision == "fp32"
         cases = read_cases(self.folder)
@@ -255,6 +256,8 @@ class Task:
         report = check(
             self.name, cases, lambda name: self._see_own(golden / name), exact, self.manifest.parity.max_loss
         )
+        if (words := read_golden_words(self.folder)) is not None:
+            check_words(self.name, words, self._see_own(golden / PICTURE))
         if lens is not None:
             check_lens(lens, lambda picture: self._run(lens, picture))
         return report
