@@ -130,11 +130,11 @@ def settled(
     why = "\n  ".join(sentences(outcome)) if outcome else ""
     if prepared.config.keep == "last":
         return prompt, chosen, ""
-    if prepared.learn_from != "answers":  # few pictures may show no gain; the distance is what was learned from
+    if prepared.learn_from != "answers":  # few pictures may show no gain, but a loss is no reason to keep a lens
         if chosen["distance"] >= without["distance"]:
             away = f"{without['distance']:.1%} away from the good ones without it and {chosen['distance']:.1%} with it"
             return prompt, chosen, f"held-out pictures are {away}"
-        return prompt, chosen, why if outcome and outcome.gain.verdict == "hurts" else ""
+        return prompt, chosen, why if outcome and outcome.gain.value < 0 else ""
     assert outcome is not None
     if outcome.best == PROMPT:
         return prompt, chosen, ""
