@@ -239,8 +239,9 @@ added. The model is the tiny `zoo:blip2`, which knows photos of ten classes and 
 other tasks, with two exceptions. These eight were run three times: first with lenses that started from the identity
 alone, which learned nothing from the pictures of low contrast; then with fewer validation questions, which were not
 drawn by answer, and two prompts less were refused. The row of the farm was run once more, after lenses that cost
-held-out answers were refused: before, it was kept, and cost 16.7 points (0 to 33.3). `python -m benchmarks.newcomer --photos FOLDER`
-makes the table.
+held-out answers were refused: before, it was kept, and cost 16.7 points (0 to 33.3).
+
+`python -m benchmarks.newcomer --photos FOLDER` makes the table.
 
 A prompt that is not shown to help on the validation pictures is not kept, and the command says so. Then there is no
 prompt to measure, and the model answers as before. *Told* means that the pictures are good ones, and that `--camera`
