@@ -186,7 +186,10 @@ class Task:
         errors: Literal["raise", "return"] = "raise",
         **options: Unpack[Options],
     ) -> Any:
-        """Answer questions about pictures, several at a time. The answers are those of `ask`.
+        """Answer questions about pictures, several at a time.
+
+        The answers are those of `ask`. Below fp32, int8 kernels may round the last bit otherwise where several answers
+        are written together, and an answer whose best two tokens are nearly equal may turn; `batch=1` rules it out.
 
         A picture that comes several times in a row is encoded once. Every row of a batch draws as `ask` does with the
         same seed. Every question is checked before anything runs.

@@ -42,20 +42,31 @@ class CausalModel(GenerativeModel[CausalManifest, KeyValues]):
     def prefill(self, seen: Seen[KeyValues], question: Question, tokens: Sequence[int] = ()) -> NDArray[np.float32]:
         cache, after, n_causal = seen.cache, question.after, self.manifest.n_causal
         n_picture = len(question.before) + self.manifest.n_image_tokens
+        n_prompt = n_picture + len(after)
+        is_read = seen.read == question.text
+        if is_read and not tokens and seen.logits is not None and cache.length >= n_prompt:
+            cache.rewind(n_prompt)
+            return seen.logits.copy()
         # Where the picture sees the question, only the same question leaves the cache as it is.
-        n_kept = n_picture if n_causal < 0 else n_picture + len(after) - max(n_causal, 1)
+        n_kept = n_picture if n_causal < 0 else n_prompt - max(n_causal, 1)
         reads_question = self.connector is not None or n_causal >= 0
-        if cache.length >= n_kept and (seen.read == question.text or not reads_question):
+        keeps = cache.length >= n_kept and (is_read or not reads_question)
+        seen.read, seen.logits = "", None
+        if keeps:
             cache.rewind(n_kept)
-            return cache.run(self.embed([*after[n_kept - n_picture :], *tokens])[None], len(tokens) + 1)
-        cache.rewind()
-        seen.read = ""
-        everything = self.join(seen, question, [*after, *tokens])
-        if n_causal > 0:
-            cache.run(everything[:, :n_kept], 1)
-            everything = everything[:, n_kept:]
-        logits = cache.run(everything, len(tokens) + 1)
+            logits = cache.run(self.embed([*after[n_kept - n_picture :], *tokens])[None], len(tokens) + 1)
+        else:
+            cache.rewind()
+            everything = self.join(seen, question, [*after, *tokens])
+            # Below fp32 the kernels round by the number of tokens that are read together. A later question about the
+            # picture is read alone, and so is the first one: its answer does not depend on what was asked before.
+            if n_causal > 0 or (n_causal < 0 and self.manifest.precision != "fp32"):
+                cache.run(everything[:, :n_kept], 1)
+                everything = everything[:, n_kept:]
+            logits = cache.run(everything, len(tokens) + 1)
         seen.read = question.text
+        if not tokens:
+            seen.logits = logits.copy()
         return logits
 
     def answer_many(self, seen: Sequence[Seen[KeyValues]], requests: Sequence[Request], began: float) -> list[Reply]:

@@ -81,11 +81,13 @@ class Seen(Generic[CacheT]):
         features: of the vision encoder, (1, …): image embeddings, unless a connector makes them with the question.
         cache: keys and values of the picture and of the text that was read with it.
         read: the question that is in the cache; '' for none.
+        logits: of the token behind that question, (1, 1, n_vocab); None where they are not known.
     """
 
     features: NDArray[np.float32]
     cache: CacheT
     read: str = ""
+    logits: NDArray[np.float32] | None = None
 
 
 class GenerativeModel(Generic[ManifestT, CacheT]):
@@ -165,7 +167,8 @@ class GenerativeModel(Generic[ManifestT, CacheT]):
         return len(question.before) + self.manifest.n_image_tokens + len(question.after)
 
     def n_bytes(self, seen: Seen[CacheT]) -> int:
-        return seen.features.nbytes + seen.cache.n_bytes
+        logits = 0 if seen.logits is None else seen.logits.nbytes
+        return seen.features.nbytes + seen.cache.n_bytes + logits
 
     def request(
         self, question: Question, generation: Generation, labels: tuple[str, ...], calibration: Calibrated = ()
