@@ -137,8 +137,8 @@ def test_an_answer_ends_whatever_runs(bundle, part, monkeypatch):
 
 def test_an_answer_keeps_the_tokens_that_it_has(one_bundle, monkeypatch):
     with sdk.load(one_bundle) as task:
-        view = task.see(PICTURE)
-        expected = view.ask(WAIT, max_new_tokens=4).tokens
+        expected = task.ask(PICTURE, WAIT, max_new_tokens=4).tokens
+        view = task.see(PICTURE)  # which has not read the question yet
         run, calls = type(view._seen.cache).run, []
 
         def third_never_ends(self, embeddings, n_logits):

@@ -50,4 +50,4 @@ def test_a_view_says_its_bytes(task):
     arrays = [a for v in held if isinstance(v, (dict, list)) for a in (v.values() if isinstance(v, dict) else v)]
     tensors = [a if isinstance(a, np.ndarray) else a.numpy() for a in arrays]
     kept = sum(a.nbytes for a in tensors if a.ndim == 4)  # keys and values; the others are inputs of a run
-    assert 0 < before < view.n_bytes == view._seen.features.nbytes + kept
+    assert 0 < before < view.n_bytes == view._seen.features.nbytes + kept + view._seen.logits.nbytes
