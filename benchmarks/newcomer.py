@@ -155,7 +155,7 @@ SHOWN = (
     NewcomersTask("limits", "What is the speed limit?", 250, signs(("30", "50", "60", "80", "100"))),
     NewcomersTask("hours", "Is it day or night?", 160, lit(0.3)),
     NewcomersTask(
-        "farm", "Is it a pet or a farm animal?", 300,
+        "barn", "Is it a pet or a farm animal?", 300,
         photos({"cat": "pet", "dog": "pet", "horse": "farm animal", "deer": "farm animal"}), camera="bad",
     ),
     NewcomersTask("lottery", "Will it win?", 300, random_answers(("yes", "no")), hopeless=True),
@@ -238,7 +238,7 @@ Eight small tasks, each from a folder of pictures to an answer with the commands
 added. The model is the tiny `zoo:blip2`, which knows photos of ten classes and drawn shapes. Settings were chosen on
 other tasks, with two exceptions. These eight were run three times: first with lenses that started from the identity
 alone, which learned nothing from the pictures of low contrast; then with fewer validation questions, which were not
-drawn by answer, and two prompts less were refused. The row of the farm was run once more, after lenses that cost
+drawn by answer, and two prompts less were refused. The row of the farm animals was run again, after lenses that cost
 held-out answers were refused: before, it was kept, and cost 16.7 points (0 to 33.3).
 
 `python -m benchmarks.newcomer --photos FOLDER` makes the table.

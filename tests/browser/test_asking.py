@@ -47,6 +47,16 @@ def slow(monkeypatch):
     held.go.set()
 
 
+def begin_long(page, n):
+    """Ask for a slow answer of n tokens, and wait for its first letters."""
+    choose_task(page, "llava")
+    with_scene(page)
+    page.click("#more summary")
+    page.fill("#length", str(n))
+    page.click("#ask")
+    page.until("document.querySelector('#answer').textContent.length > 3")
+
+
 def test_an_answer_is_the_sdks_with_labels_times_and_unlikeness(page, bundles):
     with_scene(page)
     page.fill("#question", "How many objects are there?")
@@ -136,12 +146,7 @@ def test_a_longer_answer_and_one_that_was_cut_off(page, bundles):
 
 
 def test_an_answer_is_shown_while_it_is_written(page, slow, bundles):
-    choose_task(page, "llava")
-    with_scene(page)
-    page.click("#more summary")
-    page.fill("#length", "60")
-    page.click("#ask")
-    page.until("document.querySelector('#answer').textContent.length > 3")
+    begin_long(page, 60)
     part = page.js("document.querySelector('#answer').textContent")
     assert page.js("document.querySelector('#answer').ariaBusy") == "true"
     assert page.seen("#stop")
@@ -160,12 +165,7 @@ def test_an_answer_is_shown_while_it_is_written(page, slow, bundles):
 @pytest.mark.parametrize("by", ["button", "Escape"])
 def test_a_slow_answer_can_be_stopped(page, slow, by):
     """Nothing more is computed for it, and what was written stays."""
-    choose_task(page, "llava")
-    with_scene(page)
-    page.click("#more summary")
-    page.fill("#length", "1000")
-    page.click("#ask")
-    page.until("document.querySelector('#answer').textContent.length > 3")
+    begin_long(page, 1000)
     if by == "button":
         page.click("#stop")
     else:
@@ -185,12 +185,7 @@ def test_a_slow_answer_can_be_stopped(page, slow, by):
 
 
 def test_a_second_question_stops_the_first(page, slow):
-    choose_task(page, "llava")
-    with_scene(page)
-    page.click("#more summary")
-    page.fill("#length", "1000")
-    page.click("#ask")
-    page.until("document.querySelector('#answer').textContent.length > 3")
+    begin_long(page, 1000)
     first = slow.job
     choose_task(page, "camera")
     assert not page.seen("#stop")
@@ -227,12 +222,7 @@ def test_an_error_is_the_services_own(page, service):
 
 
 def test_an_error_in_the_middle_of_an_answer(page, slow, service):
-    choose_task(page, "llava")
-    with_scene(page)
-    page.click("#more summary")
-    page.fill("#length", "50")
-    page.click("#ask")
-    page.until("document.querySelector('#answer').textContent.length > 3")
+    begin_long(page, 50)
     slow.job.until = 0.0  # its time is over
     service.in_loop(lambda: [one.transport.abort() for one in [*service.server.server_state.connections]])
     page.until("!document.querySelector('#error').hidden")

@@ -15,7 +15,7 @@ from tests.tiny import save_tiny
 from tvp import sdk
 from tvp.export.bundle import export
 from tvp.export.words import labels_of, odd
-from tvp.sdk.errors import BundleError, CheckError
+from tvp.sdk.errors import BundleError, CheckError, RequestError
 from tvp.sdk.formats.golden import read_cases
 from tvp.sdk.formats.golden_words import FILE, PICTURE, read_golden_words
 from tvp.trainer import tasks
@@ -118,3 +118,15 @@ def test_labels_have_words_from_the_whole_vocabulary_and_no_special_token(bundle
     assert len(set(labels)) == len(labels) == 32
     assert not special & {word for label in labels for word in label.split()}
     assert odd(np.zeros((10, 20, 3), np.uint8), 64).shape == (101, 87, 3)
+
+
+def test_a_model_that_can_score_no_words_is_exported_without_them(tmp_path, monkeypatch):
+    model = save_tiny("llava", tmp_path / "model")
+
+    def refuse(*arguments, **options):
+        raise RequestError("too long")
+
+    monkeypatch.setattr(sdk.Task, "rank", refuse)
+    export(model, tasks.get("scenes"), tmp_path / "out", n_cases=1)
+    assert read_golden_words(tmp_path / "out") is None
+    assert check(tmp_path / "out")["cases"] == 1

@@ -167,11 +167,12 @@ def export(
             more = ranking.calibrated_cases(cases, offsets)
             report = ranking.measure(report, loaded, family, geometry, prompt, more, n_golden, exact, offsets)
             step("scoring words of the vocabulary")
-            picture, words, far = golden_words(loaded, family, cases[0], geometry.canvas, exact)
-            if exact and not far <= words.within:
-                report.differences.append(f"scores of words differ by {far:.2e}, allowed is {words.within:.0e}")
+            if scored := golden_words(loaded, family, cases[0], geometry.canvas, exact):
+                picture, words, far = scored
+                write_golden_words(work, picture, words)
+                if exact and not far <= words.within:
+                    report.differences.append(f"scores of words differ by {far:.2e}, allowed is {words.within:.0e}")
             report.check(task.name, precision, max_loss)
-            write_golden_words(work, picture, words)
             golden = [case for _, case in report.golden]
             write_cases(work, golden, {case.picture: picture for picture, case in report.golden})
             # The golden cases are some of the compared cases. Among them, the share that differs may be larger.

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ._labels import several_labels
+from ._options import several_labels
 from ._store import find
 from .errors import BundleError, RequestError
 from .formats import archive

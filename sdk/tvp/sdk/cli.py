@@ -7,19 +7,17 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from ._group import LazyGroup
-from ._labels import several_labels as several_labels
+from ._options import LENS, PROVIDERS, structure
+from ._options import several_labels as several_labels
 from ._terminal import escape_streams, escaped
 from .errors import TvpError
 from .formats import strict_json
 from .formats.disk import told
-
-if TYPE_CHECKING:
-    from ._generation import Options
 
 # name -> (module, attribute, its line in `tvp --help`, the extra that it needs)
 COMMANDS: dict[str, tuple[str, str, str, str]] = {
@@ -81,24 +79,6 @@ def _run(command: Callable[..., Any], arguments: list[str]) -> None:
         sys.exit(1)
 
 
-def _parts(context: click.Context, parameter: click.Parameter, value: str) -> str | dict[str, str]:
-    """Return a name as it is, and `vision_encoder=tensorrt,decoder=cuda` as a mapping. `sdk.load` checks the names."""
-    if "=" not in value:
-        return value
-    return {part.strip(): name.strip() for part, _, name in (item.partition("=") for item in value.split(","))}
-
-
-PROVIDERS = click.option(
-    "--providers",
-    default="auto",
-    show_default=True,
-    callback=_parts,
-    help="Where to run: auto, cpu, cuda or tensorrt; or by part: vision_encoder=tensorrt,decoder=cuda.",
-)
-
-LENS = click.option("--lens", help="Lens bundle whose prompt takes the place of the task's: a folder or a name.")
-
-
 @click.command()
 @click.argument("task")
 @click.argument("image")
@@ -114,13 +94,7 @@ LENS = click.option("--lens", help="Lens bundle whose prompt takes the place of 
 @LENS
 @PROVIDERS
 @click.option("--max-new-tokens", type=int, default=None, help="Longest answer, in tokens. Default: the task's.")
-@click.option(
-    "--schema",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="File with a JSON Schema: the answer is JSON that it allows.",
-)
-@click.option("--choice", "choices", multiple=True, help="The answer is one of these texts. Repeat it for all.")
-@click.option("--regex", help="The answer is a text that this regular expression matches.")
+@structure
 @click.option("--stream", is_flag=True, help="Print the answer piece by piece while it is written.")
 @click.option(
     "--json", "as_json", is_flag=True, help="Print JSON with tokens, scores, times in seconds and unlikeness."
@@ -139,9 +113,7 @@ def ask(
     lens: str | None,
     providers: str | dict[str, str],
     max_new_tokens: int | None,
-    schema: Path | None,
-    choices: tuple[str, ...],
-    regex: str | None,
+    structure: dict[str, Any],
     stream: bool,
     as_json: bool,
     save_prompted: Path | None,
@@ -155,15 +127,10 @@ def ask(
     """
     from ._load import load
     from ._runtime.stopping import stop_on_signals
-    from ._structure import read_schema
 
     if stream and (as_json or rank or labels):
         raise click.UsageError("--stream prints text only. Leave it out, or leave out --json, --rank and --label.")
-    options: Options = {"max_new_tokens": max_new_tokens, "choices": choices or None, "regex": regex}
-    if schema is not None:
-        options["schema"] = read_schema(schema)
-    structured = schema is not None or bool(choices) or regex is not None
-    if structured and (rank or labels):
+    if structure and (rank or labels):
         raise click.UsageError(
             "--rank and --label score labels. Leave them out, or leave out --schema, --choice and --regex."
         )
@@ -180,12 +147,12 @@ def ask(
                     click.echo(f"{row.score:9.4f}  {row.label}")
             return
         if stream:
-            for piece in loaded.stream(image, question, **options):
+            for piece in loaded.stream(image, question, max_new_tokens=max_new_tokens, **structure):
                 click.echo(piece, nl=False)
             click.echo()
             return
-        answer = loaded.ask(image, question, **options)
-        if question is None and not structured and loaded.labels and answer.text not in loaded.labels:
+        answer = loaded.ask(image, question, max_new_tokens=max_new_tokens, **structure)
+        if question is None and not structure and loaded.labels and answer.text not in loaded.labels:
             click.echo("This is none of the task's labels, among which --rank chooses.", err=True)
         click.echo(
             strict_json.dumps(

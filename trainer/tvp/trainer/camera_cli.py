@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from tvp.sdk import read_image
 from tvp.sdk.errors import RequestError
+from tvp.sdk.formats.picture_files import files_below, is_picture
 
 from . import tasks
 from .cameras import KINDS, NAMED, SEVERITIES, Camera, Part, form, parse_columns
 from .contact_sheet import Block, draw_sheet
-from .data import Data, Pictures, files_below, is_picture
+from .data import Data, Pictures
 from .files import write_whole
 
 if TYPE_CHECKING:

@@ -101,8 +101,8 @@ class TrainConfig:
             than 64 and answers are learned from, up to 64 and at most a third. Of scenes, further ones are drawn.
         validate_every: steps between validations; 0 validates at the end only.
         patience: validations without a new best after which training stops, and keeps the best. 0 never stops early.
-        keep: `best` keeps the prompt of the best validation, and none that answers no more held-out questions than
-            the models do without a prompt; `last` keeps the last one, whatever it does.
+        keep: `best` keeps the prompt of the best validation, if held-out questions show that it helps, see
+            `outcome.settled`; `last` keeps the last one, whatever it does.
         checkpoint_every: steps between checkpoints.
         precision: number format of frozen models, see `dtype_of`; `fp16` scales the loss.
         seed: seed of the scenes, of the validation split and of the order of the data.

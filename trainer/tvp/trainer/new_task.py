@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from tvp.sdk.errors import DataError
+from tvp.sdk.formats.picture_files import is_leftover
 from tvp.sdk.formats.temporary import temporary_file
 
 from .data import ClassFolder, Data, Jsonl, Pairs, Pictures, Row, has_pictures, row_of
 from .data.folders import is_class_folder
 from .data.labelled import few_answers
-from .data.places import is_leftover
 from .data.sample import SPLITS, fifth
 from .data.sources import QUESTION
 from .data.tables import read_csv, to_jsonl

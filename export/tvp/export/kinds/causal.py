@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -216,15 +217,21 @@ def _why_different(family: CausalFamily, may_rotate: bool) -> str:
         outputs: Sequence[Tensor] = decoder(**inputs, past_key_values=past)
         return outputs
 
-    with torch.no_grad(), fused_attention(family.decoder, decoder.operator_rotates):
-        fed = _fed(family)
-        mine = _run_all(family, fed, run)
-    return different(mine, _own(family, fed)[:, -mine.shape[1] :])
+    with torch.no_grad():
+        return _compared(family, run, fused_attention(family.decoder, decoder.operator_rotates))
 
 
-def _compared(family: CausalFamily, run: Run) -> str:
+def _compared(family: CausalFamily, run: Run, around: AbstractContextManager[None] | None = None) -> str:
+    """Return in words how the scores of `run` differ from the model's own; '' for equal.
+
+    Args:
+        family: the model.
+        run: runs the decoder.
+        around: what holds while it runs, and not while the model's own forward does. Default: nothing.
+    """
     fed = _fed(family)
-    mine = _run_all(family, fed, run)
+    with around or nullcontext():
+        mine = _run_all(family, fed, run)
     return different(mine, _own(family, fed)[:, -mine.shape[1] :])
 
 
@@ -262,9 +269,8 @@ def _run_all(family: CausalFamily, fed: Tensor, run: Run) -> Tensor:
     real = torch.ones(1, n, dtype=torch.long)
     positions = family.positions(real, torch.tensor([n - N_STEPS]), 0, N_IMAGE)
     parts = []
-    first = (
-        n - N_STEPS - (family.n_causal or 0)
-    )  # tokens that may see each other; the sdk reads the others by themselves
+    # Tokens that may see each other. The sdk reads the others by themselves.
+    first = n - N_STEPS - (family.n_causal or 0)
     for start, stop in [(0, first), *((i, i + 1) for i in range(first, n))]:
         inputs = {
             "inputs_embeds": fed[:, start:stop],

@@ -13,8 +13,7 @@ from typing import Any
 
 import click
 
-from .._labels import several_labels
-from ..cli import LENS, PROVIDERS
+from .._options import LENS, PROVIDERS, several_labels, structure
 
 IN, FILE = click.Path(path_type=Path), click.Path(path_type=Path, dir_okay=False)
 GOES_ON = "Stopped. The same command goes on where it stopped."
@@ -30,13 +29,7 @@ GOES_ON = "Stopped. The same command goes on where it stopped."
     "--label", "labels", multiple=True, callback=several_labels, help="Score this label. Repeat it for several."
 )
 @click.option("--max-new-tokens", type=click.IntRange(1), help="Longest answer, in tokens. Default: the task's.")
-@click.option(
-    "--schema",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="File with a JSON Schema: answers are JSON that it allows.",
-)
-@click.option("--choice", "choices", multiple=True, help="Answers are one of these texts. Repeat it for all.")
-@click.option("--regex", help="Answers are texts that this regular expression matches.")
+@structure
 @click.option("--image-field", default="image", show_default=True, help="Field or column with the picture.")
 @click.option("--question-field", default="question", show_default=True, help="Field or column with the question.")
 @click.option("--allow-outside", is_flag=True, help="Read pictures outside of the input's folder too.")
@@ -55,9 +48,7 @@ def batch(
     rank: bool,
     labels: tuple[str, ...],
     max_new_tokens: int | None,
-    schema: Path | None,
-    choices: tuple[str, ...],
-    regex: str | None,
+    structure: dict[str, Any],
     image_field: str,
     question_field: str,
     allow_outside: bool,
@@ -75,14 +66,11 @@ def batch(
 
     Example: tvp batch runs/camera photos answers.jsonl -q "How many objects are there?"
     """
-    from .._structure import read_schema
     from .asking import Asker, Asking
     from .journal import Journal
     from .rows import Rows
 
-    asked: dict[str, Any] = {"max_new_tokens": max_new_tokens, "choices": choices or None, "regex": regex}
-    asked["schema"] = None if schema is None else read_schema(schema)
-    options = {name: value for name, value in asked.items() if value is not None}
+    options = structure if max_new_tokens is None else {"max_new_tokens": max_new_tokens, **structure}
     rank = rank or bool(labels)
     if rank and options:
         raise click.UsageError(

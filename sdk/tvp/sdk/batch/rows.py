@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
+from ..formats.picture_files import SUFFIXES, files_below, is_picture
 
-PICTURES = (".avif", ".bmp", ".gif", ".heic", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 TABLES = (".jsonl", ".parquet")
 AT_ONCE = 64  # rows of a parquet file that are in memory
 
@@ -57,7 +57,7 @@ class Rows:
         self._folder = (source if source.is_dir() else source.parent).resolve()
         if source.is_dir():
             if not self._files:
-                raise DataError(f"The folder {source} holds no picture: no file ends in {', '.join(PICTURES)}.")
+                raise DataError(f"The folder {source} holds no picture: no file ends in {', '.join(SUFFIXES)}.")
         elif not source.is_file():
             raise DataError(f"There is no {source}. Name a folder of pictures, or a .jsonl or .parquet file.")
         elif source.suffix.lower() not in TABLES:
@@ -65,12 +65,8 @@ class Rows:
 
     @cached_property
     def _files(self) -> list[str]:
-        found = []
-        for folder, inner, files in os.walk(self.source):
-            inner[:] = [name for name in inner if not name.startswith((".", "__"))]
-            found += [os.path.join(folder, name) for name in files if Path(name).suffix.lower() in PICTURES]
-        names = (os.path.relpath(file, self.source).replace(os.sep, "/") for file in found)
-        return sorted(name for name in names if not os.path.basename(name).startswith("."))
+        pictures = (file.relative_to(self.source) for file in files_below(self.source) if is_picture(file))
+        return sorted(picture.as_posix() for picture in pictures)
 
     @cached_property
     def n(self) -> int:

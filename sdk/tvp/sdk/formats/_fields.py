@@ -6,9 +6,10 @@ or raises BundleError. `whole`, `number`, `one_of` and `optional` make readers.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from ..errors import BundleError
@@ -18,6 +19,31 @@ from .layout import CaptionTemplates, PromptLayout
 MAX_PLACES = 8  # of a question in a prompt; a template may repeat it
 T = TypeVar("T")
 Read = Callable[[Any, str], T]
+
+
+def read_versioned(file: Path, what: str, most_bytes: int, newest: int, again: str) -> dict[str, Any]:
+    """Read a JSON object that says its format.
+
+    Args:
+        file: the file.
+        what: it is, for messages.
+        most_bytes: of the file.
+        newest: format that is read.
+        again: what to do about a missing or damaged file.
+
+    Raises:
+        BundleError: it is missing, too large, damaged, or of a later format.
+    """
+    try:
+        if not file.is_file() or file.stat().st_size > most_bytes:
+            raise BundleError(f"The {what} {file} are missing or larger than {most_bytes >> 20} MiB. {again}")
+        content = of_type(json.loads(file.read_bytes()), str(file), dict)
+    except (OSError, ValueError, RecursionError) as error:
+        raise BundleError(f"The {what} {file} cannot be read: {error}.") from error
+    version = content.get("format")
+    if type(version) is not int or version > newest:
+        raise BundleError(f"{file} is of format {version!r}, and this TVP reads up to {newest}. Update TVP.")
+    return content
 
 
 def read_text(value: Any, where: str) -> str:

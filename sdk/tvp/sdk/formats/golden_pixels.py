@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import BundleError
-from ._fields import number, of_type, whole
+from ._fields import number, of_type, read_versioned, whole
 
 FORMAT = 2
 PICTURE, FILE = "golden/0.png", "golden/pixels.json"
@@ -64,15 +64,7 @@ def write_golden_pixels(folder: Path, picture: NDArray[np.uint8], golden: Golden
 def read_golden_pixels(folder: Path) -> GoldenPixels:
     """Read the golden pixels of a lens bundle; raises BundleError for anything else."""
     file = folder / FILE
-    try:
-        if not file.is_file() or file.stat().st_size > MAX_BYTES:
-            raise BundleError(f"The golden pixels {file} are missing or too large. Export the lens again.")
-        content = of_type(json.loads(file.read_bytes()), str(file), dict)
-    except (OSError, ValueError, RecursionError) as error:
-        raise BundleError(f"The golden pixels {file} cannot be read: {error}.") from error
-    version = content.get("format")
-    if type(version) is not int or version > FORMAT:
-        raise BundleError(f"{file} is of format {version!r}, and this TVP reads up to {FORMAT}. Update TVP.")
+    content = read_versioned(file, "golden pixels", MAX_BYTES, FORMAT, "Export the lens again.")
     size, every = (whole(1, 2**16)(content.get(name), f"{file}: {name}") for name in ("size", "every"))
     values = [number()(value, f"{file}: values") for value in of_type(content.get("values"), f"{file}: values", list)]
     if len(values) != 3 * math.ceil(size / every) ** 2:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import BundleError
-from ._fields import number, of_type, read_text, read_texts
+from ._fields import number, of_type, read_text, read_texts, read_versioned
 
 FORMAT = 2
 PICTURE, FILE = "words.png", "golden/words.json"  # the picture lies beside the file
@@ -62,15 +62,7 @@ def read_golden_words(folder: Path) -> GoldenWords | None:
     file = folder / FILE
     if not file.is_file():
         return None
-    try:
-        if file.stat().st_size > MAX_BYTES:
-            raise BundleError(f"The golden words {file} have more than {MAX_BYTES >> 20} MiB. Export the bundle again.")
-        content = of_type(json.loads(file.read_bytes()), str(file), dict)
-    except (OSError, ValueError, RecursionError) as error:
-        raise BundleError(f"The golden words {file} cannot be read: {error}.") from error
-    version = content.get("format")
-    if type(version) is not int or version > FORMAT:
-        raise BundleError(f"{file} is of format {version!r}, and this TVP reads up to {FORMAT}. Update TVP.")
+    content = read_versioned(file, "golden words", MAX_BYTES, FORMAT, "Export the bundle again.")
     labels = read_texts(content.get("labels"), f"{file}: labels")
     scores = [number()(score, f"{file}: scores") for score in of_type(content.get("scores"), f"{file}: scores", list)]
     if not labels or len(set(labels)) != len(labels) or len(scores) != len(labels):

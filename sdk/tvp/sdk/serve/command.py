@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from ..cli import PROVIDERS
+from .._options import PROVIDERS
 from ..errors import RequestError
 
 MIB = 2**20

@@ -11,7 +11,7 @@ from .refusals import of_status
 
 WEB = Path(__file__).parent / "web"
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
-FILES = {file.name: file for file in sorted(WEB.iterdir()) if file.suffix in TYPES}
+FILES = {file.name: file.read_bytes() for file in sorted(WEB.iterdir()) if file.suffix in TYPES}
 PATHS = frozenset({"/", *(f"/web/{name}" for name in FILES)})
 # Scripts and styles from files of this server alone, pictures that the page holds, and no way to make HTML of a text.
 POLICY = (
@@ -27,7 +27,7 @@ HEADERS = {
 
 async def page(request: HttpRequest) -> Response:
     """GET / and GET /web/{name}."""
-    file = FILES.get(request.path_params.get("name", "index.html"))
-    if file is None:
+    name = request.path_params.get("name", "index.html")
+    if name not in FILES:
         raise of_status(404)
-    return Response(file.read_bytes(), headers=HEADERS, media_type=TYPES[file.suffix])
+    return Response(FILES[name], headers=HEADERS, media_type=TYPES[Path(name).suffix])

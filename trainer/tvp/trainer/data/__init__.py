@@ -5,12 +5,11 @@ Memes and POPE. `open_data` finds out which of them a name or a folder is.
 """
 
 from .drawn import Scenes
-from .folders import ClassFolder, is_picture
+from .folders import ClassFolder
 from .jsonl import Jsonl
 from .memes import HatefulMemes
 from .parquet import Parquet
 from .pictures import Pairs, Pictures, has_pictures
-from .places import files_below
 from .pope import Pope
 from .sample import Data, Question, Row, Sample, Subset, picture_of, questions_of, readable, report, row_of, split
 from .sources import open_data
@@ -34,9 +33,7 @@ __all__ = [
     "Subset",
     "ThroughCamera",
     "Vision",
-    "files_below",
     "has_pictures",
-    "is_picture",
     "open_data",
     "picture_of",
     "questions_of",

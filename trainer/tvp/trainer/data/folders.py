@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tvp.sdk import errors, read_image
+from tvp.sdk.formats.picture_files import SUFFIXES, files_below, is_leftover, is_picture
 
-from .places import files_below, is_leftover, resolved, resolved_file
+from .places import resolved, resolved_file
 from .sample import CAPTION, SPLITS, Question, Row, Sample, check_names, chosen_for_test, report
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif", ".heic", ".heif")
 
 
 class ClassFolder:
@@ -163,11 +162,6 @@ def _folders(folder: Path) -> list[Path]:
 
 def _classes(folder: Path, rename: Mapping[str, str]) -> dict[Path, str]:
     return {path: rename.get(path.name) or path.name.replace("_", " ").strip() for path in _folders(folder)}
-
-
-def is_picture(file: Path) -> bool:
-    """Return whether a file is a picture by its name."""
-    return file.suffix.lower() in SUFFIXES
 
 
 def _share(files: list[Path], split: str) -> list[Path]:

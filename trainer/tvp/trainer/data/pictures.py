@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tvp.sdk import errors, read_image
+from tvp.sdk.formats.picture_files import files_below, is_picture
 
-from .folders import is_picture
-from .places import files_below, resolved_file
+from .places import resolved_file
 from .sample import Question, Row, Sample, report
 
 

@@ -8,30 +8,12 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
 from tvp.sdk.errors import DataError
 
-# What file managers, notebooks and network drives leave behind, besides names that begin with a dot.
-_LEFTOVERS = {
-    "__macosx", "@eadir", "@recycle", "#recycle", "$recycle.bin", "system volume information", "lost+found",
-    "thumbs.db", "ehthumbs.db", "desktop.ini",
-}  # fmt: skip
 # Windows into the kernel, whose files look like regular ones.
 _KERNEL = ((os.sep, "proc"), (os.sep, "sys"))
-
-
-def is_leftover(name: str) -> bool:
-    """Return whether a file or a folder of this name is no data: hidden, or a leftover of some program."""
-    return name.startswith(".") or name.lower() in _LEFTOVERS
-
-
-def files_below(folder: Path) -> Iterator[Path]:
-    """Yield what is in a folder and in folders below it, but no leftovers; links to folders are not followed."""
-    for place, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not is_leftover(name)]
-        yield from (Path(place, name) for name in names if not is_leftover(name))
 
 
 def resolved(where: str, place: Path, root: Path, allow_outside: bool) -> Path:

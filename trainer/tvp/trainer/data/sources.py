@@ -10,6 +10,7 @@ from typing import Any
 
 from tvp.sdk import read_image
 from tvp.sdk.errors import DataError, RequestError
+from tvp.sdk.formats.picture_files import is_leftover
 
 from ..task_definition import TaskDefinition
 from .drawn import Scenes
@@ -19,7 +20,7 @@ from .memes import FILES as MEMES_FILES
 from .memes import NAME as MEMES_NAME
 from .memes import HatefulMemes
 from .parquet import Parquet, parquet_files
-from .places import is_leftover, resolved_file
+from .places import resolved_file
 from .pope import Pope
 from .sample import SPLITS, Data, fifth, readable
 from .through import ThroughCamera
