@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import statistics
-import sys
 import sysconfig
 import time
 from collections.abc import Callable
@@ -111,7 +109,7 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=paired.ENOUGH, help=f"blocks of turns (default {paired.ENOUGH})")
     arguments = parser.parse_args()
     about = {
-        "command": shlex.join(["python", "-m", "benchmarks.structured", *sys.argv[1:]]),
+        "command": f"python -m benchmarks.structured --folder DIR -n {arguments.n}",
         "machine": machine("onnxruntime", "llguidance"),
     }
     with sdk.load(prepare(arguments.folder), providers="cpu") as task:
